@@ -1,0 +1,1 @@
+"""What runs: data, models, training, stages and records, all driven by Hydra; the library itself is `pruning`."""

@@ -1,0 +1,79 @@
+"""Raw images to `Splits`: hold out a stratified validation part, then standardise by what is left to train on."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+
+from experiments.data.examples import Examples, Splits
+from experiments.data.standardisation import moments, standardise
+from pruning.errors import DataError
+
+
+def check_validation(name: str, validation: float) -> None:
+    """Refuse a validation share outside the open interval (0, 1), before anything is read or downloaded."""
+    if not 0 < validation < 1:  # also refuses NaN
+        raise DataError(
+            f"{name}: validation={validation} leaves no part to select on or none to train on: "
+            "give a share strictly between 0 and 1, such as 0.1"
+        )
+
+
+def hold_out(name: str, targets: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Split the positions 0 … n-1 at random so that each class keeps its frequency in both parts.
+
+    Args:
+        name: what is split, for the error.
+        targets: int64 [n].
+        share: part of the examples to hold out, in (0, 1); ceil(share · n) of them are.
+        seed: of the random split, in [0, 2**32).
+
+    Returns:
+        Kept and held-out positions, int64, shuffled.
+
+    Raises:
+        DataError: some class would be missing in one of the parts, or the seed is out of range.
+    """
+    classes = targets.numpy()
+    try:
+        kept, held_out = train_test_split(np.arange(len(classes)), test_size=share, random_state=seed, stratify=classes)
+    except ValueError as error:
+        raise DataError(
+            f"{name}: {len(classes)} examples cannot be split at share {share} with seed {seed} "
+            f"({' '.join(str(error).split())}): choose another share or more examples"
+        ) from error
+    # scikit-learn rounds the counts of rare classes, down to none without a word
+    vanished = sorted(set(classes.tolist()) - (set(classes[kept].tolist()) & set(classes[held_out].tolist())))
+    if vanished:
+        raise DataError(
+            f"{name}: share {share} of {len(classes)} examples leaves a part without classes {vanished}: "
+            "choose another share or more examples"
+        )
+    return torch.from_numpy(kept), torch.from_numpy(held_out)
+
+
+def splits(
+    name: str, training: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], validation: float, seed: int
+) -> Splits:
+    """Splits of raw images; neither validation nor test examples touch the mean and deviation used for all three.
+
+    Args:
+        name: the data set, for the errors.
+        training, test: pairs of images [n, channels, height, width], any numeric type, and targets int64 [n].
+        validation: share of the training pair that becomes the validation part, in (0, 1).
+        seed: of the validation part, in [0, 2**32).
+
+    Raises:
+        DataError: as `check_validation`, `hold_out` and `moments`.
+    """
+    check_validation(name, validation)
+    images, targets = training
+    kept, held_out = hold_out(name, targets, validation, seed)
+    mean, deviation = moments(name, images[kept])
+    return Splits(
+        train=Examples(standardise(images[kept], mean, deviation), targets[kept]),
+        validation=Examples(standardise(images[held_out], mean, deviation), targets[held_out]),
+        test=Examples(standardise(test[0], mean, deviation), test[1]),
+    )

@@ -1,0 +1,294 @@
+"""Accuracy against sparsity, as a paper could print it: every seed's mean and band, the dense network, nothing hidden.
+
+Figures are values: they are built from a summary without pyplot or any global state, and saved with their numbers.
+What such a figure should show follows Blalock et al. 2020, "What is the state of neural network pruning?", section 6.
+"""
+
+import math
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter
+
+from experiments.statistics import Interval
+
+X = Literal["compression", "sparsity"]
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""Okabe and Ito 2008, safe for the colour-blind; without its yellow (faint on white) and black (the dense network)."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+LINES = ("-", "--", "-.", ":")
+DENSE_LINES = ("--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))
+
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "legend.title_fontsize": 8,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 4.5,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "text.usetex": False,
+    "text.parse_math": False,  # a "$" in a label is a "$"
+    "pdf.fonttype": 42,  # TrueType: journals refuse Type 3
+}
+TIMES = "\N{MULTIPLICATION SIGN}"
+WIDTH = 6.5  # inches, the text width of most papers
+LEGEND_CHARACTERS = 104  # of the legend's font, over that width
+AXIS_CHARACTERS = 72  # of the ticks' font, from the first operating point to the last
+
+
+def accuracy(
+    summary: pd.DataFrame,
+    dense: Mapping[str, Interval],
+    x: X = "compression",
+    value: str = "test_accuracy",
+) -> Figure:
+    """One line a method with a marker at every operating point, its band, and the dense network as a line of its own.
+
+    `summary` and `dense` are what `statistics.summarise` and `statistics.dense` return for `value`. Points lie at the
+    realised density. `x` is "compression" (prunable / kept, log axis, sparsity on the upper edge) or "sparsity" (in
+    percent, linear). Accuracies are drawn in percent, other values in their own unit. A band is the t-interval of
+    `summary`; where n = 1 there is none. Where most points lie close to the dense network and others far off, a second
+    panel shows the neighbourhood of the dense line. A point with nothing kept has no compression ratio: it is left out
+    of that figure, and the legend says so.
+    """
+    if x not in ("compression", "sparsity"):
+        raise ValueError(f'x is "compression" or "sparsity", not {x!r}')
+    label, scale = describe(value)
+    curves = [(str(name), rows) for name, rows in summary.groupby("method", sort=False)]
+    limits = _full(summary, dense, scale), _near(summary, dense, scale)
+    panels = [limit for limit in limits if limit is not None]
+
+    with style.context(["default", STYLE]):  # whatever the user's own matplotlibrc says
+        figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+        axes = list(figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0])
+        for panel, (low, high) in zip(axes, panels, strict=True):
+            for place, (name, interval) in enumerate(dense.items()):
+                _dense(panel, name, interval, DENSE_LINES[place % len(DENSE_LINES)], scale)
+            for place, (name, rows) in enumerate(curves):
+                _curve(panel, name, rows, place, x, scale=scale, alpha=min(0.15, 0.8 / len(curves)))
+            panel.set_ylim(low, high)
+        for panel, note in zip(axes, ("", "\nnear the dense network"), strict=False):
+            panel.set_ylabel(label + note)
+        if x == "compression":
+            _compression_axis(axes, summary)
+        else:
+            _sparsity_axis(axes, summary)
+        _legend(figure, axes, bool(np.isinf(summary["compression"]).any()) and x == "compression")
+    return figure
+
+
+def save(figure: Figure, path: str | Path, table: pd.DataFrame) -> list[Path]:
+    """Write `path`.pdf, `path`.png and, of the numbers that are drawn, `path`.csv; return these paths.
+
+    The same figure and table give the same bytes on every run: no dates are written. Tuples (the seeds) become words
+    between spaces, so that a cell stays one cell. Raises `OSError` where nothing can be written.
+    """
+    path = Path(path)
+    pdf, png, csv = (path.with_name(f"{path.name}.{suffix}") for suffix in ("pdf", "png", "csv"))
+    with style.context(["default", STYLE]):
+        figure.savefig(pdf, format="pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
+        figure.savefig(png, format="png", dpi=200, metadata={"Software": None})
+    flat = table.map(lambda cell: " ".join(map(str, cell)) if isinstance(cell, tuple) else cell)
+    flat.to_csv(csv, index=False, lineterminator="\n", encoding="utf-8")
+    return [pdf, png, csv]
+
+
+def describe(value: str) -> tuple[str, float]:
+    """The axis label of a column, and what its values are multiplied by: ("Test accuracy (%)", 100.0)."""
+    words = value.replace("_", " ").strip()
+    label = words[:1].upper() + words[1:]
+    return (f"{label} (%)", 100.0) if words.endswith("accuracy") else (label, 1.0)
+
+
+def percent(density: float) -> str:
+    """The sparsity of a density in (0, 1], to two digits of what is *kept*, so that 99.9 % and 99.99 % differ."""
+    kept = 100 * density
+    digits = max(0, 1 - math.floor(math.log10(kept))) if kept > 0 else 0
+    text = f"{100 - kept:.{digits}f}"
+    return (text.rstrip("0").rstrip(".") if "." in text else text) + " %"
+
+
+# What is drawn
+
+
+def _curve(panel: Axes, name: str, rows: pd.DataFrame, place: int, x: X, *, scale: float, alpha: float) -> None:
+    rows = rows[np.isfinite(rows["compression"])] if x == "compression" else rows
+    rows = rows.sort_values("density", ascending=False)
+    at = _x(rows, x)
+    colour = COLOURS[place % len(COLOURS)]
+    low, high = (scale * rows[name].to_numpy(dtype=float) for name in ("low", "high"))
+    panel.plot(
+        at,
+        scale * rows["mean"].to_numpy(dtype=float),
+        color=colour,
+        linestyle=LINES[place // len(COLOURS) % len(LINES)],
+        marker=MARKERS[place % len(MARKERS)],
+        markeredgecolor="white",
+        markeredgewidth=0.5,
+        label=f"{name}, {_count(rows['n'])}",
+        zorder=3,
+    )
+    panel.fill_between(at, low, high, color=colour, alpha=alpha, linewidth=0, zorder=2)
+    # A band needs two neighbours; a point that stands alone shows its interval as a bar.
+    known = np.isfinite(low)
+    beside = np.concatenate([[False], known[:-1]]) | np.concatenate([known[1:], [False]])
+    alone = known & ~beside
+    if alone.any():
+        panel.vlines(at[alone], low[alone], high[alone], color=colour, linewidth=1, alpha=0.6, zorder=2)
+
+
+def _dense(panel: Axes, name: str, interval: Interval, line: object, scale: float) -> None:
+    if interval.n > 1:
+        panel.axhspan(scale * interval.low, scale * interval.high, color="black", alpha=0.1, linewidth=0, zorder=1)
+    panel.axhline(
+        scale * interval.mean,
+        color="black",
+        linewidth=1,
+        linestyle=line,
+        label=f"{name}, {_count([interval.n])}",
+        zorder=2.5,
+    )
+
+
+def _count(counts: pd.Series | list[int]) -> str:
+    """ "n = 3", "n = 2–3" where points differ; one seed has no interval, and the legend says so."""
+    low, high = min(counts, default=0), max(counts, default=0)
+    text = f"n = {low}" if low == high else f"n = {low}\N{EN DASH}{high}"
+    return text + (" (no interval)" if high == 1 else "")
+
+
+def _x(rows: pd.DataFrame, x: X) -> np.ndarray:
+    return rows["compression"].to_numpy(dtype=float) if x == "compression" else 100 * rows["sparsity"].to_numpy(float)
+
+
+# Limits
+
+
+def _full(summary: pd.DataFrame, dense: Mapping[str, Interval], scale: float) -> tuple[float, float]:
+    """All means and intervals; an interval that leaves [0 %, 100 %] is cut there by the panel, not in the numbers."""
+    lines = [(interval.mean, interval.low, interval.high) for interval in dense.values()]
+    ends = np.concatenate([summary[["mean", "low", "high"]].to_numpy(dtype=float).ravel(), np.ravel(lines)])
+    ends = scale * ends[np.isfinite(ends)]
+    bounds = (0.0, 100.0) if scale == 100 else (-math.inf, math.inf)
+    low, high = np.clip([ends.min(), ends.max()], *bounds)
+    margin = 0.04 * (high - low) or 0.05 * abs(high) or 1.0
+    return float(max(low - margin, bounds[0] - 2)), float(min(high + margin, bounds[1] + 2))
+
+
+def _near(summary: pd.DataFrame, dense: Mapping[str, Interval], scale: float) -> tuple[float, float] | None:
+    """What holds the dense lines, their bands and the nearer half of the points; None where it is much of the range."""
+    if not dense:
+        return None
+    lines = scale * np.array([interval.mean for interval in dense.values()])
+    means = scale * summary["mean"].to_numpy(dtype=float)
+    away = np.maximum(np.maximum(lines.min() - means, means - lines.max()), 0)
+    bands = [scale * end for interval in dense.values() if interval.n > 1 for end in (interval.low, interval.high)]
+    shown = [*means[away <= 1.15 * np.median(away)], *lines, *bands]
+    low, high = min(shown), max(shown)
+    full_low, full_high = _full(summary, dense, scale)
+    if not 0 < high - low < (full_high - full_low) / 4:
+        return None
+    margin = 0.1 * (high - low)
+    return float(low - margin), float(high + margin)
+
+
+# Axes
+
+
+def _compression_axis(axes: list[Axes], summary: pd.DataFrame) -> None:
+    """A log axis with a tick at every operating point that has room, and the sparsity of each on the upper edge."""
+    finite = summary[np.isfinite(summary["compression"])]
+    realised = finite["compression"].to_numpy(dtype=float)
+    with np.errstate(divide="ignore"):
+        requested = 1 / finite["requested_density"].to_numpy(dtype=float)
+    points = np.log(_points(requested, realised, 0.02 * realised))
+    ticks = np.exp(_apart(points, [max(_ratio(point), _percent(point), key=len) for point in np.exp(points)]))
+    axes[-1].set_xscale("log")  # the panels share scale, limits and ticks
+    _ticks(axes[-1], ticks, [_ratio(tick) for tick in ticks], np.exp(points))
+    if len(points):
+        margin = 0.045 * (points[-1] - points[0]) or 1.0
+        axes[-1].set_xlim(math.exp(points[0] - margin), math.exp(points[-1] + margin))
+    axes[-1].set_xlabel("Compression ratio (prunable weights / kept weights)")
+    upper = axes[0].secondary_xaxis("top", functions=(lambda at: at, lambda at: at))
+    _ticks(upper, ticks, [_percent(tick) for tick in ticks], np.exp(points))
+    upper.set_xlabel("Sparsity of the prunable weights")
+
+
+def _sparsity_axis(axes: list[Axes], summary: pd.DataFrame) -> None:
+    """A linear axis in percent, with a tick at every operating point that has room, sparse ones first.
+
+    Linear is what a reader expects of percent; what happens close to 100 % is for the other figure's log axis.
+    """
+    realised = 100 * summary["sparsity"].to_numpy(dtype=float)
+    points = _points(100 * (1 - summary["requested_density"].to_numpy(dtype=float)), realised, 0.5)
+    label = {point: percent(1 - point / 100).removesuffix(" %") for point in points}
+    ticks = _apart(points, list(label.values()))
+    _ticks(axes[-1], ticks, [label[tick] for tick in ticks], points)
+    margin = 0.045 * (points[-1] - points[0]) or 1.0
+    axes[-1].set_xlim(points[0] - margin, points[-1] + margin)
+    axes[-1].set_xlabel("Sparsity of the prunable weights (%)")
+
+
+def _points(requested: np.ndarray, realised: np.ndarray, within: np.ndarray | float) -> np.ndarray:
+    """The operating points, sorted: the round numbers that were asked for, unless units are coarse and missed them."""
+    near = bool((np.abs(requested - realised) <= within).all())
+    return np.unique((requested if near else realised).round(9))
+
+
+def _ratio(compression: float) -> str:
+    return f"{compression:.3g}{TIMES}" if compression < 1000 else f"{compression:,.0f}{TIMES}"
+
+
+def _percent(compression: float) -> str:
+    return percent(1 / compression)
+
+
+def _apart(points: np.ndarray, labels: list[str]) -> np.ndarray:
+    """As many of the sorted points as have room for their labels, taken from the last one down."""
+    kept: list[int] = []
+    for place in reversed(range(len(points))):
+        if kept:
+            room = (points[kept[-1]] - points[place]) / (points[-1] - points[0]) * AXIS_CHARACTERS
+            if room < (len(labels[kept[-1]]) + len(labels[place])) / 2 + 1.5:
+                continue
+        kept.append(place)
+    return points[kept[::-1]]
+
+
+def _ticks(panel: Axes, ticks: np.ndarray, labels: list[str], points: np.ndarray) -> None:
+    """Labelled ticks, and a small one at every operating point."""
+    panel.xaxis.set_major_locator(FixedLocator(list(ticks)))
+    panel.xaxis.set_major_formatter(FixedFormatter(labels))
+    panel.xaxis.set_minor_locator(FixedLocator(list(points)))
+    panel.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _legend(figure: Figure, axes: list[Axes], infinite: bool) -> None:
+    """Below the axes, in as many columns as the longest label leaves room for; the figure grows, the axes stay."""
+    lines = axes[0].get_lines()
+    labels = ["\n".join(textwrap.wrap(str(line.get_label()), LEGEND_CHARACTERS - 8)) for line in lines]
+    longest = max(len(part) for label in labels for part in label.split("\n"))
+    columns = max(1, min(len(labels), LEGEND_CHARACTERS // (longest + 8)))
+    columns = math.ceil(len(labels) / math.ceil(len(labels) / columns))  # as full as each other
+    title = "Mean and 95 % t-interval over seeds" + ("; without points where nothing is kept" if infinite else "")
+    names = [str(place) for place in range(len(lines))]
+    legend = figure.legend(lines, names, loc="outside lower center", ncols=columns, title=title, frameon=False)
+    for text, label in zip(legend.get_texts(), labels, strict=True):
+        text.set_text(label)  # only now: matplotlib would leave out what begins with "_"
+    rows = math.ceil(len(labels) / columns) + sum(label.count("\n") for label in labels)
+    figure.set_figheight(0.9 + 2.3 * len(axes) + 0.17 * (rows + 1))

@@ -1,0 +1,65 @@
+"""The two LeNets on which pruning papers start: LeNet-300-100, fully connected, and LeNet-5, convolutional."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from torch import nn
+
+from experiments.models.initialisation import initialise
+from experiments.models.mlp import mlp
+from experiments.models.shapes import example_shape, image_shape
+
+
+def lenet_300_100(inputs: Sequence[int], classes: int, init: str = "xavier_normal") -> nn.Module:
+    """LeNet-300-100 (LeCun et al. 1998): two hidden layers of 300 and 100 ReLUs; parameters fc1, fc2, fc3.
+
+    On [1, 28, 28] and 10 classes: 266,200 weights and 410 biases. Glorot normal weights and zero biases as in
+    Frankle & Carbin 2019.
+
+    Args:
+        inputs: the shape of one example, of one dimension or more.
+        classes: how many logits.
+        init: see `initialise`.
+
+    Returns:
+        A module from [batch, *inputs] to [batch, classes].
+
+    Raises:
+        ModelError: a shape or initialisation that does not exist.
+    """
+    example_shape("lenet_300_100", inputs, classes)  # so that an error names this model rather than mlp
+    return mlp(inputs, classes, hidden=(300, 100), init=init)
+
+
+def lenet_5(inputs: Sequence[int], classes: int, init: str = "xavier_normal") -> nn.Module:
+    """LeNet-5 in the form of Caffe, which Han et al. 2015 and SNIP (Lee et al. 2019) prune: 20-50-500.
+
+    No activation follows the convolutions, only max pooling; one ReLU follows fc1. On [1, 28, 28] and 10 classes:
+    430,500 weights and 580 biases. Glorot normal weights and zero biases as the other networks of Frankle & Carbin.
+
+    Args:
+        inputs: [channels, height, width], at least 16x16 pixels.
+        classes: how many logits.
+        init: see `initialise`.
+
+    Returns:
+        A module from [batch, *inputs] to [batch, classes].
+
+    Raises:
+        ModelError: images too small, or a shape or initialisation that does not exist.
+    """
+    channels, height, width = image_shape("lenet_5", inputs, classes, smallest=16)
+    rows, columns = (((size - 4) // 2 - 4) // 2 for size in (height, width))  # a 5x5 kernel takes 4, pooling halves
+    layers: OrderedDict[str, nn.Module] = OrderedDict(
+        conv1=nn.Conv2d(channels, 20, kernel_size=5),
+        pool1=nn.MaxPool2d(2),
+        conv2=nn.Conv2d(20, 50, kernel_size=5),
+        pool2=nn.MaxPool2d(2),
+        flatten=nn.Flatten(),
+        fc1=nn.Linear(50 * rows * columns, 500),
+        relu1=nn.ReLU(),
+        fc2=nn.Linear(500, classes),
+    )
+    return initialise(nn.Sequential(layers), init)

@@ -1,0 +1,46 @@
+"""What a model can read: the shape of one example, checked when the model is built rather than in its first batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pruning.errors import ModelError
+
+
+def example_shape(model: str, inputs: Sequence[int], classes: int) -> tuple[int, ...]:
+    """The sizes of one example as a tuple, of one dimension or more.
+
+    Raises:
+        ModelError: no size, a size that is no positive integer, or fewer than one class.
+    """
+    shape = tuple(inputs)
+    if not shape or not all(is_count(size) for size in shape):
+        raise ModelError(
+            f"{model}: inputs={list(shape)} is no shape of an example: give positive integers, such as [1, 28, 28]"
+        )
+    if not is_count(classes):
+        raise ModelError(f"{model}: classes={classes} is no number of classes: give a positive integer, such as 10")
+    return shape
+
+
+def image_shape(model: str, inputs: Sequence[int], classes: int, smallest: int = 1) -> tuple[int, int, int]:
+    """Channels, height and width of one image of at least `smallest` x `smallest` pixels.
+
+    Raises:
+        ModelError: as `example_shape`, or not three sizes, or an image too small to pass through the model's pooling.
+    """
+    shape = example_shape(model, inputs, classes)
+    if len(shape) != 3:
+        raise ModelError(f"{model}: inputs={list(shape)} is no image: give [channels, height, width], or use model=mlp")
+    channels, height, width = shape
+    if min(height, width) < smallest:
+        raise ModelError(
+            f"{model}: images of {height}x{width} pixels are too small, at least {smallest}x{smallest} are needed: "
+            "use larger images (data=mnist5k), or a model without pooling (model=lenet_300_100)"
+        )
+    return channels, height, width
+
+
+def is_count(value: object) -> bool:
+    """Whether `value` is a positive integer; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

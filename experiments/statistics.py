@@ -1,0 +1,170 @@
+"""Means over seeds with honest intervals: what is averaged agrees in all but the seed, and every seed counts once."""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from experiments.records import baselines, methods, require
+from pruning.errors import RecordsError
+
+INCIDENTAL = frozenset({"format", "run", "level", "seconds", "threads", "versions", "config"})
+"""Keys of a row that may differ between two records of the same measurement."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over `n` values, its two-sided confidence interval, and their sample standard deviation (n − 1).
+
+    All in the values' own unit. For n = 1, `low`, `high` and `std` are NaN: one value says nothing of its spread.
+    """
+
+    mean: float
+    low: float
+    high: float
+    std: float
+    n: int
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Student's t-interval of the mean: mean ± t(n − 1, (1 + confidence) / 2) · std / √n.
+
+    `values` has shape (n,) with n ≥ 1; `confidence` lies in (0, 1). The values are taken as independent draws, near
+    normal: with three seeds t is 4.3, so the interval is wide, and that is the truth of three seeds. It may reach
+    beyond what is possible (an accuracy above 1); it is not cut. Student 1908, "The probable error of a mean".
+
+    Raises `RecordsError` for no values or a value that is not finite, `ValueError` for another confidence.
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence {confidence}: it must lie between 0 and 1, for example 0.95")
+    sample = np.asarray(values, dtype=np.float64)
+    if sample.ndim != 1 or sample.size == 0:
+        raise RecordsError(f"no mean of values of shape {sample.shape}: give at least one value, in one dimension")
+    if not np.isfinite(sample).all():
+        raise RecordsError(f"no mean of {sample.tolist()}: a value is not finite; leave out that run or repeat it")
+
+    n, mean = sample.size, float(sample.mean())
+    if n == 1:
+        return Interval(mean, math.nan, math.nan, math.nan, 1)
+    std = float(sample.std(ddof=1))
+    half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * std / math.sqrt(n)
+    return Interval(mean, mean - half, mean + half, std, n)
+
+
+def summarise(frame: pd.DataFrame, value: str = "test_accuracy") -> pd.DataFrame:
+    """One row for every method and requested density: the mean of `value` over seeds, its 95 % t-interval.
+
+    Only finished levels count: the last round of each density's chain (`round == rounds`), level 0 not among them.
+
+    Columns: `method` (see `records.methods`), `requested_density`, `density` (realised, mean over seeds, of the
+    *prunable* weights: no biases, no normalisation), `sparsity` = 1 − density, `compression` = 1 / density, so
+    prunable / kept (infinite where nothing is kept), `n` (distinct seeds), `mean`, `std`, `low`, `high` (in the unit of
+    `value`; see `Interval`) and `seeds` (a sorted tuple). Sorted by method, then from dense to sparse.
+
+    The same seed found twice counts once where all that was measured agrees (two sweeps that share a density), and
+    raises `RecordsError` where it does not: averaging both would count one seed as two. It also raises for no
+    finished level, and a `value` that is missing or is no finite number in some row.
+    """
+    require(frame, ["run", "level"])
+    pruned = frame[frame["level"] > 0]
+    if pruned.empty:
+        raise RecordsError("no pruned level in these rows, only dense networks; let the runs go on")
+    require(pruned, ["round", "rounds", "requested_density", "density"])
+    pruned = pruned.assign(method=methods(frame)[frame["level"] > 0])
+    final = pruned[pruned["round"] == pruned["rounds"]]
+    if final.empty:
+        raise RecordsError("no level in these rows is the last round of its chain; let the runs go on")
+    _numbers(final, value)
+
+    summary = []
+    for (method, requested), rows in final.groupby(["method", "requested_density"], sort=False):
+        once = _each_once(rows, "seed", f"method {method}, density {requested}")
+        density = float(once["density"].astype(float).mean())
+        interval = mean_interval(once[value].astype(float))
+        summary.append(
+            {
+                "method": method,
+                "requested_density": float(requested),
+                "density": density,
+                "sparsity": 1 - density,
+                "compression": 1 / density if density > 0 else math.inf,
+                **{name: getattr(interval, name) for name in ("n", "mean", "std", "low", "high")},
+                "seeds": tuple(sorted(int(seed) for seed in once["seed"])),
+            }
+        )
+    summary.sort(key=lambda row: (natural(row["method"]), -row["requested_density"]))
+    return pd.DataFrame(summary)
+
+
+def dense(frame: pd.DataFrame, value: str = "test_accuracy") -> dict[str, Interval]:
+    """The dense networks' `value` (level 0): a 95 % t-interval for every set-up, by its label.
+
+    Usually that is one, {"dense": Interval}; a frame with several models, data sets or trainings has more (see
+    `records.baselines`), since their mean would be of nothing. The networks are told apart by their key ("dense"):
+    four scorers that start from the same three networks give n = 3.
+
+    Raises `RecordsError` for no level 0, one network with two values, and two networks of one set-up and seed.
+    """
+    require(frame, ["run", "level"])
+    start = frame[frame["level"] == 0]
+    if start.empty:
+        raise RecordsError("no dense network (level 0) in these rows; repeat the runs, or add the folder that has it")
+    require(start, ["dense"])
+    start = start.assign(setup=baselines(frame)[frame["level"] == 0])
+    _numbers(start, value)
+
+    intervals = {}
+    for setup, rows in sorted(start.groupby("setup"), key=lambda group: natural(str(group[0]))):
+        # Scorers write different rows about one network, so here only the value must agree.
+        networks = _each_once(rows[["run", "level", "seed", "dense", value]], "dense", f"dense network of {setup}")
+        networks = _each_once(networks, "seed", str(setup))
+        intervals[str(setup)] = mean_interval(networks[value].astype(float))
+    return intervals
+
+
+def natural(text: str) -> list[Any]:
+    """A key that sorts text by the numbers in it: "epochs=5" before "epochs=20", "lr=0.05" before "lr=0.1"."""
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", text)
+    return [float(part) if place % 2 else part for place, part in enumerate(parts)]
+
+
+def _numbers(rows: pd.DataFrame, value: str) -> None:
+    """Raise where `value` is not a finite number in each of the rows, and name the first run where it is not."""
+    if value not in rows.columns:
+        known = ", ".join(sorted(str(name) for name in rows.columns if _numeric(rows[name])))
+        raise RecordsError(f'no column "{value}" in these rows; choose one of {known}')
+    for run, level, cell in zip(rows["run"], rows["level"], rows[value], strict=True):
+        if not isinstance(cell, Real) or isinstance(cell, (bool, np.bool_)) or not math.isfinite(cell):
+            raise RecordsError(
+                f"run {run}, level {level}: {value} is {cell!r}, not a finite number "
+                "(missing, or the network diverged); repeat this run, or move it away"
+            )
+
+
+def _numeric(column: Iterable[Any]) -> bool:
+    return all(isinstance(cell, Real) and not isinstance(cell, (bool, np.bool_)) for cell in column)
+
+
+def _each_once(rows: pd.DataFrame, key: str, what: str) -> pd.DataFrame:
+    """The first row of every value of `key`; the others must say the same of all but `INCIDENTAL` columns."""
+    kept: dict[Any, Mapping[str, Any]] = {}
+    for row in rows.to_dict("records"):
+        first = kept.setdefault(row[key], row)
+        differ = [name for name in row if name not in INCIDENTAL and _text(row[name]) != _text(first[name])]
+        if differ:
+            raise RecordsError(
+                f"{what}: runs {first['run']} and {row['run']} have the same {key} ({row[key]}) but not the same "
+                f"{', '.join(map(str, differ))}; move one of them away"
+            )
+    return pd.DataFrame(list(kept.values()), columns=rows.columns)
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)

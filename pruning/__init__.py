@@ -1,0 +1,9 @@
+"""Which weights may go, and what is kept: scores in, masks out, exact to the last weight."""
+
+from pruning import scorers, schedules
+from pruning.evidence import Evidence
+from pruning.masks import Masks
+from pruning.parameters import prunable
+from pruning.pipeline import prune
+
+__all__ = ["Evidence", "Masks", "prunable", "prune", "schedules", "scorers"]

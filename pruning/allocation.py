@@ -1,0 +1,270 @@
+"""How a density is shared out: which units compete with each other, and how many of each group stay.
+
+An allocation is a frozen value with one method, `groups(units, density)`; every group selects its own units, and
+together they cover each tensor once. Counts are `round_half_even(density · total)` of a group's units, dead ones
+included in the total: a density is cumulative.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pruning.errors import AllocationError
+from pruning.granularity import Units
+from pruning.selection import kept_count, top, top_of_rows
+
+
+class Competition(Protocol):
+    """Units that compete with each other, and how many stay."""
+
+    def select(self, units: Mapping[str, Units]) -> dict[str, Tensor]:
+        """Unit masks of the group's tensors."""
+        ...
+
+
+class Allocation(Protocol):
+    """What `prune` needs of an allocation; see the module's docstring."""
+
+    def groups(self, units: Mapping[str, Units], density: float | None) -> list[Competition]: ...
+
+
+@dataclass(frozen=True)
+class Group:
+    """The units of the tensors `names` compete; `keep` stay, among them at least `minimum` of each tensor."""
+
+    names: tuple[str, ...]
+    keep: int
+    minimum: int = 0
+
+    def select(self, units: Mapping[str, Units]) -> dict[str, Tensor]:
+        chosen = [units[name] for name in self.names]
+        self._check(chosen)
+        scores = [u.scores for u in chosen]
+        alive = None if all(u.alive is None for u in chosen) else [_alive(u) for u in chosen]
+        if self.minimum == 0:
+            return dict(zip(self.names, top(scores, self.keep, alive), strict=True))
+        reserved = [
+            top([u.scores], min(self.minimum, u.live), None if u.alive is None else [u.alive])[0] for u in chosen
+        ]
+        rest = [~r if u.alive is None else u.alive & ~r for r, u in zip(reserved, chosen, strict=True)]
+        more = top(scores, self.keep - sum(int(r.sum()) for r in reserved), rest)
+        return {name: r | m for name, r, m in zip(self.names, reserved, more, strict=True)}
+
+    def _check(self, chosen: Sequence[Units]) -> None:
+        where = self.names[0] if len(self.names) == 1 else f"{len(self.names)} tensors"
+        total, live = sum(u.scores.numel() for u in chosen), sum(u.live for u in chosen)
+        if total == 0:
+            raise AllocationError(f"{where}: an empty group has no units to keep: exclude the empty tensor")
+        if self.keep > live:
+            raise AllocationError(
+                f"{where}: asked to keep {self.keep} of {total} units, but only {live} are alive: "
+                "ask for a lower density, or leave out within= to let removed ones return"
+            )
+        reserved = sum(min(self.minimum, u.live) for u in chosen)
+        if reserved > self.keep:
+            raise AllocationError(
+                f"{where}: minimum={self.minimum} needs {reserved} units, but the density keeps {self.keep}: "
+                "lower minimum or raise the density"
+            )
+
+
+@dataclass(frozen=True)
+class Rows:
+    """In one tensor, seen as [rows, length] along `dim`, every `length` consecutive units compete and `keep` stay.
+
+    `length` None is the whole row. A shorter last part of a row keeps `keep_rest` units. With `flatten` a row is all
+    that one index of dimension 0 holds.
+    """
+
+    name: str
+    keep: int
+    dim: int = 1
+    length: int | None = None
+    keep_rest: int = 0
+    flatten: bool = False
+
+    def select(self, units: Mapping[str, Units]) -> dict[str, Tensor]:
+        unit = units[self.name]
+        mask = torch.zeros(unit.scores.shape, dtype=torch.bool, device=unit.scores.device)
+        scores, alive, target = (
+            None if tensor is None else self._rows(tensor) for tensor in (unit.scores, unit.alive, mask)
+        )
+        assert scores is not None
+        assert target is not None
+        size = scores.shape[-1]
+        length = size if self.length is None else self.length
+        body = size - size % length
+        for start, stop, width, keep in ((0, body, length, self.keep), (body, size, size - body, self.keep_rest)):
+            if stop > start:
+                part = scores[..., start:stop].reshape(-1, width)
+                live = None if alive is None else alive[..., start:stop].reshape(-1, width)
+                picked = top_of_rows(part, keep, live)
+                target[..., start:stop] = picked.view(*target.shape[:-1], stop - start)
+        return {self.name: mask}
+
+    def _rows(self, tensor: Tensor) -> Tensor:
+        """A view (for the mask, which is contiguous) with the competing units along the last dimension."""
+        return tensor.reshape(tensor.shape[0], -1) if self.flatten else tensor.movedim(self.dim, -1)
+
+
+@dataclass(frozen=True)
+class Global:
+    """All units of all tensors compete. `minimum`: units that each tensor keeps in any case."""
+
+    minimum: int = 0
+
+    def groups(self, units: Mapping[str, Units], density: float | None) -> list[Competition]:
+        total = sum(u.scores.numel() for u in units.values())
+        return [Group(tuple(units), kept_count(_given(density), total), self.minimum)]
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Each tensor competes within itself and keeps the same share, at least `minimum` units."""
+
+    minimum: int = 0
+
+    def groups(self, units: Mapping[str, Units], density: float | None) -> list[Competition]:
+        return _each_tensor(units, dict.fromkeys(units, _given(density)), self.minimum)
+
+
+@dataclass(frozen=True)
+class ERK:
+    """Each tensor competes within itself; densities follow Erdős-Rényi-Kernel (Evci et al. 2020, RigL, section 3).
+
+    density_l = ε · Σ dims / Π dims, of the tensor's own shape, with ε solved for the whole; tensors that would exceed 1
+    stay dense and ε is solved again.
+    """
+
+    minimum: int = 0
+
+    def groups(self, units: Mapping[str, Units], density: float | None) -> list[Competition]:
+        shapes = {name: u.shape for name, u in units.items()}
+        return _each_tensor(units, erk_densities(shapes, _given(density)), self.minimum)
+
+
+@dataclass(frozen=True)
+class Densities:
+    """Each tensor competes within itself at the density of the first glob that its name matches, else at `density`."""
+
+    densities: Mapping[str, float] = field(default_factory=dict)
+    minimum: int = 0
+
+    def groups(self, units: Mapping[str, Units], density: float | None) -> list[Competition]:
+        for glob in self.densities:
+            if not any(fnmatchcase(name, glob) for name in units):
+                raise AllocationError(f"Densities: {glob!r} matches none of {', '.join(list(units)[:5])}, …")
+        chosen = {}
+        for name in units:
+            matching = [share for glob, share in self.densities.items() if fnmatchcase(name, glob)]
+            chosen[name] = check_density(matching[0], name) if matching else _given(density)
+        return _each_tensor(units, chosen, self.minimum)
+
+
+@dataclass(frozen=True)
+class PerRow:
+    """Each output row (index of dimension 0, all else flattened) competes within itself, as Wanda asks."""
+
+    def groups(self, units: Mapping[str, Units], density: float | None) -> list[Competition]:
+        found: list[Competition] = []
+        for name, unit in units.items():
+            _check_rows(name, unit, 1, "PerRow")
+            keep = kept_count(_given(density), unit.scores[0].numel())
+            if unit.alive is not None:
+                lowest = int(unit.alive.reshape(unit.alive.shape[0], -1).sum(1).min())
+                if lowest < keep:
+                    raise AllocationError(
+                        f"{name}: asked to keep {keep} units of every row, but a row has only {lowest} alive: "
+                        "ask for a lower density, or leave out within= to let removed ones return"
+                    )
+            found.append(Rows(name, keep, flatten=True))
+        return found
+
+
+@dataclass(frozen=True)
+class NofM:
+    """Of every `m` consecutive units along `dim` at most `n` stay (N:M sparsity, Zhou et al. 2021).
+
+    `dim` 1 are the inputs of linear and convolution weights; transposed convolutions have theirs at 0. A shorter last
+    group of r units keeps round_half_even(r · n / m). The density is n / m; asking for another is an error.
+    """
+
+    n: int
+    m: int
+    dim: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.n <= self.m:
+            raise AllocationError(f"NofM({self.n}, {self.m}): n must lie between 1 and m")
+
+    def groups(self, units: Mapping[str, Units], density: float | None) -> list[Competition]:
+        share = self.n / self.m
+        if density is not None and abs(density - share) > 1e-9:
+            raise AllocationError(
+                f"NofM({self.n}, {self.m}) has density {share:g}, asked for {density:g}: ask for {share:g}"
+            )
+        found: list[Competition] = []
+        for name, unit in units.items():
+            _check_rows(name, unit, self.dim, "NofM")
+            rest = kept_count(share, unit.scores.shape[self.dim] % self.m)
+            found.append(Rows(name, self.n, self.dim, self.m, rest))
+        return found
+
+
+def erk_densities(shapes: Mapping[str, Sequence[int]], density: float) -> dict[str, float]:
+    """Erdős-Rényi-Kernel densities, per tensor name, whose weights sum to `density` of all."""
+    sizes = {name: _product(shape) for name, shape in shapes.items()}
+    raw = {name: sum(shape) / max(1, sizes[name]) for name, shape in shapes.items()}
+    budget = density * sum(sizes.values())
+    dense: set[str] = set()
+    while True:
+        sparse = [name for name in shapes if name not in dense]
+        weight = sum(raw[name] * sizes[name] for name in sparse)
+        epsilon = max(0.0, budget - sum(sizes[name] for name in dense)) / weight if weight else 0.0
+        over = {name for name in sparse if epsilon * raw[name] > 1.0}
+        if not over:
+            return {name: 1.0 if name in dense else epsilon * raw[name] for name in shapes}
+        dense |= over
+
+
+def check_density(density: float, where: str = "density") -> float:
+    """`density` itself if it lies in (0, 1]; else `AllocationError`."""
+    if isinstance(density, bool) or not isinstance(density, int | float) or not 0.0 < density <= 1.0:
+        raise AllocationError(f"{where}: {density!r} is no density: give the share that is kept, above 0 and at most 1")
+    return float(density)
+
+
+def _given(density: float | None) -> float:
+    if density is None:
+        raise AllocationError("density is missing: only NofM, which has one of its own, can do without")
+    return check_density(density)
+
+
+def _each_tensor(units: Mapping[str, Units], densities: Mapping[str, float], minimum: int) -> list[Competition]:
+    if minimum < 0:
+        raise AllocationError(f"minimum={minimum}: give how many units a tensor keeps at least, from 0")
+    found: list[Competition] = []
+    for name, unit in units.items():
+        keep = kept_count(densities[name], unit.scores.numel())
+        found.append(Group((name,), max(keep, min(minimum, unit.live))))
+    return found
+
+
+def _check_rows(name: str, unit: Units, dim: int, allocation: str) -> None:
+    if unit.scores.dim() < 2 or not 0 <= dim < unit.scores.dim() or unit.scores.numel() == 0:
+        raise AllocationError(
+            f"{name}: {allocation} needs units in at least two dimensions, these have shape "
+            f"{list(unit.scores.shape)}: exclude the tensor, or use another granularity"
+        )
+
+
+def _alive(unit: Units) -> Tensor:
+    return torch.ones_like(unit.scores, dtype=torch.bool) if unit.alive is None else unit.alive
+
+
+def _product(shape: Sequence[int]) -> int:
+    return int(torch.Size(shape).numel())

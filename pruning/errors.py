@@ -1,0 +1,49 @@
+"""What a user can cause: every error names the thing, the reason and the mend, in one line."""
+
+
+class PruningError(Exception):
+    """The base of all errors that a caller can mend; nothing else of this library is meant to be caught."""
+
+
+class ParameterError(PruningError):
+    """No prunable parameter, or a choice of parameters that does not fit the model."""
+
+
+class MaskError(PruningError):
+    """Masks that do not fit a model, other masks, or scores."""
+
+
+class ScoreError(PruningError):
+    """Scores that cannot be ranked: not finite, wrong shape, missing."""
+
+
+class AllocationError(PruningError):
+    """A density that cannot be shared out as asked."""
+
+
+class GranularityError(PruningError):
+    """A unit that does not exist in a tensor of this shape."""
+
+
+class ScheduleError(PruningError):
+    """A schedule that cannot be met."""
+
+
+class ArtefactError(PruningError):
+    """A file that is missing, cut, damaged, foreign or of another format."""
+
+
+class ConfigurationError(PruningError):
+    """A configuration that cannot be run."""
+
+
+class DataError(PruningError):
+    """A data set that is missing or cannot be split as asked."""
+
+
+class ModelError(PruningError):
+    """A model that is unknown or does not fit the data."""
+
+
+class RecordsError(PruningError):
+    """Rows that are missing, damaged or must not be compared."""

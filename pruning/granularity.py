@@ -1,0 +1,169 @@
+"""What is removed together: weights, blocks, vectors. Scores are pooled into units, unit masks are expanded back.
+
+A granularity is a frozen value with two methods. `pool(name, scores, alive)` gives the units of one tensor; dead
+weights (False in `alive`) take no part in a unit's score, and a unit whose weights are all dead is dead.
+`expand(unit_mask, shape)` gives the weight mask (bool, `shape`) in which every kept unit is True.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from pruning.errors import GranularityError
+
+Pooling = Literal["sum", "mean", "max", "l2"]
+_POOLINGS = ("sum", "mean", "max", "l2")
+
+
+@dataclass(frozen=True)
+class Units:
+    """The units of one tensor: their scores, which of them live (None: all), and the shape of the tensor itself."""
+
+    scores: Tensor
+    alive: Tensor | None
+    shape: torch.Size
+
+    @property
+    def live(self) -> int:
+        """How many units may be chosen."""
+        return self.scores.numel() if self.alive is None else int(self.alive.sum())
+
+
+class Granularity(Protocol):
+    """What `prune` needs of a granularity; see the module's docstring."""
+
+    def pool(self, name: str, scores: Tensor, alive: Tensor | None) -> Units: ...
+
+    def expand(self, unit_mask: Tensor, shape: torch.Size) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Every weight for itself (unstructured)."""
+
+    def pool(self, name: str, scores: Tensor, alive: Tensor | None) -> Units:
+        return Units(scores, alive, scores.shape)
+
+    def expand(self, unit_mask: Tensor, shape: torch.Size) -> Tensor:
+        return unit_mask.view(shape)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Blocks of `shape` = (rows, columns) in the matrix [outputs, all else flattened]; odd edges give smaller blocks.
+
+    A linear weight [out, in] is that matrix itself, a kernel [out, in, h, w] is seen as [out, in·h·w].
+    """
+
+    shape: tuple[int, int]
+    pooling: Pooling = "sum"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))  # a list from a configuration file is welcome
+        if len(self.shape) != 2 or any(isinstance(side, bool) or side < 1 for side in self.shape):
+            raise GranularityError(f"Blocks({self.shape}): give two sides of at least 1, as in Blocks((4, 4))")
+        _check_pooling(self.pooling)
+
+    def pool(self, name: str, scores: Tensor, alive: Tensor | None) -> Units:
+        if scores.dim() < 2:
+            raise GranularityError(f"{name}: a tensor of shape {list(scores.shape)} has no blocks: exclude it")
+        matrix = scores.reshape(scores.shape[0], -1)
+        grid = tuple(-(-size // side) for size, side in zip(matrix.shape, self.shape, strict=True))
+        pooled = torch.empty(grid, dtype=_accumulated(scores.dtype), device=scores.device)
+        lives = None if alive is None else torch.empty(grid, dtype=torch.bool, device=scores.device)
+        for part, region in self._regions(matrix.shape):
+            tiles = self._tiles(matrix[part])
+            live = None if alive is None else self._tiles(alive.reshape(matrix.shape)[part])
+            pooled[region] = _pooled(tiles, live, (1, 3), self.pooling)
+            if lives is not None and live is not None:
+                lives[region] = live.any(3).any(1)
+        return Units(pooled, lives, scores.shape)
+
+    def expand(self, unit_mask: Tensor, shape: torch.Size) -> Tensor:
+        rows, columns = self.shape
+        whole = unit_mask.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
+        return whole[: shape[0], : shape[1:].numel()].reshape(shape)
+
+    def _regions(self, size: torch.Size) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice]]]:
+        """Up to four parts of the matrix whose blocks all have one shape: body, right edge, lower edge, corner."""
+        sides: list[list[tuple[slice, slice]]] = []
+        for length, side in zip(size, self.shape, strict=True):
+            body = length - length % side
+            cuts = [(0, body), (body, length)]
+            sides.append([(slice(a, b), slice(a // side, -(-b // side))) for a, b in cuts if b > a])
+        for (rows, grid_rows), (columns, grid_columns) in product(*sides):
+            yield (rows, columns), (grid_rows, grid_columns)
+
+    def _tiles(self, part: Tensor) -> Tensor:
+        """[blocks down, rows of a block, blocks across, columns of a block]."""
+        rows, columns = (min(side, size) for side, size in zip(self.shape, part.shape, strict=True))
+        return part.reshape(part.shape[0] // rows, rows, part.shape[1] // columns, columns)
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """One unit for every index along `dim`, an integer or several, pooled over all other dimensions.
+
+    `Vectors(0)` are the rows of a matrix or the filters of a convolution, `Vectors(1)` columns or input channels,
+    `Vectors((0, 1))` the kernels of a convolution. Channels coupled across layers are not followed here.
+    """
+
+    dim: int | tuple[int, ...] = 0
+    pooling: Pooling = "sum"
+
+    def __post_init__(self) -> None:
+        dims = (self.dim,) if isinstance(self.dim, int) else tuple(self.dim)
+        if not dims or len(set(dims)) < len(dims) or any(d < 0 for d in dims):
+            raise GranularityError(f"Vectors({self.dim}): give distinct dimensions, counted from 0")
+        object.__setattr__(self, "dim", tuple(sorted(dims)))
+        _check_pooling(self.pooling)
+
+    def pool(self, name: str, scores: Tensor, alive: Tensor | None) -> Units:
+        assert isinstance(self.dim, tuple)
+        if self.dim[-1] >= scores.dim():
+            raise GranularityError(
+                f"{name}: no dimension {self.dim[-1]} in a tensor of shape {list(scores.shape)}: "
+                "choose another dim, or exclude the tensor"
+            )
+        others = tuple(d for d in range(scores.dim()) if d not in self.dim)
+        if not others:
+            return Units(scores, alive, scores.shape)
+        lives = None if alive is None else alive.sum(others) > 0
+        return Units(_pooled(scores, alive, others, self.pooling), lives, scores.shape)
+
+    def expand(self, unit_mask: Tensor, shape: torch.Size) -> Tensor:
+        assert isinstance(self.dim, tuple)
+        aligned = [size if d in self.dim else 1 for d, size in enumerate(shape)]
+        return unit_mask.view(aligned).expand(shape).contiguous()
+
+
+def _check_pooling(pooling: str) -> None:
+    if pooling not in _POOLINGS:
+        raise GranularityError(f"pooling {pooling!r} is unknown: choose one of {', '.join(_POOLINGS)}")
+
+
+def _accumulated(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype not in (torch.float32, torch.float16, torch.bfloat16) else torch.float32
+
+
+def _pooled(scores: Tensor, alive: Tensor | None, dims: tuple[int, ...], pooling: Pooling) -> Tensor:
+    """`scores` pooled over `dims`, dead weights left out, half precision accumulated in float32; dead units give 0."""
+    scores = scores.detach().to(_accumulated(scores.dtype))
+    if pooling == "max":
+        if alive is None:
+            return scores.amax(dims)
+        highest = scores.masked_fill(~alive, -torch.inf).amax(dims)
+        return highest.masked_fill(highest == -torch.inf, 0.0)
+    if alive is not None:
+        scores = scores.masked_fill(~alive, 0.0)
+    if pooling == "l2":
+        return torch.linalg.vector_norm(scores, 2, dims)
+    total = scores.sum(dims)
+    if pooling == "sum":
+        return total
+    size = scores.numel() // max(1, total.numel())
+    return total / size if alive is None else total / alive.sum(dims).clamp(min=1)

@@ -1,0 +1,212 @@
+"""Masks: which weights are kept, by parameter name. They live outside the module and are their own artefact."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pruning.attachment import Attachment
+from pruning.errors import ArtefactError, MaskError
+from pruning.parameters import named
+
+_FORMAT = "pruning.masks/1"
+
+
+@dataclass(frozen=True)
+class TensorCount:
+    """One line of `Masks.table()`."""
+
+    name: str
+    shape: tuple[int, ...]
+    kept: int
+    total: int
+
+    @property
+    def density(self) -> float:
+        """Kept / total, in [0, 1]."""
+        return self.kept / self.total if self.total else 1.0
+
+
+class Masks(Mapping[str, Tensor]):
+    """An immutable mapping from parameter names to bool tensors, `True` = kept."""
+
+    def __init__(self, masks: Mapping[str, Tensor]):
+        """Raises `MaskError` for a value that is no bool tensor, or for an empty mapping."""
+        for name, mask in masks.items():
+            if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+                kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+                raise MaskError(f"{name}: a mask is a bool tensor, this is {kind}: convert it, as in mask != 0")
+        if not masks:
+            raise MaskError("no masks: give one per prunable parameter")
+        self._masks = dict(masks)
+
+    @classmethod
+    def dense(cls, parameters: Mapping[str, Tensor]) -> "Masks":
+        """Masks that keep everything."""
+        return cls({name: torch.ones(p.shape, dtype=torch.bool, device=p.device) for name, p in parameters.items()})
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._masks[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._masks)
+
+    def __len__(self) -> int:
+        return len(self._masks)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Masks):
+            return NotImplemented
+        return set(self) == set(other) and all(torch.equal(mask, other[name]) for name, mask in self.items())
+
+    __hash__ = None  # type: ignore[assignment]  # tensors compare by value, so masks are no keys
+
+    @property
+    def total(self) -> int:
+        """Prunable weights."""
+        return sum(mask.numel() for mask in self.values())
+
+    @property
+    def kept(self) -> int:
+        """Weights that are kept."""
+        return sum(int(mask.sum()) for mask in self.values())
+
+    @property
+    def density(self) -> float:
+        """Kept / total over all prunable weights, in [0, 1]."""
+        return self.kept / self.total if self.total else 1.0
+
+    @property
+    def emptied(self) -> tuple[str, ...]:
+        """Names of tensors of which nothing is kept (layer collapse)."""
+        return tuple(line.name for line in self.table() if line.total and not line.kept)
+
+    def table(self) -> tuple[TensorCount, ...]:
+        """Counts per tensor, in order."""
+        return tuple(TensorCount(name, tuple(m.shape), int(m.sum()), m.numel()) for name, m in self.items())
+
+    def __repr__(self) -> str:
+        return f"Masks({self.kept} of {self.total} kept in {len(self)} tensors)"
+
+    def __str__(self) -> str:
+        """The table, one line a tensor; emptied tensors are named as such."""
+        lines = [*self.table(), TensorCount("all", (), self.kept, self.total)]
+        width = max(len(line.name) for line in lines)
+        return "\n".join(
+            f"{line.name:<{width}}  {line.kept:>12,} / {line.total:>12,}  {line.density:>9.5f}"
+            + ("  emptied" if line.total and not line.kept else "")
+            for line in lines
+        )
+
+    def __and__(self, other: "Masks") -> "Masks":
+        """What both keep."""
+        return self._combined(other, torch.logical_and)
+
+    def __or__(self, other: "Masks") -> "Masks":
+        """What either keeps."""
+        return self._combined(other, torch.logical_or)
+
+    def to(self, device: torch.device | str) -> "Masks":
+        """The same masks on another device."""
+        return Masks({name: mask.to(device) for name, mask in self.items()})
+
+    def check(self, model: nn.Module) -> None:
+        """Raise `MaskError`, saying how, if these masks do not fit `model`'s parameters."""
+        self._fitting(model)
+
+    def agree(self, model: nn.Module) -> bool:
+        """Whether every removed weight of `model` is exactly zero."""
+        parameters = self._fitting(model)
+        return not any(bool(parameters[n].detach()[~mask.to(parameters[n].device)].any()) for n, mask in self.items())
+
+    @torch.no_grad()
+    def apply_(self, model: nn.Module) -> None:
+        """Set removed weights of `model` to zero, once; `attach` holds them there."""
+        parameters = self._fitting(model)
+        for name, mask in self.items():
+            parameters[name].masked_fill_(~mask.to(parameters[name].device), 0)
+
+    def attach(self, model: nn.Module, *optimizers: Optimizer) -> Attachment:
+        """Hold the masks on `model` while it trains: see `pruning.attachment`.
+
+        Use it as `with masks.attach(model, optimizer): …`, or keep the handle and call `detach()`. Attach before the
+        first step; give every optimizer that updates the masked parameters.
+
+        Raises:
+            MaskError: the masks do not fit, or a masked parameter is on the meta device.
+        """
+        return Attachment(self._fitting(model), self, optimizers)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """One bit a weight, as safetensors, with names, shapes and counts; `OSError` if it cannot be written."""
+        counts = {line.name: {"shape": line.shape, "kept": line.kept} for line in self.table()}
+        packed = {name: torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1))) for name, mask in self.items()}
+        save_file(packed, path, {"format": _FORMAT, "masks": json.dumps(counts)})
+
+    @classmethod
+    def load(cls, path: str | PathLike[str], model: nn.Module | None = None) -> "Masks":
+        """Masks from `save`, on the CPU; checked against `model` if given.
+
+        Raises:
+            ArtefactError: no such file, cut, damaged, or not masks of this format.
+            MaskError: they do not fit `model`.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+        except (SafetensorError, OSError) as error:
+            raise ArtefactError(f"{path}: cannot be read as masks ({error}): make it again") from error
+        if metadata.get("format") != _FORMAT:
+            raise ArtefactError(f"{path}: is no file of masks (format {metadata.get('format')!r}): give one from save()")
+        described = json.loads(metadata["masks"])
+        if set(described) != set(packed):
+            raise ArtefactError(f"{path}: its tensors are not those that its header lists: make it again")
+        masks = cls({name: _unpacked(path, name, packed[name], line) for name, line in described.items()})
+        if model is not None:
+            masks.check(model)
+        return masks
+
+    def _fitting(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        parameters = named(model)
+        for name, mask in self.items():
+            if name not in parameters:
+                raise MaskError(f"{name}: the model has no such parameter: use masks made for this model")
+            if parameters[name].shape != mask.shape:
+                raise MaskError(
+                    f"{name}: the mask has shape {list(mask.shape)}, the model's parameter "
+                    f"{list(parameters[name].shape)}: use masks made for this model"
+                )
+        return parameters
+
+    def _combined(self, other: "Masks", combine: Callable[[Tensor, Tensor], Tensor]) -> "Masks":
+        for name in self.keys() ^ other.keys():
+            raise MaskError(f"{name}: is in only one of the two masks: combine masks over the same parameters")
+        for name, mask in self.items():
+            if mask.shape != other[name].shape:
+                raise MaskError(
+                    f"{name}: masks of shapes {list(mask.shape)} and {list(other[name].shape)} cannot be combined: "
+                    "use masks made for the same model"
+                )
+        return Masks({name: combine(mask, other[name].to(mask.device)) for name, mask in self.items()})
+
+
+def _unpacked(path: str | PathLike[str], name: str, packed: Tensor, line: dict[str, Any]) -> Tensor:
+    shape = torch.Size(line["shape"])
+    total = shape.numel()
+    if packed.dtype != torch.uint8 or packed.numel() != -(-total // 8):
+        raise ArtefactError(f"{path}: {name} holds {packed.numel()} bytes for {total} weights: make the file again")
+    mask = torch.from_numpy(np.unpackbits(packed.numpy(), count=total).astype(np.bool_)).reshape(shape)
+    if int(mask.sum()) != line["kept"]:
+        raise ArtefactError(
+            f"{path}: {name} keeps {int(mask.sum())} weights, its header says {line['kept']}: make the file again"
+        )
+    return mask

@@ -1,0 +1,127 @@
+"""Which parameters may be pruned: names and storages, each storage once."""
+
+from collections.abc import Callable, Iterable, Iterator
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from pruning.errors import ParameterError
+
+Predicate = Callable[[str, nn.Parameter], bool]
+Choice = str | Iterable[str] | Predicate
+
+_KERNELS = (nn.Linear, nn.modules.conv._ConvNd, nn.Bilinear)
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+_ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+
+
+def prunable(
+    model: nn.Module, include: Choice | None = None, exclude: Choice | None = None, *, frozen: bool = False
+) -> dict[str, nn.Parameter]:
+    """The parameters of `model` that pruning may touch, by name, in the model's order.
+
+    Without `include` these are the weight matrices and kernels of Linear, Conv1-3d and their transposed forms,
+    Bilinear, recurrent layers and attention in-projections: no biases, norms, embeddings or position tables. A
+    tensor that an embedding shares with a linear layer counts as an embedding. Tied weights appear once, under the
+    first of their names, as in `model.named_parameters()`.
+
+    Args:
+        include: a glob, several globs, or a predicate of (name, parameter); chooses among *all* parameters.
+        exclude: the same; taken away from what was included.
+        frozen: also parameters with `requires_grad=False`.
+
+    Raises:
+        ParameterError: nothing is left, a glob matches no parameter, or a parameter has no shape yet (lazy modules).
+    """
+    model = unwrapped(model)
+    names = _names_by_storage(model)
+    if include is None:
+        default = _kernel_storages(model)
+        included = {key for key in names if key in default}
+    else:
+        included = set(_chosen(names, include, "include"))
+    excluded = set() if exclude is None else set(_chosen(names, exclude, "exclude"))
+    parameters = {
+        aliases[0]: parameter
+        for key, (aliases, parameter) in names.items()
+        if key in included and key not in excluded and (frozen or parameter.requires_grad)
+    }
+    if not parameters:
+        unfrozen = "" if frozen else ", or pass frozen=True if its parameters are frozen"
+        raise ParameterError(
+            f"{type(model).__name__}: nothing to prune among {len(names)} parameters; "
+            f"choose some with include='*.weight'{unfrozen}"
+        )
+    return parameters
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside `torch.compile` and (Distributed)DataParallel wrappers, under whose names masks are kept."""
+    while True:
+        if "_orig_mod" in model._modules:
+            inner = model._modules["_orig_mod"]
+        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = model.module
+        else:
+            return model
+        assert isinstance(inner, nn.Module)
+        model = inner
+
+
+def named(model: nn.Module) -> dict[str, nn.Parameter]:
+    """All parameters of `model` under every one of their names (tied weights under each)."""
+    return dict(unwrapped(model).named_parameters(remove_duplicate=False))
+
+
+_Key = tuple[object, ...]
+
+
+def _storage(parameter: nn.Parameter) -> _Key:
+    """What is equal exactly for parameters over the same memory, transposed views included."""
+    if isinstance(parameter, nn.parameter.UninitializedParameter):
+        raise ParameterError("a lazy parameter has no shape yet: run the model once before pruning it")
+    if parameter.device.type == "meta" or parameter.numel() == 0:
+        return (id(parameter),)
+    return (parameter.untyped_storage().data_ptr(), parameter.storage_offset(), parameter.numel())
+
+
+def _names_by_storage(model: nn.Module) -> dict[_Key, tuple[list[str], nn.Parameter]]:
+    names: dict[_Key, tuple[list[str], nn.Parameter]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(_storage(parameter), ([], parameter))[0].append(name)
+    return names
+
+
+def _kernel_storages(model: nn.Module) -> set[_Key]:
+    kernels: set[_Key] = set()
+    others: set[_Key] = set()
+    for module in model.modules():
+        own = {name: p for name, p in module._parameters.items() if p is not None}
+        kernels.update(_storage(own[name]) for name in _kernel_names(module) if name in own)
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            others.add(_storage(module.weight))
+    return kernels - others
+
+
+def _kernel_names(module: nn.Module) -> Iterator[str]:
+    if isinstance(module, _KERNELS):
+        yield "weight"
+    elif isinstance(module, _RECURRENT):
+        yield from (name for name in module._parameters if name.startswith("weight_"))
+    elif isinstance(module, nn.MultiheadAttention):
+        yield from _ATTENTION
+
+
+def _chosen(names: dict[_Key, tuple[list[str], nn.Parameter]], choice: Choice, argument: str) -> Iterator[_Key]:
+    """Storages of which any name is chosen."""
+    if callable(choice):
+        for key, (aliases, parameter) in names.items():
+            if any(choice(alias, parameter) for alias in aliases):
+                yield key
+        return
+    for glob in [choice] if isinstance(choice, str) else choice:
+        matching = [key for key, (aliases, _) in names.items() if any(fnmatchcase(alias, glob) for alias in aliases)]
+        if not matching:
+            known = ", ".join(aliases[0] for aliases, _ in list(names.values())[:5])
+            raise ParameterError(f"{argument}={glob!r} matches no parameter; the model has {known}, …")
+        yield from matching

@@ -1,0 +1,75 @@
+"""Scores in, masks out: the pure function in which scorer, granularity and allocation meet."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from pruning.allocation import Allocation, Global, check_density
+from pruning.errors import AllocationError, MaskError
+from pruning.granularity import Granularity, Weights
+from pruning.masks import Masks
+from pruning.selection import check_finite
+
+Scores = dict[str, Tensor]
+
+
+def prune(
+    scores: Mapping[str, Tensor],
+    density: float | None,
+    granularity: Granularity | None = None,
+    allocation: Allocation | None = None,
+    within: Mapping[str, Tensor] | None = None,
+) -> Masks:
+    """Masks that keep the highest-scored units.
+
+    Args:
+        scores: parameter name → tensor of the parameter's shape, any real dtype; higher = keep.
+        density: share of units kept, in (0, 1], cumulative (of all units, not of those still alive). None only where
+            the allocation has a density of its own (`NofM`).
+        granularity: what is removed together; `Weights()` if None.
+        allocation: which units compete, and how many of each group stay; `Global()` if None.
+        within: earlier masks; only what they keep competes, so the result is a subset of them.
+
+    Returns:
+        Exactly `round_half_even(density · units)` kept units in every competing group. Ties: the earlier position.
+
+    Raises:
+        ScoreError: a score is NaN or infinite.
+        MaskError: `within` does not fit the scores.
+        AllocationError, GranularityError: the density cannot be met, or a tensor has no such units.
+    """
+    granularity = Weights() if granularity is None else granularity
+    allocation = Global() if allocation is None else allocation
+    if density is not None:
+        check_density(density)
+    if not scores:
+        raise AllocationError("no scores to prune by: an empty group has no units to keep")
+    for name, score in scores.items():
+        if score.numel() == 0:
+            raise AllocationError(f"{name}: an empty tensor has no units to keep: exclude it")
+        check_finite(name, score)
+    if within is not None:
+        _check_within(scores, within)
+    units = {
+        name: granularity.pool(name, score, None if within is None else within[name]) for name, score in scores.items()
+    }
+    chosen: dict[str, Tensor] = {}
+    for group in allocation.groups(units, density):
+        chosen.update(group.select(units))
+    masks = {name: granularity.expand(chosen[name], score.shape) for name, score in scores.items()}
+    if within is not None:
+        masks = {name: mask & within[name] for name, mask in masks.items()}
+    return Masks(masks)
+
+
+def _check_within(scores: Mapping[str, Tensor], within: Mapping[str, Tensor]) -> None:
+    if set(scores) != set(within):
+        odd = sorted(set(scores) ^ set(within))[0]
+        raise MaskError(f"{odd}: in only one of the scores and within=: score exactly the masked parameters")
+    for name, score in scores.items():
+        if within[name].dtype != torch.bool or within[name].shape != score.shape:
+            raise MaskError(
+                f"{name}: within= has {list(within[name].shape)} {within[name].dtype}, the scores have shape "
+                f"{list(score.shape)}: give bool masks of the scores' shapes"
+            )
