@@ -1,7 +1,7 @@
 """Accuracy against sparsity, as a paper could print it: every seed's mean and band, the dense network, nothing hidden.
 
 Figures are values: they are built from a summary without pyplot or any global state, and saved with their numbers.
-What such a figure should show follows Blalock et al. 2020, "What is the state of neural network pruning?", section 6.
+What one should show is what Blalock et al. 2020, "What is the state of neural network pruning?", recommend.
 """
 
 import math
@@ -123,6 +123,11 @@ def percent(density: float) -> str:
     return (text.rstrip("0").rstrip(".") if "." in text else text) + " %"
 
 
+def ratio(compression: float, times: str = TIMES) -> str:
+    """A compression ratio of at least 1 to three digits, or to the unit: "1.56×", "20×", "1,578×"."""
+    return (f"{compression:.3g}" if compression < 999.5 else f"{compression:,.0f}") + times
+
+
 # What is drawn
 
 
@@ -217,9 +222,9 @@ def _compression_axis(axes: list[Axes], summary: pd.DataFrame) -> None:
     with np.errstate(divide="ignore"):
         requested = 1 / finite["requested_density"].to_numpy(dtype=float)
     points = np.log(_points(requested, realised, 0.02 * realised))
-    ticks = np.exp(_apart(points, [max(_ratio(point), _percent(point), key=len) for point in np.exp(points)]))
+    ticks = np.exp(_apart(points, [max(ratio(point), _percent(point), key=len) for point in np.exp(points)]))
     axes[-1].set_xscale("log")  # the panels share scale, limits and ticks
-    _ticks(axes[-1], ticks, [_ratio(tick) for tick in ticks], np.exp(points))
+    _ticks(axes[-1], ticks, [ratio(tick) for tick in ticks], np.exp(points))
     if len(points):
         margin = 0.045 * (points[-1] - points[0]) or 1.0
         axes[-1].set_xlim(math.exp(points[0] - margin), math.exp(points[-1] + margin))
@@ -248,10 +253,6 @@ def _points(requested: np.ndarray, realised: np.ndarray, within: np.ndarray | fl
     """The operating points, sorted: the round numbers that were asked for, unless units are coarse and missed them."""
     near = bool((np.abs(requested - realised) <= within).all())
     return np.unique((requested if near else realised).round(9))
-
-
-def _ratio(compression: float) -> str:
-    return f"{compression:.3g}{TIMES}" if compression < 1000 else f"{compression:,.0f}{TIMES}"
 
 
 def _percent(compression: float) -> str:

@@ -82,7 +82,7 @@ def table(summary: pd.DataFrame, dense: Mapping[str, Interval], value: str, enco
             # What was asked for, once; what was got is in the figure and the .csv, and differs where units are coarse.
             place_in_sweep = ["", "", ""]
             if place == 0:
-                ratio = f"{1 / requested:.3g}{times}" if requested > 0 else "inf"
+                ratio = figures.ratio(1 / requested if requested > 0 else math.inf, times)
                 place_in_sweep = [f"{requested:.4g}", figures.percent(float(requested)), ratio]
             result.add_row(*place_in_sweep, Text(row.method), str(row.n), _mean(row, scale, sign))
     return result

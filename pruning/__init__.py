@@ -1,6 +1,6 @@
 """Which weights may go, and what is kept: scores in, masks out, exact to the last weight."""
 
-from pruning import scorers, schedules
+from pruning import schedules, scorers
 from pruning.evidence import Evidence
 from pruning.masks import Masks
 from pruning.parameters import prunable

@@ -23,7 +23,9 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 class Attachment:
     """Masks held on a model's parameters and its optimizers' state until `detach()` or the end of a `with` block."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor], optimizers: Iterable[Optimizer]):
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor], optimizers: Iterable[Optimizer]
+    ):
         """`masks` must fit `parameters`, name by name; `Masks.attach` has checked it."""
         self._held = [(parameters[name], _Bits(mask)) for name, mask in masks.items()]
         self._optimizers = tuple(optimizers)
@@ -78,7 +80,7 @@ class Attachment:
 
 
 class _Bits:
-    """A mask as integers, all ones or all zeros, of the width of what it is applied to; made once per width and device."""
+    """A mask as integers, all ones or all zeros, as wide as what it is applied to; made once per width and device."""
 
     def __init__(self, mask: Tensor):
         self._mask = mask
@@ -106,7 +108,7 @@ def _on_gradient(parameter: nn.Parameter, bits: _Bits) -> Callable[[], None]:
     frozen = not parameter.requires_grad
     if frozen:
         parameter.requires_grad_(True)
-    handle = parameter.register_post_accumulate_grad_hook(hook)
+    handle = parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]  # torch's own
     if frozen:
         parameter.requires_grad_(False)
     return handle.remove  # type: ignore[no-any-return]  # torch does not annotate its handle

@@ -161,7 +161,7 @@ def _pooled(scores: Tensor, alive: Tensor | None, dims: tuple[int, ...], pooling
     if alive is not None:
         scores = scores.masked_fill(~alive, 0.0)
     if pooling == "l2":
-        return torch.linalg.vector_norm(scores, 2, dims)
+        return scores.square().sum(dims).sqrt()
     total = scores.sum(dims)
     if pooling == "sum":
         return total

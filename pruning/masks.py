@@ -166,7 +166,9 @@ class Masks(Mapping[str, Tensor]):
         except (SafetensorError, OSError) as error:
             raise ArtefactError(f"{path}: cannot be read as masks ({error}): make it again") from error
         if metadata.get("format") != _FORMAT:
-            raise ArtefactError(f"{path}: is no file of masks (format {metadata.get('format')!r}): give one from save()")
+            raise ArtefactError(
+                f"{path}: is no file of masks (format {metadata.get('format')!r}): give one from save()"
+            )
         described = json.loads(metadata["masks"])
         if set(described) != set(packed):
             raise ArtefactError(f"{path}: its tensors are not those that its header lists: make it again")

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 
-from torch import nn
+from torch import Tensor, nn
 
 from pruning.errors import ParameterError
 
@@ -76,7 +76,7 @@ def named(model: nn.Module) -> dict[str, nn.Parameter]:
 _Key = tuple[object, ...]
 
 
-def _storage(parameter: nn.Parameter) -> _Key:
+def _storage(parameter: Tensor) -> _Key:
     """What is equal exactly for parameters over the same memory, transposed views included."""
     if isinstance(parameter, nn.parameter.UninitializedParameter):
         raise ParameterError("a lazy parameter has no shape yet: run the model once before pruning it")

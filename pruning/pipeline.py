@@ -11,8 +11,6 @@ from pruning.granularity import Granularity, Weights
 from pruning.masks import Masks
 from pruning.selection import check_finite
 
-Scores = dict[str, Tensor]
-
 
 def prune(
     scores: Mapping[str, Tensor],

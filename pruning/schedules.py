@@ -85,7 +85,7 @@ def _between(shape: Shape, progress: float, density: float, start: float) -> flo
     if shape == "linear":
         return start + (density - start) * progress
     if shape == "exponential":
-        return start * (density / start) ** progress
+        return start * math.pow(density / start, progress)
     if shape == "cubic":
         return density + (start - density) * (1.0 - progress) ** 3
     raise ScheduleError(f"shape {shape!r} is unknown: choose linear, exponential or cubic")

@@ -110,7 +110,7 @@ def _counts(
 def _write(scores: Sequence[Tensor], threshold: float, ties: int, alive: Sequence[Tensor] | None) -> list[Tensor]:
     """Masks of what lies above `threshold`, and of the first `ties` positions that equal it."""
     masks = [torch.empty(s.shape, dtype=torch.bool, device=s.device) for s in scores]
-    targets = (part for mask in masks for part in mask.view(-1).split(_chunk_size(mask)))
+    targets = (part for mask in masks for part in torch.split(mask.view(-1), _chunk_size(mask)))
     for (chunk, live), target in zip(_chunks(scores, alive, _common_dtype(scores)), targets, strict=True):
         torch.gt(chunk, threshold, out=target)
         if live is not None:
@@ -131,8 +131,8 @@ def _chunks(
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     for position, tensor in enumerate(scores):
         size = _chunk_size(tensor)
-        parts = tensor.detach().reshape(-1).split(size)
-        lives = [None] * len(parts) if alive is None else alive[position].reshape(-1).split(size)
+        parts = torch.split(tensor.detach().reshape(-1), size)
+        lives = [None] * len(parts) if alive is None else torch.split(alive[position].reshape(-1), size)
         for part, live in zip(parts, lives, strict=True):
             yield part.to(dtype), live
 

@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 
-from experiments.figures import accuracy, describe, percent, save
+from experiments.figures import TIMES, accuracy, describe, percent, ratio, save
 from experiments.statistics import Interval
 
 DENSITIES = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
@@ -316,6 +316,15 @@ def test_labels_of_values(value, label, scale):
 )
 def test_percent(density, text):
     assert percent(density) == text
+
+
+@pytest.mark.parametrize(
+    ("compression", "text"),
+    [(1, "1"), (2, "2"), (1.5625, "1.56"), (20, "20"), (86.736, "86.7"), (999.6, "1,000"), (1577.7, "1,578")],
+)
+def test_ratios(compression, text):
+    assert ratio(compression) == text + TIMES
+    assert ratio(math.inf, "x") == "infx"
 
 
 @given(st.floats(1e-9, 1))

@@ -53,14 +53,6 @@ def test_the_files_and_their_numbers(tmp_path, capsys):
         pd.testing.assert_frame_equal(rest.drop(columns="seeds"), summary.drop(columns="seeds"), check_dtype=False)
 
 
-def test_running_it_again_changes_nothing(tmp_path):
-    sweep(tmp_path)
-    main([str(tmp_path)])
-    first = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
-    main([str(tmp_path)])
-    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == first
-
-
 def test_another_value_and_another_folder(tmp_path, capsys):
     sweep(tmp_path / "runs")
     output = tmp_path / "not" / "there" / ("long" * 40)

@@ -1,0 +1,127 @@
+"""All that a scorer may look at, and the promise that looking leaves no trace."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pruning.errors import ScoreError
+
+Batch = Any
+"""Whatever the loss takes, mostly (inputs, targets). Its first tensor's first dimension counts the examples."""
+
+Scores = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a scorer sees.
+
+    Attributes:
+        model: in the mode (train or eval) in which it is to be scored; scorers do not change it.
+        parameters: the prunable ones, as `prunable` gives them.
+        batches: re-iterable; data-free scorers ignore it.
+        loss: mean over the batch.
+    """
+
+    model: nn.Module
+    parameters: Mapping[str, nn.Parameter]
+    batches: Iterable[Batch] = ()
+    loss: Callable[[nn.Module, Batch], Tensor] | None = None
+
+
+Scorer = Callable[[Evidence], Scores]
+
+
+def gradients(evidence: Evidence) -> Iterator[tuple[Scores, int]]:
+    """∂L/∂w of the mean loss on each batch, as (name → tensor in at least float32, examples in the batch).
+
+    Weights, gradients, buffers, train and eval flags and random state of the model are as before when the iterator is
+    exhausted or closed. A parameter that the loss does not reach has gradient 0.
+
+    Raises:
+        ScoreError: no loss, no batches, or batches that can be iterated only once.
+    """
+    if evidence.loss is None:
+        raise ScoreError("this scorer needs gradients: give Evidence a loss")
+    names, parameters = list(evidence.parameters), list(evidence.parameters.values())
+    seen = 0
+    with untouched(evidence.model, parameters):
+        for batch in evidence.batches:
+            seen += 1
+            with torch.enable_grad():
+                loss = evidence.loss(evidence.model, batch)
+                found = torch.autograd.grad(loss, parameters, allow_unused=True)
+            yield (
+                {
+                    name: torch.zeros_like(accumulated(p)) if g is None else accumulated(g)
+                    for name, p, g in zip(names, parameters, found, strict=True)
+                },
+                examples(batch),
+            )
+    if not seen:
+        raise ScoreError("this scorer needs data: batches is empty, or could be iterated only once (give a list)")
+
+
+def mean_gradient(evidence: Evidence) -> Scores:
+    """∂L/∂w of the mean loss over all examples, however the data are cut into batches. See `gradients`."""
+    total: Scores = {}
+    count = 0
+    for batch, size in gradients(evidence):
+        count += size
+        for name, gradient in batch.items():
+            total[name] = total[name].add_(gradient, alpha=size) if name in total else gradient * size
+    return {name: gradient.div_(count) for name, gradient in total.items()}
+
+
+@contextmanager
+def untouched(model: nn.Module, parameters: Iterable[nn.Parameter] = ()) -> Iterator[None]:
+    """Put buffers, gradients, flags and random state of `model` back afterwards; let `parameters` take gradients.
+
+    Buffers are copied back in place, so that whoever holds one still holds it.
+    """
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    modes = [(module, module.training) for module in model.modules()]
+    accumulated_before = [(p, p.grad) for p in model.parameters()]
+    frozen = [p for p in parameters if not p.requires_grad]
+    devices = sorted(
+        {t.device.index for t in model.parameters() if t.device.type == "cuda" and t.device.index is not None}
+    )
+    with torch.random.fork_rng(devices=devices):
+        try:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+            yield
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(False)
+            for module, training in modes:
+                module.training = training
+            for parameter, gradient in accumulated_before:
+                parameter.grad = gradient
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)
+
+
+def accumulated(tensor: Tensor) -> Tensor:
+    """`tensor`, detached, in at least float32: products of halves underflow (1e-3 · 1e-5 is 0 in float16)."""
+    tensor = tensor.detach()
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def examples(batch: Batch) -> int:
+    """How many examples `batch` holds: the first dimension of the first tensor in it."""
+    if isinstance(batch, Tensor):
+        return int(batch.shape[0]) if batch.dim() else 1
+    parts = batch.values() if isinstance(batch, Mapping) else batch
+    if isinstance(parts, Iterable) and not isinstance(parts, str | bytes):
+        for part in parts:
+            if isinstance(part, Tensor | Mapping | list | tuple):
+                return examples(part)
+    raise ScoreError(
+        f"a batch of type {type(batch).__name__} holds no tensor: give tensors, or tuples or dicts of them"
+    )

@@ -1,0 +1,18 @@
+"""The baseline that every scorer must beat."""
+
+import torch
+
+from pruning.evidence import Evidence, Scores
+
+
+def random(evidence: Evidence, seed: int = 0) -> Scores:
+    """u ~ U(0, 1), float32, a function of `seed` and the tensors' order and shapes alone. Needs no data.
+
+    Drawn on the CPU, so that every device sees the same scores; torch's global random state is not touched. With the
+    same seed the scores of later rounds are the same, so masks are nested.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.rand(weight.shape, generator=generator).to(weight.device)
+        for name, weight in evidence.parameters.items()
+    }
