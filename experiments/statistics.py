@@ -15,7 +15,7 @@ from scipy import stats
 from experiments.records import baselines, methods, require
 from pruning.errors import RecordsError
 
-INCIDENTAL = frozenset({"format", "run", "level", "seconds", "threads", "versions", "config"})
+INCIDENTAL = frozenset({"format", "run", "level", "seconds", "threads", "device", "versions", "config"})
 """Keys of a row that may differ between two records of the same measurement."""
 
 

@@ -200,8 +200,8 @@ def test_two_models_or_data_sets_are_never_averaged(key):
 
 def test_a_seed_counts_once():
     """Two sweeps that share a density: the same measurement under two names, once quicker, with other versions."""
-    again = {"run": "again", "level": 4, "seconds": 9.0, "threads": 2, "versions": {"torch": "3"}}
-    first = {"threads": 1, "versions": {"torch": "2"}}
+    again = {"run": "again", "level": 4, "seconds": 9.0, "threads": 2, "device": "cuda", "versions": {"torch": "3"}}
+    first = {"threads": 1, "device": "cpu", "versions": {"torch": "2"}}
     rows = [row(seed=0, accuracy=0.9, **first), row(seed=0, accuracy=0.9, **again), row(seed=1, accuracy=0.8, **first)]
     found = summarise(frame(*rows)).iloc[0]
     assert (found["n"], found["seeds"], found["mean"]) == (2, (0, 1), pytest.approx(0.85))

@@ -1,0 +1,185 @@
+"""The configuration: its schema, and the checks that a schema cannot make. Hydra composes it, nothing else reads YAML.
+
+A field that is not here is an error on the command line, also with a plus sign. Groups whose options depend on their
+target (scorer, model, …) are open: their targets' own signatures are checked instead, before anything is computed.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.utils import get_object, instantiate
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from pruning.allocation import check_density
+from pruning.errors import ConfigurationError, PruningError
+
+
+@dataclass
+class Training:
+    """How dense networks are trained, and what recovery shares with it; see `experiments.training.Recipe`."""
+
+    epochs: int = 30
+    batch_size: int = 60
+    accumulate: int = 1
+    clip: float | None = None
+    label_smoothing: float = 0.0
+    best_on_validation: bool = False
+    precision: str = "no"
+
+
+@dataclass
+class Scoring:
+    """The data that scorers see: `examples` of the training part (None: all), and the model's mode."""
+
+    examples: int | None = None
+    batch_size: int = 100
+    mode: str = "eval"
+
+
+@dataclass
+class Recovery:
+    """What follows a pruning: `epochs` at the `last` learning rate of training, or with its schedule in `replay`.
+
+    `rounds`: after `every` round, or only after the `last` of a density.
+    """
+
+    learning_rate: str = "last"
+    epochs: int = 10
+    rounds: str = "every"
+
+
+@dataclass
+class Configuration:
+    """Everything that a run depends on."""
+
+    data: dict[str, Any] = MISSING
+    model: dict[str, Any] = MISSING
+    optimizer: dict[str, Any] = MISSING
+    learning_rate: dict[str, Any] = MISSING
+    scorer: dict[str, Any] = MISSING
+    granularity: dict[str, Any] = MISSING
+    allocation: dict[str, Any] = MISSING
+    schedule: dict[str, Any] = MISSING
+    tracker: dict[str, Any] = MISSING
+    training: Training = field(default_factory=Training)
+    scoring: Scoring = field(default_factory=Scoring)
+    recovery: Recovery = field(default_factory=Recovery)
+    include: Any = None
+    exclude: Any = None
+    density: Any = 0.1
+    when: str = "trained"
+    seed: int = 0
+    name: str = "default"
+    folder: str = "runs/${name}"
+    store: str = "runs/store"
+    threads: str = "auto"
+    device: str = "auto"
+    experiment: str | None = None
+
+
+_CHOICES = {
+    "when": ("init", "trained"),
+    "scoring.mode": ("train", "eval"),
+    "recovery.learning_rate": ("last", "replay"),
+    "recovery.rounds": ("every", "last"),
+    "training.precision": ("no", "bf16", "fp16"),
+    "device": ("auto", "cpu"),
+}
+_AT_LEAST = {
+    "training.epochs": 0,
+    "training.batch_size": 1,
+    "training.accumulate": 1,
+    "scoring.examples": 1,
+    "scoring.batch_size": 1,
+    "recovery.epochs": 0,
+    "seed": 0,
+}
+
+
+def checked(config: DictConfig) -> dict[str, Any]:
+    """`config` as plain, resolved data, after the checks. Raises `ConfigurationError`, naming the field."""
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(plain, dict)
+    for name, choices in _CHOICES.items():
+        value = _at(plain, name)
+        if value not in choices:
+            raise ConfigurationError(f"{name}={value}: choose {' or '.join(choices)}")
+    for name, least in _AT_LEAST.items():
+        value = _at(plain, name)
+        if value is not None and value < least:
+            raise ConfigurationError(f"{name}={value}: give at least {least}")
+    if not 0.0 <= plain["training"]["label_smoothing"] < 1.0:
+        raise ConfigurationError(f"training.label_smoothing={plain['training']['label_smoothing']}: give one in [0, 1)")
+    clip = plain["training"]["clip"]
+    if clip is not None and clip <= 0:
+        raise ConfigurationError(f"training.clip={clip}: give the largest gradient norm, above 0, or null")
+    if plain["threads"] != "auto" and not (plain["threads"].isdigit() and int(plain["threads"]) > 0):
+        raise ConfigurationError(f"threads={plain['threads']}: give a number of at least 1, or auto")
+    densities(plain)
+    for group in ("scorer", "granularity", "allocation", "schedule", "learning_rate", "model", "optimizer", "tracker"):
+        _check_target(group, plain[group])
+    _check_target("data.load", plain["data"].get("load") or {})
+    return plain
+
+
+def densities(config: Mapping[str, Any]) -> tuple[float | None, ...]:
+    """The densities asked for, highest first; (None,) for an allocation with a density of its own."""
+    asked = config["density"]
+    if asked is None:
+        return (None,)
+    many = asked if isinstance(asked, list) else [asked]
+    if not many:
+        raise ConfigurationError("density=[]: give at least one density")
+    found = [check_density(value) for value in many]
+    if len(set(found)) < len(found):
+        raise ConfigurationError(f"density={asked}: a density comes twice; give each once")
+    return tuple(sorted(found, reverse=True))
+
+
+def built(group: str, config: Mapping[str, Any], **arguments: Any) -> Any:
+    """The object that a group's `_target_` makes; a failure of the target itself becomes a `ConfigurationError`."""
+    try:
+        return instantiate(dict(config), _convert_="all", **arguments)
+    except Exception as error:
+        cause = error.__cause__
+        if cause is None or type(error).__module__.split(".")[0] != "hydra":
+            raise
+        if isinstance(cause, PruningError | OSError):
+            raise cause from None
+        raise ConfigurationError(f"{group}={config.get('_target_')}: {type(cause).__name__}: {cause}") from error
+
+
+def short_name(config: Mapping[str, Any]) -> str:
+    """The last part of a group's target: pruning.scorers.magnitude → magnitude."""
+    return str(config["_target_"]).rsplit(".", 1)[-1]
+
+
+def _at(config: Mapping[str, Any], name: str) -> Any:
+    value: Any = config
+    for part in name.split("."):
+        value = value[part]
+    return value
+
+
+def _check_target(group: str, config: Mapping[str, Any]) -> None:
+    target = config.get("_target_")
+    if not isinstance(target, str):
+        raise ConfigurationError(f"{group}: has no _target_; choose a file of conf/{group}/, or give {group}._target_")
+    try:
+        function: Callable[..., Any] = get_object(target)
+    except Exception as error:  # whatever importing a user's module may raise
+        reason = str(error).strip().splitlines()[-1]
+        raise ConfigurationError(f"{group}._target_={target}: cannot be imported ({reason}): check the path") from error
+    keywords = [key for key in config if not key.startswith("_")]
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return
+    known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    for key in keywords:
+        if key not in known:
+            raise ConfigurationError(f"{group}.{key}: {target} has no such option; it takes {', '.join(known)}")

@@ -1,0 +1,117 @@
+"""python -m experiments.run: one run, or with -m a sweep. It reads as the algorithm; the rest serves it.
+
+    python -m experiments.run scorer=magnitude density=0.1
+    python -m experiments.run -m scorer=magnitude,taylor seed=0,1,2 hydra/launcher=joblib
+
+The rows of a run go to <folder>/<run>/rows.jsonl. The same command again resumes, or does nothing.
+"""
+
+import logging
+import os
+import sys
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments import records, stages
+from experiments.configuration import Configuration, built, checked, densities, short_name
+from experiments.setting import Setting
+from experiments.stages import Level
+from experiments.store import Store, identity_key
+from experiments.tracking import Guarded
+from pruning.errors import PruningError
+
+log = logging.getLogger("experiments")
+ConfigStore.instance().store(name="schema", node=Configuration)
+
+
+def run(setting: Setting, folder: Path, name: str) -> list[dict[str, Any]]:
+    """All levels of a run; their rows, which are also in `folder`/rows.jsonl after each level."""
+    config = setting.config
+    tracker = Guarded(built("tracker", config["tracker"]))
+    tracker.start(name, config)
+    rows: list[dict[str, Any]] = []
+
+    def report(network: stages.Network, level: Level) -> None:
+        row = stages.evaluate(setting, network, level, dense)
+        rows.append({"format": records.FORMAT, "run": name, **row, "config": config})
+        records.write(folder, rows)
+        tracker.row(row)
+        log.info("%s: density %.4g, test accuracy %.4f", name, row["density"], row["test_accuracy"])
+
+    scoring = lru_cache(maxsize=1)(partial(stages.score, setting))  # densities that branch from one network share it
+    dense = stages.dense(setting)
+    report(dense, Level(0, 0, 0, 1.0, 1.0))
+    schedule = built("schedule", config["schedule"])
+    for target in densities(config):
+        network = stages.initial(setting) if config["when"] == "init" else dense
+        steps = (None,) if target is None else schedule(target)[1:]
+        for number, density in enumerate(steps, start=1):
+            network = stages.prune(setting, network, density, scoring)
+            if number == len(steps) or config["recovery"]["rounds"] == "every":
+                network = stages.recover(setting, network)
+                report(network, Level(len(rows), number, len(steps), density, target))
+    tracker.finish()
+    return rows
+
+
+def _job(config: DictConfig) -> None:
+    """One job of Hydra's: set threads and folder, then run."""
+    plain = checked(config)
+    jobs = _parallel_jobs()
+    torch.set_num_threads(max(1, _cores() // jobs) if plain["threads"] == "auto" else int(plain["threads"]))
+    bookkeeping = {"folder", "store", "name", "threads", "device", "tracker", "experiment"}
+    identity = {key: value for key, value in plain.items() if key not in bookkeeping}
+    parts = (short_name(plain["scorer"]), short_name(plain["model"]), plain["data"]["name"], f"seed{plain['seed']}")
+    name = "-".join((*parts, identity_key(identity)[:8]))
+    folder = Path(plain["folder"]) / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(plain)))
+    run(Setting(plain, Store(Path(plain["store"])), alone=jobs == 1), folder, name)
+
+
+def _parallel_jobs() -> int:
+    """How many jobs of this sweep run at once on this machine, by the launcher's own setting."""
+    if not HydraConfig.initialized():
+        return 1
+    jobs = HydraConfig.get().launcher.get("n_jobs", 1)
+    return _cores() if jobs in (None, -1) else max(1, int(jobs))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def main() -> int:
+    """The command line: what a user can mend is one line on standard error and exit code 1, never a traceback."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands its errors on; they are told in one line here
+    try:
+        hydra.main(config_path="../conf", config_name="config", version_base="1.3")(_job)()
+    except (PruningError, HydraException, OmegaConfBaseException) as error:
+        return _told(str(error))
+    except OSError as error:
+        if error.filename is None and error.strerror is None:
+            raise
+        return _told(
+            f"{error.filename or 'disk'}: {error.strerror}: make room or give access, or set folder= and store="
+        )
+    except KeyboardInterrupt:
+        return _told("interrupted: what is finished is kept, repeat the command to go on")
+    return 0
+
+
+def _told(message: str) -> int:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

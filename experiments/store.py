@@ -1,0 +1,160 @@
+"""Artefacts addressed by the configuration that determines them: made once, whole or not at all, checked when read.
+
+An artefact is a folder `<root>/<kind>/<key>/` with a manifest that names format, kind, identity and, for every file,
+its size and SHA-256. It is written into a temporary folder and renamed when complete. A lock makes two processes that
+need the same artefact make it once; the operating system drops the lock of a process that dies.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from filelock import FileLock
+
+from pruning.errors import ArtefactError
+
+FORMAT = "experiments.artefact/1"
+_MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A complete artefact on disk."""
+
+    kind: str
+    key: str
+    folder: Path
+
+    def file(self, name: str) -> Path:
+        """The path of one of its files, after checking size and SHA-256. Raises `ArtefactError`."""
+        path = self.folder / name
+        expected = _manifest(self.folder)["files"].get(name)
+        if expected is None:
+            raise ArtefactError(f"{self.folder}: holds no {name}; {_mend(self.folder)}")
+        try:
+            found = _described(path)
+        except OSError as error:
+            raise ArtefactError(f"{path}: {error.strerror or error}; {_mend(self.folder)}") from error
+        if found != expected:
+            raise ArtefactError(
+                f"{path}: damaged: {found['bytes']} bytes, checksum {found['sha256'][:12]}…, written were "
+                f"{expected['bytes']} bytes, {expected['sha256'][:12]}…; {_mend(self.folder)}"
+            )
+        return path
+
+    def json(self, name: str) -> Any:
+        """The content of a checked JSON file."""
+        return json.loads(self.file(name).read_text())
+
+    @property
+    def bytes(self) -> int:
+        """What its files take on disk, without the manifest."""
+        return sum(int(entry["bytes"]) for entry in _manifest(self.folder)["files"].values())
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of artefacts."""
+
+    root: Path
+
+    def obtain(self, kind: str, identity: Mapping[str, Any], make: Callable[[Path], None]) -> Artefact:
+        """The artefact of `identity`; if it is not there, `make(folder)` writes its files first.
+
+        Args:
+            identity: plain data (JSON) that determines the content; its hash is the key.
+
+        Raises:
+            ArtefactError: what lies there is damaged, foreign or of another format.
+            OSError: it cannot be written (read-only, full). Then nothing is left behind.
+        """
+        key = identity_key(identity)
+        artefact = Artefact(kind, key, self.root / kind / key)
+        if artefact.folder.is_dir():
+            _check(artefact, identity)
+            return artefact
+        locks = self.root / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        with FileLock(locks / f"{kind}-{key}.lock"):
+            if not artefact.folder.is_dir():  # another process may have made it meanwhile
+                self._make(artefact, identity, make)
+        _check(artefact, identity)
+        return artefact
+
+    def _make(self, artefact: Artefact, identity: Mapping[str, Any], make: Callable[[Path], None]) -> None:
+        unfinished = self.root / "unfinished"
+        unfinished.mkdir(exist_ok=True)
+        prefix = f"{artefact.kind}-{artefact.key}-"
+        for left in unfinished.glob(f"{prefix}*"):  # of a process that was killed: we hold its lock now
+            shutil.rmtree(left, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=unfinished))
+        try:
+            make(folder)
+            files = {path.name: _described(path) for path in sorted(folder.iterdir())}
+            manifest = {"format": FORMAT, "kind": artefact.kind, "identity": identity, "files": files}
+            (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
+            for path in folder.iterdir():
+                _sync(path)
+            _sync(folder)
+            artefact.folder.parent.mkdir(exist_ok=True)
+            folder.rename(artefact.folder)
+            _sync(artefact.folder.parent)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def identity_key(identity: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits of the SHA-256 of `identity` as canonical JSON."""
+    return hashlib.sha256(_canonical(identity).encode()).hexdigest()[:16]
+
+
+def _canonical(identity: Mapping[str, Any]) -> str:
+    return json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text())
+    except OSError as error:
+        raise ArtefactError(f"{folder}: no readable manifest ({error.strerror}); {_mend(folder)}") from error
+    except ValueError as error:
+        raise ArtefactError(f"{folder / _MANIFEST}: cut or damaged; {_mend(folder)}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ArtefactError(f"{folder}: not an artefact of format {FORMAT}; {_mend(folder)}")
+    return manifest
+
+
+def _check(artefact: Artefact, identity: Mapping[str, Any]) -> None:
+    manifest = _manifest(artefact.folder)
+    if manifest.get("kind") != artefact.kind or _canonical(manifest.get("identity", {})) != _canonical(identity):
+        raise ArtefactError(f"{artefact.folder}: belongs to another configuration; {_mend(artefact.folder)}")
+
+
+def _described(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": _sha256(file)}
+
+
+def _sha256(file: BinaryIO) -> str:
+    digest = hashlib.sha256()  # hashlib.file_digest needs Python 3.11
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _mend(folder: Path) -> str:
+    return f"remove it with `rm -r {folder}` and repeat the command to make it again"
