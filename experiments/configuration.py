@@ -6,7 +6,7 @@ target (scorer, model, …) are open: their targets' own signatures are checked 
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hydra.utils import get_object, instantiate
@@ -102,6 +102,7 @@ def checked(config: DictConfig) -> dict[str, Any]:
     """`config` as plain, resolved data, after the checks. Raises `ConfigurationError`, naming the field."""
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
+    _check_fields(plain)
     for name, choices in _CHOICES.items():
         value = _at(plain, name)
         if value not in choices:
@@ -154,6 +155,19 @@ def built(group: str, config: Mapping[str, Any], **arguments: Any) -> Any:
 def short_name(config: Mapping[str, Any]) -> str:
     """The last part of a group's target: pruning.scorers.magnitude → magnitude."""
     return str(config["_target_"]).rsplit(".", 1)[-1]
+
+
+def _check_fields(config: Mapping[str, Any]) -> None:
+    """A field that no schema knows is a misspelt one: it would be silently without effect."""
+    parts = {"": (config, Configuration), "training.": (config["training"], Training)}
+    parts |= {"scoring.": (config["scoring"], Scoring), "recovery.": (config["recovery"], Recovery)}
+    for prefix, (part, schema) in parts.items():
+        known = [entry.name for entry in fields(schema)]
+        for key in part:
+            if key not in known:
+                raise ConfigurationError(
+                    f"{prefix}{key}: is no field of the configuration; there are {', '.join(known)}"
+                )
 
 
 def _at(config: Mapping[str, Any], name: str) -> Any:

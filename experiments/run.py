@@ -30,6 +30,7 @@ from experiments.tracking import Guarded
 from pruning.errors import PruningError
 
 log = logging.getLogger("experiments")
+_CONF = Path(__file__).resolve().parents[1] / "conf"
 ConfigStore.instance().store(name="schema", node=Configuration)
 
 
@@ -64,7 +65,15 @@ def run(setting: Setting, folder: Path, name: str) -> list[dict[str, Any]]:
 
 
 def _job(config: DictConfig) -> None:
-    """One job of Hydra's: set threads and folder, then run."""
+    """One job of Hydra's. A user's mistake is told here, in the process where it happened, and ends it with code 1."""
+    try:
+        _prepared(config)
+    except (PruningError, OSError) as error:
+        raise SystemExit(_told(_line(error))) from None
+
+
+def _prepared(config: DictConfig) -> None:
+    """Set threads and folder, then run."""
     plain = checked(config)
     jobs = _parallel_jobs()
     torch.set_num_threads(max(1, _cores() // jobs) if plain["threads"] == "auto" else int(plain["threads"]))
@@ -101,18 +110,19 @@ def main() -> int:
     """The command line: what a user can mend is one line on standard error and exit code 1, never a traceback."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands its errors on; they are told in one line here
     try:
-        hydra.main(config_path="../conf", config_name="config", version_base="1.3")(_job)()
+        hydra.main(config_path=str(_CONF), config_name="config", version_base="1.3")(_job)()
     except (PruningError, HydraException, OmegaConfBaseException) as error:
         return _told(str(error))
-    except OSError as error:
-        if error.filename is None and error.strerror is None:
-            raise
-        return _told(
-            f"{error.filename or 'disk'}: {error.strerror}: make room or give access, or set folder= and store="
-        )
     except KeyboardInterrupt:
         return _told("interrupted: what is finished is kept, repeat the command to go on")
     return 0
+
+
+def _line(error: Exception) -> str:
+    if isinstance(error, OSError):
+        where = error.filename or "the disk"
+        return f"{where}: {error.strerror or error}: make room or give access, or set folder= and store="
+    return str(error)
 
 
 def _told(message: str) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -228,7 +229,10 @@ def _save(folder: Path, model: nn.Module, masks: Masks | None, history: list[dic
     if masks is not None:
         masks.to("cpu").save(folder / _MASKS)
         state |= {name: state[name][mask.cpu()] for name, mask in masks.items()}
-    save_file(state, folder / _WEIGHTS)
+    try:
+        save_file(state, folder / _WEIGHTS)
+    except SafetensorError as error:  # the library's own word for a full disk
+        raise OSError(f"{folder / _WEIGHTS}: cannot be written ({error})") from error
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     for epoch in history:
         epoch["loss"] = _finite(epoch["loss"])

@@ -17,6 +17,7 @@ from experiments.data import Examples
 from experiments.progress import Progress
 from experiments.seeding import derived_seed, generator
 from pruning import Masks
+from pruning.errors import ConfigurationError
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 _EVALUATION_BATCH = 1000
@@ -90,7 +91,10 @@ def train(
     """Train `model` in place, under `masks` if given; its removed weights are zero at the end. The epochs' records."""
     device = accelerated.device
     model.to(device)
-    optimizer = recipe.optimizer(p for p in model.parameters() if p.requires_grad)
+    try:
+        optimizer = recipe.optimizer(p for p in model.parameters() if p.requires_grad)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"optimizer: {error}: check its options") from error
     base_rates = [group["lr"] for group in optimizer.param_groups]
     examples, validation = examples.to(device), validation.to(device)
     total = recipe.epochs * math.ceil(len(examples) / recipe.batch_size)

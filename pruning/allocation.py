@@ -118,6 +118,7 @@ class Global:
     minimum: int = 0
 
     def groups(self, units: Mapping[str, Units], density: float | None) -> list[Competition]:
+        _check_minimum(self.minimum)
         total = sum(u.scores.numel() for u in units.values())
         return [Group(tuple(units), kept_count(_given(density), total), self.minimum)]
 
@@ -244,9 +245,13 @@ def _given(density: float | None) -> float:
     return check_density(density)
 
 
+def _check_minimum(minimum: int) -> None:
+    if isinstance(minimum, bool) or not isinstance(minimum, int) or minimum < 0:
+        raise AllocationError(f"minimum={minimum!r}: give how many units a tensor keeps at least, from 0")
+
+
 def _each_tensor(units: Mapping[str, Units], densities: Mapping[str, float], minimum: int) -> list[Competition]:
-    if minimum < 0:
-        raise AllocationError(f"minimum={minimum}: give how many units a tensor keeps at least, from 0")
+    _check_minimum(minimum)
     found: list[Competition] = []
     for name, unit in units.items():
         keep = kept_count(densities[name], unit.scores.numel())

@@ -1,9 +1,9 @@
 """A pruned weight does not exist: hold masks through training, whatever the optimizer does.
 
 Gradients are masked as soon as they are accumulated, so clipping, scaling and all-reduce see what the removed network
-would see; after every step the weights are masked, so nothing that mixes entries brings one back; optimizer state is
-masked when it could remember a removed weight: at the start, after loading, and, for optimizers other than torch's
-own, after every step. (torch's own keep a zero moment at zero while weight and gradient are zero.)
+would see. Where weight, gradient and state are zero, the element-wise optimizers of torch.optim leave them zero; so
+weights and state are masked at the start, after loading, and where somebody else changed the weights. After steps of
+any other optimizer, which may mix entries, weights and state are masked every time.
 
 Masking is a bitwise AND with all ones or all zeros: as fast as a multiplication in the tensor's own dtype, and unlike
 it right for infinities, NaN and minus zero.
@@ -17,6 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+_ELEMENTWISE = frozenset(
+    getattr(torch.optim, name)
+    for name in (
+        *("SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "Adadelta", "Adamax", "NAdam", "RAdam", "Rprop", "ASGD"),
+        *("LBFGS", "Adafactor"),  # sums over entries scale their updates, but an entry of zeros still gets zero
+    )
+    if hasattr(torch.optim, name)
+)
+"""Optimizers that leave an entry at zero while its weight, gradient and state are zero; subclasses are not trusted."""
+
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -29,17 +39,22 @@ class Attachment:
         """`masks` must fit `parameters`, name by name; `Masks.attach` has checked it."""
         self._held = [(parameters[name], _Bits(mask)) for name, mask in masks.items()]
         self._optimizers = tuple(optimizers)
+        self._trusted = {id(optimizer): _keeps_zeros(optimizer) for optimizer in self._optimizers}
         self._removers: list[Callable[[], None]] = []
         for parameter, bits in self._held:
             self._removers.append(_on_gradient(parameter, bits))
         for optimizer in self._optimizers:
+            self._removers.append(optimizer.register_step_pre_hook(self._before_step).remove)
             self._removers.append(optimizer.register_step_post_hook(self._after_step).remove)
             self._removers.append(optimizer.register_load_state_dict_post_hook(self._mask_state).remove)
         self.apply_()
 
     @torch.no_grad()
     def apply_(self) -> None:
-        """Mask weights, gradients and optimizer state now; call it after changing weights by hand."""
+        """Mask weights, gradients and optimizer state now; call it after writing through `parameter.data`.
+
+        Other changes by hand (in-place operations, `load_state_dict`) are noticed, and masked, at the next step.
+        """
         self._mask_weights()
         for parameter, bits in self._held:
             if parameter.grad is not None:
@@ -60,50 +75,87 @@ class Attachment:
     ) -> None:
         self.detach()
 
-    @torch.no_grad()
+    def _before_step(self, *_: Any) -> None:
+        if self._versions() != self._seen:
+            self._mask_weights()
+
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
-        self._mask_weights()
-        if not type(optimizer).__module__.startswith("torch.optim."):
+        if self._trusted[id(optimizer)]:
+            self._seen = self._versions()
+        else:
+            self._mask_weights()
             self._mask_state(optimizer)
+
+    def _versions(self) -> list[int]:
+        """What changes when somebody writes to a parameter: torch's counters of in-place operations, the addresses."""
+        return [number for p, _ in self._held for number in (p._version, p.data_ptr())]
 
     def _mask_weights(self) -> None:
         for parameter, bits in self._held:
             bits.mask_(parameter.data)
+        self._seen = self._versions()
 
     @torch.no_grad()
     def _mask_state(self, optimizer: Optimizer) -> None:
         """Zero what the optimizer remembers of removed weights: all its state tensors of the parameter's shape."""
+        if isinstance(optimizer, torch.optim.LBFGS):
+            self._forget_removed(optimizer)
+            return
         for parameter, bits in self._held:
             for value in optimizer.state.get(parameter, {}).values():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     bits.mask_(value)
 
+    def _forget_removed(self, optimizer: torch.optim.LBFGS) -> None:
+        """Start the history anew if it knows a removed weight: its curvatures cannot be taken apart."""
+        masks = {id(parameter): bits.mask for parameter, bits in self._held}
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        kept = [masks.get(id(p), torch.ones(p.shape, dtype=torch.bool)) for p in parameters]
+        removed = ~torch.cat([mask.reshape(-1).to(parameters[0].device) for mask in kept])
+        state = optimizer.state.get(parameters[0], {})
+        vectors = [state.get("d"), state.get("prev_flat_grad"), *state.get("old_dirs", ()), *state.get("old_stps", ())]
+        if any(vector is not None and bool(vector[removed].any()) for vector in vectors):
+            optimizer.state.clear()
+
+
+def _keeps_zeros(optimizer: Optimizer) -> bool:
+    """Whether a step leaves an entry at zero that has no weight, gradient and state: not if it may divide 0 by 0."""
+    if type(optimizer) not in _ELEMENTWISE:
+        return False
+    for group in optimizer.param_groups:
+        eps = group.get("eps", 1.0)
+        half = any(p.dtype == torch.float16 for p in group["params"])
+        if isinstance(eps, float | int) and eps < (1e-7 if half else 1e-37):
+            return False
+    return True
+
 
 class _Bits:
-    """A mask as integers, all ones or all zeros, as wide as what it is applied to; made once per width and device."""
+    """A mask as integers, all ones or all zeros, as wide as what it is applied to; made anew when that changes."""
 
     def __init__(self, mask: Tensor):
-        self._mask = mask
-        self._made: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+        self.mask = mask
+        self._dtype: torch.dtype | None = None
+        self._integer = torch.int32
+        self._bits = mask
 
     def mask_(self, tensor: Tensor) -> None:
-        if tensor.layout != torch.strided or tensor.dtype.is_complex:
-            tensor.mul_(self._mask.to(tensor.device))
-            return
-        integer = _INTEGERS[tensor.element_size()]
-        bits = self._made.get((integer, tensor.device))
-        if bits is None:
-            bits = -self._mask.to(device=tensor.device, dtype=integer)
-            self._made[(integer, tensor.device)] = bits
-        tensor.view(integer).bitwise_and_(bits)
+        if tensor.dtype is not self._dtype or tensor.device != self._bits.device:
+            if tensor.dtype.is_complex or tensor.layout is not torch.strided:
+                tensor.mul_(self.mask.to(tensor.device))
+                return
+            self._dtype, self._integer = tensor.dtype, _INTEGERS[tensor.element_size()]
+            self._bits = -self.mask.to(device=tensor.device, dtype=self._integer)
+        tensor.view(self._integer).bitwise_and_(self._bits)
 
 
 def _on_gradient(parameter: nn.Parameter, bits: _Bits) -> Callable[[], None]:
     """Mask the gradient whenever it has been accumulated; a frozen parameter is covered for when it thaws."""
 
     def hook(accumulated: Tensor) -> None:
-        if accumulated.grad is not None:
-            bits.mask_(accumulated.grad)
+        gradient = accumulated.grad
+        if gradient is not None:
+            bits.mask_(gradient)
 
     frozen = not parameter.requires_grad
     if frozen:

@@ -81,8 +81,10 @@ def mean_gradient(evidence: Evidence) -> Scores:
 def untouched(model: nn.Module, parameters: Iterable[nn.Parameter] = ()) -> Iterator[None]:
     """Put buffers, gradients, flags and random state of `model` back afterwards; let `parameters` take gradients.
 
-    Buffers are copied back in place, so that whoever holds one still holds it.
+    Buffers are copied back in place, so that whoever holds one still holds it; those that a module assigned anew, as
+    moving averages do, are given back.
     """
+    assigned = [(module, dict(module._buffers)) for module in model.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     modes = [(module, module.training) for module in model.modules()]
     accumulated_before = [(p, p.grad) for p in model.parameters()]
@@ -94,6 +96,8 @@ def untouched(model: nn.Module, parameters: Iterable[nn.Parameter] = ()) -> Iter
         try:
             for parameter in frozen:
                 parameter.requires_grad_(True)
+            for parameter, _ in accumulated_before:
+                parameter.grad = None  # a backward pass would add to a gradient that exists, in place
             yield
         finally:
             for parameter in frozen:
@@ -102,6 +106,9 @@ def untouched(model: nn.Module, parameters: Iterable[nn.Parameter] = ()) -> Iter
                 module.training = training
             for parameter, gradient in accumulated_before:
                 parameter.grad = gradient
+            for module, owned in assigned:
+                module._buffers.clear()
+                module._buffers.update(owned)
             with torch.no_grad():
                 for buffer, before in buffers:
                     buffer.copy_(before)

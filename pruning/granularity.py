@@ -131,7 +131,7 @@ class Vectors:
             )
         others = tuple(d for d in range(scores.dim()) if d not in self.dim)
         if not others:
-            return Units(scores, alive, scores.shape)
+            return Units(scores.abs() if self.pooling == "l2" else scores, alive, scores.shape)
         lives = None if alive is None else alive.sum(others) > 0
         return Units(_pooled(scores, alive, others, self.pooling), lives, scores.shape)
 
@@ -161,7 +161,9 @@ def _pooled(scores: Tensor, alive: Tensor | None, dims: tuple[int, ...], pooling
     if alive is not None:
         scores = scores.masked_fill(~alive, 0.0)
     if pooling == "l2":
-        return scores.square().sum(dims).sqrt()
+        # squares leave the range of the scores' type long before the scores do, so each unit is scaled by its largest
+        peak = scores.abs().amax(dims, keepdim=True).clamp(min=torch.finfo(scores.dtype).tiny)
+        return (scores / peak).square().sum(dims, keepdim=True).sqrt().mul(peak).squeeze(dims)
     total = scores.sum(dims)
     if pooling == "sum":
         return total

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from os import PathLike
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.optim import Optimizer
 
 from pruning.attachment import Attachment
 from pruning.errors import ArtefactError, MaskError
-from pruning.parameters import named
+from pruning.parameters import named, storage
 
 _FORMAT = "pruning.masks/1"
 
@@ -143,13 +144,23 @@ class Masks(Mapping[str, Tensor]):
         Raises:
             MaskError: the masks do not fit, or a masked parameter is on the meta device.
         """
-        return Attachment(self._fitting(model), self, optimizers)
+        parameters = self._fitting(model)
+        for name in self:
+            if parameters[name].device.type == "meta":
+                raise MaskError(
+                    f"{name}: is on the meta device: give it memory (model.to_empty) before attaching masks"
+                )
+        return Attachment(parameters, {**self, **self._of_other_views(parameters)}, optimizers)
 
     def save(self, path: str | PathLike[str]) -> None:
         """One bit a weight, as safetensors, with names, shapes and counts; `OSError` if it cannot be written."""
         counts = {line.name: {"shape": line.shape, "kept": line.kept} for line in self.table()}
         packed = {name: torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1))) for name, mask in self.items()}
-        save_file(packed, path, {"format": _FORMAT, "masks": json.dumps(counts)})
+        header = json.dumps(counts)
+        try:
+            save_file(packed, path, {"format": _FORMAT, "masks": header, "sha256": _digest(header, packed)})
+        except SafetensorError as error:
+            raise OSError(f"{path}: cannot be written ({error})") from error
 
     @classmethod
     def load(cls, path: str | PathLike[str], model: nn.Module | None = None) -> "Masks":
@@ -169,9 +180,10 @@ class Masks(Mapping[str, Tensor]):
             raise ArtefactError(
                 f"{path}: is no file of masks (format {metadata.get('format')!r}): give one from save()"
             )
-        described = json.loads(metadata["masks"])
-        if set(described) != set(packed):
-            raise ArtefactError(f"{path}: its tensors are not those that its header lists: make it again")
+        header = metadata.get("masks", "")
+        if metadata.get("sha256") != _digest(header, packed):
+            raise ArtefactError(f"{path}: is damaged, its content is not what was saved: make the file again")
+        described = json.loads(header)
         masks = cls({name: _unpacked(path, name, packed[name], line) for name, line in described.items()})
         if model is not None:
             masks.check(model)
@@ -189,6 +201,21 @@ class Masks(Mapping[str, Tensor]):
                 )
         return parameters
 
+    def _of_other_views(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+        """Masks of further Parameter objects over the memory of a masked one, transposed views included."""
+        masked = {storage(parameters[name]): name for name in self}
+        known = {id(parameters[name]) for name in self}
+        views = {}
+        for name, view in parameters.items():
+            first = masked.get(storage(view))
+            if first is None or id(view) in known:
+                continue
+            known.add(id(view))
+            weight = parameters[first]
+            in_memory = torch.empty_strided(weight.shape, weight.stride(), dtype=torch.bool).copy_(self[first])
+            views[name] = in_memory.as_strided(view.shape, view.stride())
+        return views
+
     def _combined(self, other: "Masks", combine: Callable[[Tensor, Tensor], Tensor]) -> "Masks":
         for name in self.keys() ^ other.keys():
             raise MaskError(f"{name}: is in only one of the two masks: combine masks over the same parameters")
@@ -199,6 +226,15 @@ class Masks(Mapping[str, Tensor]):
                     "use masks made for the same model"
                 )
         return Masks({name: combine(mask, other[name].to(mask.device)) for name, mask in self.items()})
+
+
+def _digest(header: str, packed: Mapping[str, Tensor]) -> str:
+    """Of names, shapes, counts and bits."""
+    digest = sha256(header.encode())
+    for name in sorted(packed):
+        digest.update(f"\n{name} {packed[name].dtype} ".encode())
+        digest.update(packed[name].view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _unpacked(path: str | PathLike[str], name: str, packed: Tensor, line: dict[str, Any]) -> Tensor:

@@ -76,10 +76,8 @@ def named(model: nn.Module) -> dict[str, nn.Parameter]:
 _Key = tuple[object, ...]
 
 
-def _storage(parameter: Tensor) -> _Key:
+def storage(parameter: Tensor) -> _Key:
     """What is equal exactly for parameters over the same memory, transposed views included."""
-    if isinstance(parameter, nn.parameter.UninitializedParameter):
-        raise ParameterError("a lazy parameter has no shape yet: run the model once before pruning it")
     if parameter.device.type == "meta" or parameter.numel() == 0:
         return (id(parameter),)
     return (parameter.untyped_storage().data_ptr(), parameter.storage_offset(), parameter.numel())
@@ -88,7 +86,9 @@ def _storage(parameter: Tensor) -> _Key:
 def _names_by_storage(model: nn.Module) -> dict[_Key, tuple[list[str], nn.Parameter]]:
     names: dict[_Key, tuple[list[str], nn.Parameter]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(_storage(parameter), ([], parameter))[0].append(name)
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise ParameterError(f"{name}: a lazy parameter has no shape yet: run the model once before pruning it")
+        names.setdefault(storage(parameter), ([], parameter))[0].append(name)
     return names
 
 
@@ -97,9 +97,9 @@ def _kernel_storages(model: nn.Module) -> set[_Key]:
     others: set[_Key] = set()
     for module in model.modules():
         own = {name: p for name, p in module._parameters.items() if p is not None}
-        kernels.update(_storage(own[name]) for name in _kernel_names(module) if name in own)
+        kernels.update(storage(own[name]) for name in _kernel_names(module) if name in own)
         if isinstance(module, nn.Embedding | nn.EmbeddingBag):
-            others.add(_storage(module.weight))
+            others.add(storage(module.weight))
     return kernels - others
 
 

@@ -33,7 +33,7 @@ def prune(
         Exactly `round_half_even(density · units)` kept units in every competing group. Ties: the earlier position.
 
     Raises:
-        ScoreError: a score is NaN or infinite.
+        ScoreError: a score, or the pooled score of a unit, is NaN or infinite.
         MaskError: `within` does not fit the scores.
         AllocationError, GranularityError: the density cannot be met, or a tensor has no such units.
     """
@@ -52,6 +52,9 @@ def prune(
     units = {
         name: granularity.pool(name, score, None if within is None else within[name]) for name, score in scores.items()
     }
+    for name, unit in units.items():
+        if unit.scores is not scores[name]:
+            check_finite(name, unit.scores)  # finite scores may overflow when pooled
     chosen: dict[str, Tensor] = {}
     for group in allocation.groups(units, density):
         chosen.update(group.select(units))

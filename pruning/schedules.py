@@ -10,6 +10,7 @@ from typing import Literal
 from pruning.errors import ScheduleError
 
 Shape = Literal["linear", "exponential", "cubic"]
+_SHAPES = ("linear", "exponential", "cubic")
 
 
 def one_shot(density: float, start: float = 1.0) -> tuple[float, ...]:
@@ -62,6 +63,8 @@ def during_training(
     With the cubic shape: Zhu & Gupta 2017, equation 1, written for densities.
     """
     _check_ends(density, start)
+    if shape not in _SHAPES:
+        raise ScheduleError(f"shape {shape!r} is unknown: choose one of {', '.join(_SHAPES)}")
     if every < 1 or not 0 <= begin < end:
         raise ScheduleError(f"begin={begin}, end={end}, every={every}: need 0 <= begin < end and every >= 1")
     if step >= end:
@@ -86,13 +89,12 @@ def _between(shape: Shape, progress: float, density: float, start: float) -> flo
         return start + (density - start) * progress
     if shape == "exponential":
         return start * math.pow(density / start, progress)
-    if shape == "cubic":
-        return density + (start - density) * (1.0 - progress) ** 3
-    raise ScheduleError(f"shape {shape!r} is unknown: choose linear, exponential or cubic")
+    return density + (start - density) * (1.0 - progress) ** 3
 
 
 def _check_ends(density: float, start: float) -> None:
-    if not 0.0 < density <= start <= 1.0:
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (density, start))
+    if not numbers or not 0.0 < density <= start <= 1.0:
         raise ScheduleError(
-            f"cannot go from density {start} to {density}: need 0 < density <= start <= 1 (shares that are kept)"
+            f"cannot go from density {start!r} to {density!r}: need 0 < density <= start <= 1 (shares that are kept)"
         )

@@ -11,8 +11,8 @@ def random(evidence: Evidence, seed: int = 0) -> Scores:
     Drawn on the CPU, so that every device sees the same scores; torch's global random state is not touched. With the
     same seed the scores of later rounds are the same, so masks are nested.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     return {
-        name: torch.rand(weight.shape, generator=generator).to(weight.device)
+        name: torch.rand(weight.shape, generator=generator, dtype=torch.float32, device="cpu").to(weight.device)
         for name, weight in evidence.parameters.items()
     }

@@ -1,0 +1,61 @@
+"""python -m experiments.benchmarks.training_step: what holding masks costs a training step, beside the dense step."""
+
+import argparse
+import statistics
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from experiments import models
+from experiments.benchmarks.measuring import in_turn, median_ratio, show
+from pruning import Evidence, prunable, prune, scorers
+
+
+def stepper(model: nn.Module, inputs: torch.Tensor, masked: bool, steps: int) -> Callable[[], None]:
+    """A call that takes `steps` steps of fused Adam, with or without masks of density 0.1."""
+    targets = torch.randint(10, (len(inputs),))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+    if masked:
+        prune(scorers.magnitude(Evidence(model, prunable(model))), 0.1).attach(model, optimizer)
+
+    def call() -> None:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            F.cross_entropy(model(inputs), targets).backward()
+            optimizer.step()
+
+    return call
+
+
+def main() -> None:
+    """Run it; see the module's docstring."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--threads", type=int, default=1)
+    threads = parser.parse_args().threads
+    torch.set_num_threads(threads)
+    rows, overhead = [], {}
+    cases = {
+        "lenet_300_100, batch 60": (models.lenet_300_100, [1, 28, 28], 60, 20, 100),
+        "lenet_300_100, batch 128": (models.lenet_300_100, [1, 28, 28], 128, 20, 100),
+        "resnet20, batch 64": (models.resnet20, [3, 32, 32], 64, 1, 25),
+    }
+    for name, (build, shape, batch, steps, rounds) in cases.items():
+        inputs = torch.randn(batch, *shape)
+        contenders = {kind: stepper(build(shape, 10), inputs, kind == "masked", steps) for kind in ("dense", "masked")}
+        seconds = in_turn(contenders, rounds, warmup=3)
+        ratio = median_ratio(seconds["masked"], seconds["dense"])
+        overhead[name] = round(ratio - 1, 4)
+        medians = [f"{statistics.median(seconds[kind]) / steps * 1e3:.3f}" for kind in ("dense", "masked")]
+        rows.append((name, *medians, f"{100 * (ratio - 1):+.1f} %"))
+    show(
+        f"one training step, fused Adam, {threads} thread(s), medians of turns",
+        ("network", "dense ms", "masked ms", "overhead"),
+        rows,
+        {"overhead": overhead},
+    )
+
+
+if __name__ == "__main__":
+    main()

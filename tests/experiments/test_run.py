@@ -1,0 +1,296 @@
+"""The Hydra app from end to end, on small digits: rows, resuming, sharing, order of operations, and users' mistakes."""
+
+import json
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hydra import compose, initialize_config_dir
+
+from experiments import records, stages
+from experiments import run as app
+from experiments.configuration import checked, densities
+from experiments.setting import Setting
+from experiments.store import Store
+from pruning.errors import AllocationError, ArtefactError, ConfigurationError
+
+ROOT = Path(__file__).parents[2]
+CONF = ROOT / "conf"
+SMALL = ("data=digits", "model=mlp", "model.hidden=[16,12]", "training.epochs=2", "recovery.epochs=1")
+
+
+def configured(*overrides: str) -> dict:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return checked(compose("config", overrides=[*SMALL, *overrides]))
+
+
+def run(folder: Path, *overrides: str) -> list[dict]:
+    setting = Setting(configured(*overrides), Store(folder / "store"))
+    rows = app.run(setting, folder / "run", "name")
+    assert records.read(folder / "run").to_dict("list")["test_accuracy"] == [row["test_accuracy"] for row in rows]
+    return rows
+
+
+def exit_code() -> int:
+    try:
+        return app.main()
+    except SystemExit as error:
+        return error.code
+
+
+def command(folder: Path, *overrides: str, flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+    places = (f"folder={folder}/runs", f"store={folder}/store")
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.run", *flags, *SMALL, *places, *overrides],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_one_shot_densities_branch_from_one_network_and_one_scoring(tmp_path, monkeypatch):
+    calls = []
+    score = stages.score
+    monkeypatch.setattr(stages, "score", lambda setting, network: calls.append(network) or score(setting, network))
+    rows = run(tmp_path, "density=[0.1,0.5]")
+    assert len(calls) == 1
+    assert [row["requested_density"] for row in rows] == [1.0, 0.5, 0.1]
+    total = 64 * 16 + 16 * 12 + 12 * 10
+    assert [row["kept"] for row in rows] == [total, round(0.5 * total), round(0.1 * total)]
+    assert [row["prunable"] for row in rows] == [total] * 3
+    assert [row["parameters"] - row["nonzero"] for row in rows] == [0, total - rows[1]["kept"], total - rows[2]["kept"]]
+    assert [row["macs"] for row in rows] == [row["kept"] for row in rows]
+    assert rows[2]["bytes"] < rows[1]["bytes"] < rows[0]["bytes"]
+    assert {row["dense"] for row in rows} == {rows[0]["network"]}
+
+
+def test_rounds_are_monotone_scored_anew_and_land_exactly(tmp_path, monkeypatch):
+    calls = []
+    score = stages.score
+    monkeypatch.setattr(stages, "score", lambda setting, network: calls.append(network.key) or score(setting, network))
+    setting = Setting(configured("density=0.1", "schedule=exponential", "schedule.rounds=3"), Store(tmp_path))
+    rows = app.run(setting, tmp_path / "run", "name")
+    assert [row["round"] for row in rows] == [0, 1, 2, 3]
+    assert len(set(calls)) == 3
+    assert rows[-1]["requested_density"] == 0.1
+    assert rows[-1]["kept"] == round(0.1 * rows[0]["prunable"])
+    assert all(a["kept"] > b["kept"] for a, b in pairwise(rows))
+
+
+def test_at_initialisation_the_initial_network_is_pruned_and_trained_in_full(tmp_path):
+    rows = run(tmp_path, "scorer=snip", "density=0.3", "recovery.epochs=${training.epochs}")
+    assert rows[1]["when"] == "init"
+    assert rows[1]["epochs"] == 2  # retrain is the default here, and as long as training
+    assert configured("scorer=snip")["recovery"]["learning_rate"] == "replay"
+    assert rows[0]["epochs"] == 2
+    setting = Setting(configured("scorer=snip", "density=0.3"), Store(tmp_path / "store"))
+    start = stages.initial(setting)
+    model = stages.load(setting, start)
+    again = setting.new_model()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_a_repeated_run_makes_nothing_and_gives_the_same_rows(tmp_path, monkeypatch):
+    first = run(tmp_path, "density=[0.5,0.1]")
+    monkeypatch.setattr("experiments.stages.train", None)
+    monkeypatch.setattr(stages, "score", lambda *_: pytest.fail("scored again"))
+    assert run(tmp_path, "density=[0.5,0.1]") == first
+
+
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(tmp_path, monkeypatch):
+    whole = run(tmp_path / "whole", "density=[0.5,0.1]")
+    train, count = stages.train, []
+
+    def interrupted(*arguments):
+        count.append(1)
+        if len(count) == 3:
+            raise KeyboardInterrupt
+        return train(*arguments)
+
+    monkeypatch.setattr(stages, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", "density=[0.5,0.1]")
+    assert len(records.read(tmp_path / "cut" / "run")) == 2  # earlier results stay
+    rows = run(tmp_path / "cut", "density=[0.5,0.1]")
+    timeless = [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+    assert timeless == [{key: value for key, value in row.items() if key != "seconds"} for row in whole]
+
+
+def test_scorers_share_the_dense_network_and_seeds_do_not(tmp_path):
+    one = run(tmp_path, "scorer=magnitude", "density=0.5")
+    two = run(tmp_path, "scorer=taylor", "density=0.5", "recovery.epochs=2")
+    other = run(tmp_path, "scorer=magnitude", "density=0.5", "seed=1")
+    assert one[0]["dense"] == two[0]["dense"] != other[0]["dense"]
+    assert len(list((tmp_path / "store" / "dense").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["training.epochs=3", "training.clip=1.0", "optimizer.lr=0.01", "optimizer=sgd", "seed=3", "model.hidden=[8]",
+     "learning_rate=cosine", "data.load.validation=0.2", "training.label_smoothing=0.1", "training.batch_size=30"],
+)  # fmt: skip
+def test_the_dense_network_depends_on_all_that_determines_it(tmp_path, change):
+    plain = Setting(configured(), Store(tmp_path))
+    changed = Setting(configured(change), Store(tmp_path))
+    assert stages.dense(plain).key != stages.dense(changed).key
+
+
+@pytest.mark.parametrize("scorer", sorted(path.stem for path in (CONF / "scorer").glob("*.yaml")))
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_every_scorer_runs_one_shot_and_in_rounds(tmp_path, scorer, rounds):
+    schedule = ["schedule=exponential", f"schedule.rounds={rounds}"]
+    rows = run(tmp_path, f"scorer={scorer}", "density=0.2", *schedule)
+    assert rows[-1]["kept"] == round(0.2 * rows[0]["prunable"])
+
+
+@pytest.mark.parametrize("granularity", sorted(path.stem for path in (CONF / "granularity").glob("*.yaml")))
+@pytest.mark.parametrize("allocation", sorted(path.stem for path in (CONF / "allocation").glob("*.yaml")))
+def test_every_granularity_and_allocation_composes(tmp_path, granularity, allocation):
+    density = "null" if allocation == "n_of_m" else "0.5"
+    overrides = [f"granularity={granularity}", f"allocation={allocation}", f"density={density}"]
+    if granularity == "vectors" and allocation in ("per_row", "n_of_m"):
+        with pytest.raises(AllocationError, match="two dimensions"):
+            run(tmp_path, *overrides)
+        return
+    rows = run(tmp_path, *overrides)
+    assert 0.0 < rows[-1]["density"] < 1.0
+    if granularity == "weights":
+        assert rows[-1]["density"] == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONF)))
+def test_every_yaml_shows_its_command_which_composes(path):
+    lines = path.read_text().splitlines()
+    first = next(line for line in lines if not line.startswith("# @package"))
+    assert first.startswith("# python -m experiments.run")
+    group = path.parent.name
+    if path.parent == CONF:
+        return
+    assert f"{group}={path.stem}" in first
+    extra = ["density=null"] if path.stem == "n_of_m" else []
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        checked(compose("config", overrides=[f"{group}={path.stem}", *extra]))
+
+
+def test_the_sweep_command_and_its_repetition(tmp_path):
+    overrides = ("scorer=magnitude,random", "seed=0,1", "density=[0.5,0.1]")
+    done = command(tmp_path, *overrides, flags=("-m",))
+    assert done.returncode == 0, done.stderr
+    frame = records.read(tmp_path / "runs")
+    assert len(frame) == 2 * 2 * 3
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*.safetensors")}
+    again = command(tmp_path, *overrides, flags=("-m",))
+    assert again.returncode == 0, again.stderr
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*.safetensors")} == files
+    run_folder = next((tmp_path / "runs").glob("magnitude-*"))
+    assert yaml.safe_load((run_folder / "config.yaml").read_text())["data"]["name"] == "digits"
+    assert "test accuracy" in (run_folder / "run.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["density=0"], "density"),
+        (["density=1.5"], "density"),
+        (["density=[0.5,0.5]"], "twice"),
+        (["density=half"], "half"),
+        (["scorer=magnitud"], "magnitude"),
+        (["scorre=magnitude"], "scorre"),
+        (["+extra=1"], "extra"),
+        (["scorer.form=abs"], "form"),
+        (["+scorer.form=abs"], "form"),
+        (["scorer=taylor", "scorer.form=cube"], "cube"),
+        (["scorer._target_=pruning.scorers.nothing"], "nothing"),
+        (["scorer._target_=no.such.module"], "no.such.module"),
+        (["recovery.epochs=-1"], "recovery.epochs"),
+        (["training.batch_size=0"], "training.batch_size"),
+        (["training.clip=-1"], "training.clip"),
+        (["training.precision=int3"], "training.precision"),
+        (["when=sometimes"], "when"),
+        (["threads=none"], "threads"),
+        (["schedule=linear", "schedule.rounds=0"], "rounds"),
+        (["model=lenet_5"], "lenet_5"),
+        (["include=nothing*"], "nothing*"),
+        (["optimizer._target_=torch.optim.Adam", "optimizer.lr=-1"], "learning rate"),
+        (["seed=one"], "seed"),
+        (["allocation=n_of_m", "density=0.1"], "NofM"),
+    ],
+    ids=str,
+)
+def test_a_users_mistake_is_one_line(tmp_path, monkeypatch, capsys, overrides, said):
+    """In this process, through the same `main` as the command line."""
+    places = [f"folder={tmp_path}/runs", f"store={tmp_path}/store"]
+    small = SMALL if overrides != ["model=lenet_5"] else SMALL[:1] + SMALL[3:]
+    monkeypatch.setattr(sys, "argv", ["run", *small, *places, *overrides])
+    monkeypatch.chdir(ROOT)
+    assert exit_code() == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert said in lines[0]
+
+
+def test_a_damaged_artefact_stops_the_run_with_its_path_and_mend(tmp_path):
+    assert command(tmp_path, "density=0.5").returncode == 0
+    weights = next((tmp_path / "store" / "dense").rglob("weights.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-100])
+    done = command(tmp_path, "density=[0.5,0.1]")
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert str(weights) in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(records.read(tmp_path / "runs")) >= 2
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("experiments.stages.save_file", full)
+    places = [f"folder={tmp_path}/runs", f"store={tmp_path}/store"]
+    monkeypatch.setattr(sys, "argv", ["run", *SMALL, *places])
+    monkeypatch.chdir(ROOT)
+    assert exit_code() == 1
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert "No space left on device" in error[0]
+    assert not list((tmp_path / "store" / "unfinished").iterdir())
+    assert not list((tmp_path / "store").rglob("manifest.json"))
+
+
+def test_densities_are_sorted_and_checked():
+    assert densities({"density": [0.1, 0.5]}) == (0.5, 0.1)
+    assert densities({"density": 0.2}) == (0.2,)
+    assert densities({"density": None}) == (None,)
+    with pytest.raises(ConfigurationError, match="at least one"):
+        densities({"density": []})
+
+
+def test_weights_that_are_not_zero_where_removed_are_never_evaluated(tmp_path):
+    rows = run(tmp_path, "density=0.5")
+    setting = Setting(configured("density=0.5"), Store(tmp_path / "store"))
+    dense = stages.dense(setting)
+    masked = stages.prune(setting, dense, 0.5, lambda network: stages.score(setting, network))
+    assert stages.load(setting, masked) is not None
+    assert masked.load_masks().agree(stages.load(setting, masked))
+    with pytest.raises(ArtefactError):
+        dense.weights.file("nothing")
+    assert json.loads(json.dumps(rows)) == rows
+
+
+def test_a_tracker_that_fails_costs_no_result(tmp_path, monkeypatch, caplog):
+    class Broken:
+        def start(self, run, config):
+            raise RuntimeError("no network")
+
+    monkeypatch.setattr("experiments.tracking.Nothing.start", Broken.start)
+    rows = run(tmp_path, "density=0.5")
+    assert len(rows) == 2
+    assert "dropped" in caplog.text

@@ -1,0 +1,184 @@
+"""Parameters and multiply-accumulates, by hand and by counting every multiplication of a kept weight."""
+
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pruning import Masks, prunable
+from pruning.cost import Cost, cost
+from pruning.errors import MaskError
+
+
+def masks_of(model: nn.Module, seed: int = 0) -> Masks:
+    generator = torch.Generator().manual_seed(seed)
+    return Masks({n: torch.rand(p.shape, generator=generator) < 0.4 for n, p in prunable(model).items()})
+
+
+def dense(model: nn.Module, *inputs: Tensor) -> Cost:
+    return cost(model, Masks.dense(prunable(model)), *inputs)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "macs"),
+    [
+        (nn.Linear(7, 5), (1, 7), 7 * 5),
+        (nn.Linear(7, 5), (3, 4, 7), 12 * 7 * 5),
+        (nn.Conv1d(3, 4, 3, padding=1), (1, 3, 10), 10 * 4 * 3 * 3),
+        (nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), (1, 4, 9, 9), 5 * 5 * 6 * 2 * 9),
+        (nn.Conv2d(4, 4, 3, groups=4, dilation=2, bias=False), (2, 4, 8, 8), 2 * 4 * 4 * 4 * 9),
+        (nn.Conv3d(2, 3, 2), (1, 2, 3, 3, 3), 8 * 3 * 2 * 8),
+        (nn.ConvTranspose2d(4, 6, 3, stride=2), (1, 4, 5, 5), 25 * 4 * 6 * 9),
+        (nn.ConvTranspose1d(4, 6, 4, stride=2, padding=1, groups=2), (2, 4, 5), 2 * 5 * 4 * 3 * 4),
+    ],
+    ids=str,
+)
+def test_dense_macs_by_hand(layer: nn.Module, shape: tuple[int, ...], macs: int) -> None:
+    found = dense(layer, torch.zeros(shape))
+    assert (found.dense_macs, found.macs) == (macs, macs)
+    weights = layer.weight.numel()
+    assert (found.prunable, found.kept) == (weights, weights)
+    assert found.parameters == found.nonzero == sum(p.numel() for p in layer.parameters())
+
+
+def of_linear(layer: nn.Linear, mask: Tensor, x: Tensor) -> int:
+    return sum(
+        int(mask[o, i]) for _ in range(x[..., 0].numel()) for o in range(mask.shape[0]) for i in range(mask.shape[1])
+    )
+
+
+def of_convolution(layer: nn.Conv2d, mask: Tensor, x: Tensor) -> int:
+    """One multiplication for each output entry and each kept weight that it is made of; padding counts as input."""
+    out = layer(x)
+    return sum(
+        int(mask[o, i, a, b])
+        for _, o, _, _ in product(*(range(n) for n in out.shape))
+        for i, a, b in product(*(range(n) for n in mask.shape[1:]))
+    )
+
+
+def of_transposed(layer: nn.ConvTranspose2d, mask: Tensor, x: Tensor) -> int:
+    """One multiplication for each input entry and each kept weight that spreads it."""
+    return sum(
+        int(mask[c, o, a, b])
+        for _, c, _, _ in product(*(range(n) for n in x.shape))
+        for o, a, b in product(*(range(n) for n in mask.shape[1:]))
+    )
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "count"),
+    [
+        (nn.Linear(5, 4), (2, 3, 5), of_linear),
+        (nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), (2, 4, 5, 4), of_convolution),
+        (nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2), (2, 4, 3, 2), of_transposed),
+    ],
+    ids=["linear", "convolution", "transposed"],
+)
+def test_remaining_macs_by_brute_force(layer: Any, shape: tuple[int, ...], count: Any) -> None:
+    masks = masks_of(layer)
+    found = cost(layer, masks, torch.zeros(shape))
+    assert 0 < found.macs < found.dense_macs
+    assert found.macs == count(layer, masks["weight"], torch.zeros(shape))
+    gone = layer.weight.numel() - int(masks["weight"].sum())
+    assert found.nonzero == found.parameters - gone
+    assert found.kept == found.prunable - gone
+    nothing = Masks({"weight": torch.zeros_like(masks["weight"])})
+    assert cost(layer, nothing, torch.zeros(shape)).macs == 0
+
+
+def test_network_is_the_sum_of_its_layers() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    )
+    masks = masks_of(model)
+    found = cost(model, masks, torch.zeros(1, 1, 6, 6))
+    assert found.dense_macs == 16 * 36 + 12
+    assert found.macs == 16 * int(masks["0.weight"].sum()) + int(masks["5.weight"].sum())
+    assert found.parameters == 36 + 4 + 8 + 12 + 3
+    assert found.nonzero == found.parameters - (48 - masks.kept)
+
+
+def test_weight_that_happens_to_be_zero_counts_as_there() -> None:
+    layer = nn.Linear(3, 2)
+    nn.init.zeros_(layer.weight)
+    found = dense(layer, torch.zeros(1, 3))
+    assert (found.nonzero, found.macs) == (8, 6)
+
+
+def test_layer_that_is_used_twice_costs_twice() -> None:
+    layer = nn.Linear(4, 4)
+    model = nn.Sequential(layer, nn.ReLU(), layer)
+    masks = masks_of(model)
+    found = cost(model, masks, torch.zeros(1, 4))
+    assert (found.dense_macs, found.macs) == (32, 2 * masks.kept)
+    assert found.parameters == 20
+
+
+@pytest.mark.parametrize("same", ["parameter", "storage", "transposed"])
+def test_tied_weights_are_counted_once_but_used_twice(same: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    shared = model[0].weight
+    views = {"parameter": shared, "storage": nn.Parameter(shared.detach())}
+    model[1].weight = views.get(same, nn.Parameter(shared.detach().t()))
+    masks = masks_of(model)
+    found = cost(model, masks, torch.zeros(1, 4))
+    assert (found.prunable, found.parameters) == (16, 24)
+    assert (found.dense_macs, found.macs) == (32, 2 * masks.kept)
+
+
+def test_macs_are_never_negative_for_layers_that_are_not_counted() -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pair = nn.Bilinear(3, 4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.pair(x, torch.ones(len(x), 4))
+
+    model = Pair()
+    nothing = Masks({"pair.weight": torch.zeros(5, 3, 4, dtype=torch.bool)})
+    found = cost(model, nothing, torch.ones(2, 3))
+    assert 0 <= found.macs <= found.dense_macs
+
+
+def test_attention_is_counted_in_eval_mode_too() -> None:
+    """torch's fused path for inference hides its products from the counter; projections alone are 4·d²·tokens."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    found = dense(layer, torch.zeros(1, 5, 8))
+    assert found.dense_macs >= 5 * (4 * 8 * 8 + 2 * 8 * 16)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_counting_leaves_no_trace() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)).train()
+    model[2].eval()
+    before = [v.clone() for v in model.state_dict().values()]
+    state = torch.get_rng_state()
+    cost(model, masks_of(model), torch.randn(3, 4, generator=torch.Generator().manual_seed(0)))
+    assert all(torch.equal(a, b) for a, b in zip(before, model.state_dict().values(), strict=True))
+    assert [m.training for m in model.modules()] == [True, True, True, False]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_counting_leaves_no_trace_after_an_error() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    with pytest.raises(RuntimeError):
+        cost(model, masks_of(model), torch.zeros(1, 5))
+    assert model.training
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_masks_of_another_model_are_refused() -> None:
+    with pytest.raises(MaskError, match="made for this model") as caught:
+        cost(nn.Linear(3, 2), masks_of(nn.Linear(2, 2)), torch.zeros(1, 3))
+    assert "\n" not in str(caught.value)
+
+
+def test_wrapped_model_costs_the_same() -> None:
+    model = nn.Linear(4, 3)
+    masks = masks_of(model)
+    assert cost(nn.DataParallel(model), masks, torch.zeros(1, 4)) == cost(model, masks, torch.zeros(1, 4))

@@ -1,0 +1,278 @@
+"""Exact top-k against a stable sort of everything: dtypes, ties, zeros, chunks, live masks, counts past 2^31."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from pruning import allocation as allocation_kinds
+from pruning import selection
+from pruning.errors import AllocationError, ScoreError
+from pruning.pipeline import prune
+from pruning.selection import check_finite, kept_count, top, top_of_rows
+
+VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "selection.json").read_text())
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (torch.int8, torch.uint8, torch.int32, torch.int64)
+# few values, so that ties abound: both zeros, subnormals of every format, neighbours, and both ends of the range
+NASTY = (0.0, -0.0, 1.0, -1.0, 1.0 + 2**-23, 1e-45, -1e-45, 6e-8, -6e-8, 5e-324, -5e-324, 3e-39, 6e4, -6e4, 3e38, -3e38)
+NASTY64 = (*NASTY, 1e308, -1e308, 1.0 + 2**-52, 1e-310)
+
+
+def brute_force(scores, keep, alive=None):
+    """Stable sort of all values by (-score, tensor order, flat index)."""
+    values = [v for s in scores for v in s.reshape(-1).tolist()]
+    live = [True] * len(values) if alive is None else [v for a in alive for v in a.reshape(-1).tolist()]
+    order = sorted((p for p in range(len(values)) if live[p]), key=lambda p: (-values[p], p))
+    chosen = set(order[:keep])
+    flat = torch.tensor([p in chosen for p in range(len(values))], dtype=torch.bool)
+    parts = flat.split([s.numel() for s in scores])
+    return [part.view(s.shape) for part, s in zip(parts, scores, strict=True)]
+
+
+def assert_same(found, expected):
+    for mask, right in zip(found, expected, strict=True):
+        assert mask.dtype == torch.bool
+        assert mask.shape == right.shape
+        assert torch.equal(mask, right)
+
+
+def to_tensor(values, dtype, shape=(-1,)):
+    if dtype.is_floating_point:
+        largest = torch.finfo(dtype).max
+        values = [max(-largest, min(largest, v)) for v in values]
+    tensor = torch.tensor(values, dtype=torch.float64 if dtype.is_floating_point else torch.int64)
+    return tensor.to(dtype).reshape(shape)
+
+
+@st.composite
+def tensors(draw, dtype=None):
+    dtype = draw(st.sampled_from(FLOATS + INTEGERS)) if dtype is None else dtype
+    shape = draw(st.sampled_from([(), (1,), (0,), (7,), (3, 4), (2, 3, 2), (5, 1), (2, 2, 3, 1)]))
+    size = torch.Size(shape).numel()
+    if dtype.is_floating_point:
+        value = st.sampled_from(NASTY64 if dtype == torch.float64 else NASTY)
+        value = value | st.floats(-4, 4, width=32)
+    else:
+        value = st.integers(0, 3) | st.integers(0, 127)
+    tensor = to_tensor(draw(st.lists(value, min_size=size, max_size=size)), dtype, shape)
+    return tensor.mT if tensor.dim() == 2 and draw(st.booleans()) else tensor  # not contiguous
+
+
+@st.composite
+def problems(draw):
+    scores = draw(st.lists(tensors(), min_size=1, max_size=4))
+    live = [st.lists(st.booleans(), min_size=s.numel(), max_size=s.numel()) for s in scores]
+    alive = draw(st.none() | st.tuples(*live))
+    if alive is not None:
+        alive = [torch.tensor(a, dtype=torch.bool).view(s.shape) for a, s in zip(alive, scores, strict=True)]
+    return scores, alive
+
+
+@given(problems(), st.sampled_from([1, 3, 1 << 17]))
+def test_top_equals_a_stable_sort_for_every_count(problem, chunk):
+    scores, alive = problem
+    before = [s.clone() for s in scores]
+    total = sum(s.numel() for s in scores) if alive is None else sum(int(a.sum()) for a in alive)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection, "_CHUNK", chunk)
+        for keep in {0, 1, 2, total // 3, total // 2, total - 1, total} & set(range(total + 1)):
+            assert_same(top(scores, keep, alive), brute_force(scores, keep, alive))
+    assert all(torch.equal(s, b) for s, b in zip(scores, before, strict=True))
+
+
+@pytest.mark.parametrize("dtype", FLOATS + INTEGERS)
+def test_top_for_every_count_of_one_tie_ridden_set(dtype):
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randint(0, 4, (24,), generator=generator)
+    scores = [values[:10].to(dtype).view(2, 5), values[10:].to(dtype)]
+    for keep in range(25):
+        masks = top(scores, keep)
+        assert sum(int(m.sum()) for m in masks) == keep
+        assert_same(masks, brute_force(scores, keep))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_both_zeros_are_one_value(dtype):
+    scores = [torch.tensor([-0.0, 0.0, -1.0, -0.0], dtype=dtype), torch.tensor([0.0, -0.0, 2.0], dtype=dtype)]
+    for keep in range(8):
+        assert_same(top(scores, keep), brute_force(scores, keep))
+    assert top(scores, 2)[0].tolist() == [True, False, False, False]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_neighbouring_floats_and_subnormals_are_told_apart(dtype):
+    bits = torch.int16 if dtype.itemsize == 2 else torch.int32 if dtype == torch.float32 else torch.int64
+    one = torch.tensor(1.0, dtype=dtype).view(bits)
+    smallest = torch.arange(6, dtype=bits).view(dtype)  # 0 and the five smallest subnormals
+    near_one = (one + torch.arange(-2, 3, dtype=bits)).view(dtype)
+    scores = [torch.cat([smallest, near_one, -smallest, -near_one])]
+    for keep in range(23):
+        assert_same(top(scores, keep), brute_force(scores, keep))
+
+
+def test_mixed_dtypes_are_compared_without_rounding():
+    fine = torch.tensor([1.0 + 2**-40, 1.0], dtype=torch.float64)
+    coarse = torch.tensor([1.0, 1.0 + 2**-23], dtype=torch.float32)
+    half = torch.tensor([1.0, 2.0], dtype=torch.float16)
+    whole = torch.tensor([1, 2])
+    for keep in range(9):
+        assert_same(top([fine, coarse, half, whole], keep), brute_force([fine, coarse, half, whole], keep))
+    close = torch.tensor([2**53 - 1, 2**53 - 2, 2**53 - 3])
+    assert top([close], 1)[0].tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("extra", [-1, 0, 1, 77])
+@pytest.mark.parametrize("with_alive", [False, True])
+def test_tensors_larger_than_a_chunk(extra, with_alive):
+    size = 2 * selection._CHUNK + extra
+    generator = torch.Generator().manual_seed(extra + 9)
+    scores = [torch.randint(0, 5, (size,), generator=generator).float(), torch.full((3, 5), 2.0)]
+    alive = [torch.rand(s.shape, generator=generator) < 0.5 for s in scores] if with_alive else None
+    flat = torch.cat([s.view(-1) for s in scores])
+    if alive is not None:
+        flat = flat.masked_fill(~torch.cat([a.view(-1) for a in alive]), -torch.inf)
+    order = flat.sort(descending=True, stable=True).indices
+    candidates = int((flat > -torch.inf).sum())
+    for keep in (1, selection._CHUNK // 2, candidates // 2, candidates - 1):
+        expected = torch.zeros(size + 15, dtype=torch.bool)
+        expected[order[:keep]] = True
+        assert torch.equal(torch.cat([m.view(-1) for m in top(scores, keep, alive)]), expected)
+
+
+def test_more_than_two_to_the_24_elements_are_exact():
+    """float32 can count only to 2^24, and torch.quantile refuses here; the ties lie across the very end."""
+    size = (1 << 24) + 3
+    scores = torch.ones(size)
+    scores[::1024] = 2.0
+    above = -(-size // 1024)
+    for dropped in (1, 2):
+        (mask,) = top([scores], size - dropped)
+        assert (~mask).nonzero().view(-1).tolist() == list(range(size - dropped, size))
+    (mask,) = top([scores], above + 1)
+    assert int(mask.sum()) == above + 1
+    assert bool(mask[::1024].all())
+    assert bool(mask[1])  # the one tie that stays is the first
+    threshold, ties = selection._kth_largest([scores], size - 1, None)
+    assert (threshold, ties) == (1.0, size - 1 - above)
+    assert kept_count(0.9, size) == round(0.9 * size)
+
+
+def test_counts_beyond_two_to_the_31(monkeypatch):
+    """By construction: every histogram is scaled as if 2^22 shards of this kind had been added up."""
+    shards = 1 << 22
+    scores = [torch.arange(3000.0)]
+    true_counts = selection._counts
+    monkeypatch.setattr(selection, "_counts", lambda *args: true_counts(*args) * shards)
+    total = 3000 * shards
+    assert total > 1 << 33
+    for keep in (1, shards, shards + 1, (1 << 31) + 5, (1 << 32) + 7, total - 1, total):
+        rank = (keep - 1) // shards  # so many larger values lie wholly above
+        assert selection._kth_largest(scores, keep, None) == (2999.0 - rank, keep - rank * shards)
+
+
+def test_histograms_are_64_bit_and_add_up_over_tensors():
+    shared = torch.zeros(1000)
+    counts = selection._counts([shared] * 50, None, torch.float32, -(1 << 31), 32)
+    assert counts.dtype == torch.int64
+    assert int(counts.sum()) == int(counts.max()) == 50_000
+    assert kept_count(0.5, (1 << 33) + 2) == (1 << 32) + 1
+
+
+@given(
+    st.integers(1, 5), st.integers(1, 9), st.integers(0, 10), st.sampled_from(FLOATS + INTEGERS), st.data(),
+    st.sampled_from([1, 8, 1 << 17]),
+)  # fmt: skip
+def test_top_of_rows_equals_a_stable_sort_of_each_row(rows, length, keep, dtype, data, chunk):
+    value = st.sampled_from((0.0, -0.0, 1.0, 2.0, -1.0, 6e-8)) if dtype.is_floating_point else st.integers(0, 2)
+    size = rows * length
+    scores = to_tensor(data.draw(st.lists(value, min_size=size, max_size=size)), dtype, (rows, length))
+    live = data.draw(st.none() | st.lists(st.booleans(), min_size=size, max_size=size))
+    alive = None if live is None else torch.tensor(live).view(rows, length)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection, "_CHUNK", chunk)
+        found = top_of_rows(scores, keep, alive)
+    for row in range(rows):
+        expected = brute_force([scores[row]], keep, None if alive is None else [alive[row]])
+        assert_same([found[row]], expected)
+
+
+def test_long_rows_keep_their_ties_in_order():
+    """Long enough for the vectorised sorts, which need not be stable."""
+    scores = torch.randint(0, 3, (3, 5000), generator=torch.Generator().manual_seed(1)).float()
+    scores[scores == 0] = -0.0
+    scores[:, ::7] *= -1  # zeros of both signs, and negative values
+    found = top_of_rows(scores, 2500)
+    for row in range(3):
+        assert_same([found[row]], brute_force([scores[row]], 2500))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_scores_that_cannot_be_ranked_are_named(dtype, value):
+    bad = torch.zeros(4, 5, dtype=dtype)
+    bad[2, 3] = value
+    with pytest.raises(ScoreError, match=r"encoder\.weight.*1 of 20") as caught:
+        check_finite("encoder.weight", bad)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ScoreError, match=r"encoder\.weight"):
+        prune({"fine": torch.zeros(3), "encoder.weight": bad}, 0.5)
+    check_finite("fine", torch.zeros(0, dtype=dtype))
+    check_finite("integers", torch.ones(3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("keep", [-1, 7])
+def test_impossible_counts_are_refused(keep):
+    with pytest.raises(AllocationError, match=str(keep)) as caught:
+        top([torch.zeros(6)], keep)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(AllocationError, match="3 of 2"):
+        top([torch.zeros(3)], 3, [torch.tensor([True, False, True])])
+
+
+def test_a_share_becomes_a_count_by_half_even_rounding():
+    assert [kept_count(0.5, n) for n in (1, 3, 5, 7)] == [0, 2, 2, 4]
+    assert kept_count(0.25, 22) == 6  # 5.5
+    assert kept_count(1 - 0.9, 1000) == 100  # int() gives 99
+    assert kept_count(1 - 0.8, 10) == 2  # int() gives 1
+    assert kept_count(0.29, 100) == 29  # 0.29 * 100 is 28.999…
+    for tenth in (7, 8, 9):
+        for total in (10, 100, 1000, 10**6, 10**9):
+            assert kept_count(tenth / 10, total) == tenth * total // 10
+            assert kept_count(1 - tenth / 10, total) == total - tenth * total // 10
+    assert kept_count(1.0, (1 << 40) + 1) == (1 << 40) + 1
+
+
+@given(st.integers(1, 10**7), st.data())
+@example(235200, None)
+def test_kept_over_total_gives_kept_back(total, data):
+    kept = 120422 if data is None else data.draw(st.integers(0, total))
+    assert kept_count(kept / total, total) == kept
+
+
+CASES = {
+    "global 0.1": (0.1, "Global"), "global 0.25": (0.25, "Global"), "global 0.5": (0.5, "Global"),
+    "global 0.75": (0.75, "Global"), "global 1.0": (1.0, "Global"),
+    "uniform 0.5": (0.5, "Uniform"), "per row 0.5": (0.5, "PerRow"),
+    "2 of every 4 along a row; a shorter last group of m keeps round_half_even(m/2)": (None, "NofM"),
+    "global 0.25 within global 0.5 of the negated scores": (0.25, "Global"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize("case", VECTORS["cases"], ids=lambda case: case["case"][:30])
+def test_reference_masks(case, dtype):
+    scores = {name: torch.tensor(values, dtype=dtype) for name, values in VECTORS["scores"].items()}
+    density, kind = CASES[case["case"]]
+    allocation = allocation_kinds.NofM(2, 4) if kind == "NofM" else getattr(allocation_kinds, kind)()
+    within = prune({n: -s for n, s in scores.items()}, 0.5) if "within" in case["case"] else None
+    masks = prune(scores, density, allocation=allocation, within=within)
+    assert {name: mask.tolist() for name, mask in masks.items()} == case["masks"]
+    assert sum(int(mask.sum()) for mask in masks.values()) == case["kept"]
+
+
+def test_every_reference_case_is_run():
+    assert {case["case"] for case in VECTORS["cases"]} == set(CASES)
