@@ -55,7 +55,7 @@ class Group:
         return {name: r | m for name, r, m in zip(self.names, reserved, more, strict=True)}
 
     def _check(self, chosen: Sequence[Units]) -> None:
-        where = self.names[0] if len(self.names) == 1 else f"{len(self.names)} tensors"
+        where = self.names[0] if len(self.names) == 1 else f"{self.names[0]} … {self.names[-1]}"
         total, live = sum(u.scores.numel() for u in chosen), sum(u.live for u in chosen)
         if total == 0:
             raise AllocationError(f"{where}: an empty group has no units to keep: exclude the empty tensor")

@@ -46,7 +46,7 @@ class Attachment:
         for optimizer in self._optimizers:
             self._removers.append(optimizer.register_step_pre_hook(self._before_step).remove)
             self._removers.append(optimizer.register_step_post_hook(self._after_step).remove)
-            self._removers.append(optimizer.register_load_state_dict_post_hook(self._mask_state).remove)
+            self._removers.append(optimizer.register_load_state_dict_post_hook(self._after_load).remove)
         self.apply_()
 
     @torch.no_grad()
@@ -85,6 +85,11 @@ class Attachment:
         else:
             self._mask_weights()
             self._mask_state(optimizer)
+
+    def _after_load(self, optimizer: Optimizer) -> None:
+        """A loaded optimizer brings its state and its hyper-parameters."""
+        self._trusted[id(optimizer)] = _keeps_zeros(optimizer)
+        self._mask_state(optimizer)
 
     def _versions(self) -> list[int]:
         """What changes when somebody writes to a parameter: torch's counters of in-place operations, the addresses."""

@@ -376,13 +376,17 @@ def test_every_floating_dtype(dtype: torch.dtype, name: str) -> None:
     assert_gone(model, masks, optimizer)
 
 
+@pytest.mark.parametrize("loaded", [False, True])
 @pytest.mark.parametrize(("dtype", "eps"), [(torch.float16, 1e-8), (torch.float32, 0.0)])
-def test_an_optimizer_that_divides_zero_by_zero_does_no_harm(dtype: torch.dtype, eps: float) -> None:
+def test_an_optimizer_that_divides_zero_by_zero_does_no_harm(dtype: torch.dtype, eps: float, loaded: bool) -> None:
     """The kept weights have large gradients; of the removed ones moment and denominator are both 0."""
     layer = nn.Linear(4, 1, bias=False).to(dtype)
-    optimizer = Adam(layer.parameters(), lr=0.1, eps=eps)
+    saved = Adam(layer.parameters(), lr=0.1, eps=eps).state_dict()
+    optimizer = Adam(layer.parameters(), lr=0.1, eps=1e-4 if loaded else eps)
     masks = Masks({"weight": torch.tensor([[True, False, True, False]])})
     with masks.attach(layer, optimizer):
+        if loaded:
+            optimizer.load_state_dict(saved)
         for _ in range(3):
             optimizer.zero_grad()
             layer(torch.ones(2, 4, dtype=dtype)).sum().backward()
