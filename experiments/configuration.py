@@ -20,7 +20,7 @@ from pruning.errors import ConfigurationError, PruningError
 class Training:
     """How dense networks are trained, and what recovery shares with it; see `experiments.training.Recipe`."""
 
-    epochs: int = 30
+    epochs: int = 15
     batch_size: int = 60
     accumulate: int = 1
     clip: float | None = None
@@ -46,7 +46,7 @@ class Recovery:
     """
 
     learning_rate: str = "last"
-    epochs: int = 10
+    epochs: int = 8
     rounds: str = "every"
 
 

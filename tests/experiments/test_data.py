@@ -6,7 +6,7 @@ import pickle
 import socket
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from urllib.error import URLError
@@ -80,14 +80,6 @@ def digits_raw() -> tuple[np.ndarray, np.ndarray]:
 def mnist5k_raw() -> tuple[np.ndarray, np.ndarray]:
     images, targets = mnist_data_once()
     return images.reshape(-1, 1, 28, 28), targets
-
-
-@pytest.fixture(scope="module", autouse=True)
-def read_once() -> Iterator[None]:
-    """Parsing the 5,000 digits takes seconds; once is enough for all tests, as nobody changes them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(embedded_sets, "mnist_data", mnist_data_once)
-        yield
 
 
 @pytest.fixture(scope="module", params=["digits", "mnist5k"])
@@ -230,8 +222,8 @@ def test_a_seed_out_of_range_is_an_error() -> None:
 def test_a_validation_share_outside_0_and_1_is_refused_before_anything_is_read(
     name: str, validation: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for reader in ("load_digits", "mnist_data"):
-        monkeypatch.setattr(embedded_sets, reader, lambda **_: pytest.fail("read"))
+    monkeypatch.setattr(embedded_sets, "load_digits", lambda **_: pytest.fail("read"))
+    monkeypatch.setattr(embedded_sets, "np", None)
     with pytest.raises(DataError, match=f"{name}: validation=.* strictly between 0 and 1") as error:
         getattr(data, name)(validation=validation)
     one_line(error)
