@@ -5,6 +5,7 @@ target (scorer, model, …) are open: their targets' own signatures are checked 
 """
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -103,6 +104,7 @@ def checked(config: DictConfig) -> dict[str, Any]:
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
     _check_fields(plain)
+    _check_numbers(plain, "")
     for name, choices in _CHOICES.items():
         value = _at(plain, name)
         if value not in choices:
@@ -111,6 +113,16 @@ def checked(config: DictConfig) -> dict[str, Any]:
         value = _at(plain, name)
         if value is not None and value < least:
             raise ConfigurationError(f"{name}={value}: give at least {least}")
+    for group in ("scorer", "granularity", "allocation", "schedule", "learning_rate", "model", "optimizer", "tracker"):
+        _check_target(group, plain[group])
+    _check_target("data.load", plain["data"].get("load") or {})
+    if plain["data"].get("augment") is not None:
+        _check_target("data.augment", plain["data"]["augment"])
+    _check_values(plain)
+    return plain
+
+
+def _check_values(plain: Mapping[str, Any]) -> None:
     if not 0.0 <= plain["training"]["label_smoothing"] < 1.0:
         raise ConfigurationError(f"training.label_smoothing={plain['training']['label_smoothing']}: give one in [0, 1)")
     clip = plain["training"]["clip"]
@@ -118,11 +130,14 @@ def checked(config: DictConfig) -> dict[str, Any]:
         raise ConfigurationError(f"training.clip={clip}: give the largest gradient norm, above 0, or null")
     if plain["threads"] != "auto" and not (plain["threads"].isdigit() and int(plain["threads"]) > 0):
         raise ConfigurationError(f"threads={plain['threads']}: give a number of at least 1, or auto")
-    densities(plain)
-    for group in ("scorer", "granularity", "allocation", "schedule", "learning_rate", "model", "optimizer", "tracker"):
-        _check_target(group, plain[group])
-    _check_target("data.load", plain["data"].get("load") or {})
-    return plain
+    if densities(plain) == (None,) and short_name(plain["schedule"]) != "one_shot":
+        raise ConfigurationError("density=null: a schedule needs one to head for: set schedule=one_shot, or a density")
+    if not isinstance(plain["data"].get("name"), str):
+        raise ConfigurationError(f"data.name={plain['data'].get('name')}: give the data set a name, for its rows")
+    for name in ("include", "exclude"):
+        globs = plain[name] if isinstance(plain[name], list) else [plain[name]]
+        if plain[name] is not None and not all(isinstance(glob, str) for glob in globs):
+            raise ConfigurationError(f"{name}={plain[name]}: give a glob or a list of them, as in {name}=[fc1.*]")
 
 
 def densities(config: Mapping[str, Any]) -> tuple[float | None, ...]:
@@ -170,6 +185,17 @@ def _check_fields(config: Mapping[str, Any]) -> None:
                 )
 
 
+def _check_numbers(value: Any, name: str) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigurationError(f"{name}={value}: give a finite number (null where there is to be no limit)")
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_numbers(item, f"{name}.{key}" if name else str(key))
+    if isinstance(value, list):
+        for item in value:
+            _check_numbers(item, name)
+
+
 def _at(config: Mapping[str, Any], name: str) -> Any:
     value: Any = config
     for part in name.split("."):
@@ -177,8 +203,8 @@ def _at(config: Mapping[str, Any], name: str) -> Any:
     return value
 
 
-def _check_target(group: str, config: Mapping[str, Any]) -> None:
-    target = config.get("_target_")
+def _check_target(group: str, config: Any) -> None:
+    target = config.get("_target_") if isinstance(config, Mapping) else None
     if not isinstance(target, str):
         raise ConfigurationError(f"{group}: has no _target_; choose a file of conf/{group}/, or give {group}._target_")
     try:

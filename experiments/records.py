@@ -34,9 +34,10 @@ PRUNING = frozenset(
 def write(folder: str | Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     """Write a run's rows to `folder`/rows.jsonl, all or none, and return that path.
 
-    The file is replaced in one step, so a reader or a crash never meets half of it. A float that is not finite (the
-    loss of a diverged network) is written as null, since JSON has no word for it; `read` gives it back as missing,
-    and statistics refuse to average it. What this function accepts, `read` accepts.
+    The file is replaced in one step, so a reader or a crash never meets half of it; where it already begins with these
+    rows (a run that is repeated), it stays, so that nothing known is lost if the repetition fails. A float that is not
+    finite (the loss of a diverged network) is written as null, since JSON has no word for it; `read` gives it back as
+    missing, and statistics refuse to average it. What this function accepts, `read` accepts.
 
     Raises `RecordsError` for no rows, a row without "format", "run" and "level", or a level that comes twice, and
     `OSError` where the folder cannot be written.
@@ -50,6 +51,8 @@ def write(folder: str | Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     if not lines:
         raise RecordsError(f"{path}: there are no rows to write; evaluate at least the dense network (level 0) first")
 
+    if _starts(path, lines):
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{FILE}.{os.getpid()}.tmp")
     try:
@@ -61,6 +64,13 @@ def write(folder: str | Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def _starts(path: Path, lines: list[str]) -> bool:
+    try:
+        return path.read_text(encoding="utf-8").startswith("".join(lines))
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def read(folder: str | Path) -> pd.DataFrame:

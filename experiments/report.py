@@ -63,28 +63,31 @@ def draw(summary: pd.DataFrame, dense: Mapping[str, Interval], value: str, outpu
 
 
 def table(summary: pd.DataFrame, dense: Mapping[str, Interval], value: str, encoding: str = "utf-8") -> Table:
-    """Dense networks on top, then for every density the methods side by side: mean ± half of the t-interval."""
+    """Dense networks on top, then for every density the methods side by side: mean ± half of the t-interval.
+
+    Asked is the requested density; what follows is realised, which differs where units are coarse. A cell like the one
+    above it within a group is left empty.
+    """
     unicode = encoding.lower().startswith("utf")
     label, scale = figures.describe(value)
     sign, times = ("±", figures.TIMES) if unicode else ("+/-", "x")
     caption = f"mean {sign} half of the 95 % t-interval over n seeds; compression = prunable / kept weights"
     result = Table(box=SIMPLE_HEAD, caption=caption, caption_justify="left", caption_style="", safe_box=True)
-    for name in ("density", "sparsity", "compression", "method", "n", label):
+    for name in ("asked", "density", "sparsity", "compression", "method", "n", label):
         left = name == "method"
         result.add_column(Text(name), justify="left" if left else "right", overflow="fold", no_wrap=not left)
 
     for name, interval in dense.items():
-        result.add_row("1", "0 %", f"1{times}", Text(name), str(interval.n), _mean(interval, scale, sign))
+        result.add_row("1", "1", "0 %", f"1{times}", Text(name), str(interval.n), _mean(interval, scale, sign))
     groups = sorted(summary.groupby("requested_density"), key=lambda group: -float(group[0]))
     for requested, rows in groups:
         result.add_section()
-        for place, row in enumerate(rows.itertuples()):
-            # What was asked for, once; what was got is in the figure and the .csv, and differs where units are coarse.
-            place_in_sweep = ["", "", ""]
-            if place == 0:
-                ratio = figures.ratio(1 / requested if requested > 0 else math.inf, times)
-                place_in_sweep = [f"{requested:.4g}", figures.percent(float(requested)), ratio]
-            result.add_row(*place_in_sweep, Text(row.method), str(row.n), _mean(row, scale, sign))
+        asked, above = f"{requested:.4g}", ["", "", ""]
+        for row in rows.itertuples():
+            got = [f"{row.density:.4g}", figures.percent(row.density), figures.ratio(row.compression, times)]
+            shown = ["", "", ""] if got == above else got
+            result.add_row(asked, *shown, Text(row.method), str(row.n), _mean(row, scale, sign))
+            asked, above = "", got
     return result
 
 

@@ -8,7 +8,10 @@ The rows of a run go to <folder>/<run>/rows.jsonl. The same command again resume
 
 import logging
 import os
+import re
 import sys
+import traceback
+from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ import torch
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -39,19 +43,28 @@ def run(setting: Setting, folder: Path, name: str) -> list[dict[str, Any]]:
     config = setting.config
     tracker = Guarded(built("tracker", config["tracker"]))
     tracker.start(name, config)
+    try:
+        return _levels(setting, folder, name, tracker)
+    finally:
+        tracker.finish()
+
+
+def _levels(setting: Setting, folder: Path, name: str, tracker: Guarded) -> list[dict[str, Any]]:
+    config = setting.config
     rows: list[dict[str, Any]] = []
+    schedule = _parts(setting)
 
     def report(network: stages.Network, level: Level) -> None:
         row = stages.evaluate(setting, network, level, dense)
         rows.append({"format": records.FORMAT, "run": name, **row, "config": config})
         records.write(folder, rows)
         tracker.row(row)
-        log.info("%s: density %.4g, test accuracy %.4f", name, row["density"], row["test_accuracy"])
+        emptied = f" (emptied: {', '.join(row['emptied'])})" if row["emptied"] else ""
+        log.info("%s: density %.4g, test accuracy %.4f%s", name, row["density"], row["test_accuracy"], emptied)
 
     scoring = lru_cache(maxsize=1)(partial(stages.score, setting))  # densities that branch from one network share it
     dense = stages.dense(setting)
     report(dense, Level(0, 0, 0, 1.0, 1.0))
-    schedule = built("schedule", config["schedule"])
     for target in densities(config):
         network = stages.initial(setting) if config["when"] == "init" else dense
         steps = (None,) if target is None else schedule(target)[1:]
@@ -60,35 +73,67 @@ def run(setting: Setting, folder: Path, name: str) -> list[dict[str, Any]]:
             if number == len(steps) or config["recovery"]["rounds"] == "every":
                 network = stages.recover(setting, network)
                 report(network, Level(len(rows), number, len(steps), density, target))
-    tracker.finish()
     return rows
 
 
+def _parts(setting: Setting) -> Callable[[float], tuple[float, ...]]:
+    """The schedule, after a look at all that can be wrong before hours of training rather than after."""
+    config = setting.config
+    for group in ("granularity", "allocation"):
+        built(group, config[group])
+    schedule: Callable[[float], tuple[float, ...]] = built("schedule", config["schedule"])
+    for target in densities(config):
+        if target is not None:
+            schedule(target)
+    setting.prunable(setting.new_model())
+    setting.learning_rate(0.0)
+    return schedule
+
+
 def _job(config: DictConfig) -> None:
-    """One job of Hydra's. A user's mistake is told here, in the process where it happened, and ends it with code 1."""
+    """One job of Hydra's. A user's mistake is told here, in the process where it happened.
+
+    A run then ends with code 1. A sweep ends so too, but goes through its other jobs first.
+    """
     try:
         _prepared(config)
     except (PruningError, OSError) as error:
-        raise SystemExit(_told(_line(error))) from None
+        alone = not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN
+        if alone:
+            raise SystemExit(_told(_line(error))) from None
+        job = ",".join(HydraConfig.get().overrides.task)
+        _told(f"{job}: {_line(error)}")
+        raise PruningError("jobs of this sweep failed, as told above; mend and repeat it: all else is kept") from None
 
 
 def _prepared(config: DictConfig) -> None:
     """Set threads and folder, then run."""
     plain = checked(config)
     jobs = _parallel_jobs()
-    torch.set_num_threads(max(1, _cores() // jobs) if plain["threads"] == "auto" else int(plain["threads"]))
+    torch.set_num_threads(_threads(jobs) if plain["threads"] == "auto" else int(plain["threads"]))
     ignored = records.BOOKKEEPING - {"seed", "density"}
     identity = {key: value for key, value in plain.items() if key not in ignored}
     parts = (short_name(plain["scorer"]), short_name(plain["model"]), plain["data"]["name"], f"seed{plain['seed']}")
     name = "-".join((*parts, identity_key(identity)[:8]))
     folder = Path(plain["folder"]) / name
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(plain)))
+    text = OmegaConf.to_yaml(OmegaConf.create(plain))
+    written = folder / "config.yaml"
+    if not written.exists() or written.read_text() != text:  # a finished run may lie where nobody can write any more
+        written.write_text(text)
     logfile = logging.FileHandler(folder / "run.log")
     logfile.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(logfile)
     try:
         run(Setting(plain, Store(Path(plain["store"])), alone=jobs == 1), folder, name)
+    except (PruningError, OSError):
+        raise
+    except Exception as error:  # mostly of somebody's own model or scorer: one line here, the rest in the log
+        logfile.stream.write(traceback.format_exc())
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        raise PruningError(
+            f"{type(error).__name__}: {error}, in {at.filename}, line {at.lineno}; traceback: {folder / 'run.log'}"
+        ) from error
     finally:
         log.removeHandler(logfile)
         logfile.close()
@@ -102,17 +147,28 @@ def _parallel_jobs() -> int:
     return _cores() if jobs in (None, -1) else max(1, int(jobs))
 
 
+def _threads(jobs: int) -> int:
+    """A job's share of the cores; OMP_NUM_THREADS, as a cluster or a test runner sets it, comes first."""
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    return int(told) if told.isdigit() and int(told) > 0 else max(1, _cores() // jobs)
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def main() -> int:
     """The command line: what a user can mend is one line on standard error and exit code 1, never a traceback."""
+    logging.raiseExceptions = False  # a closed terminal loses lines, never a result
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands its errors on; they are told in one line here
     try:
         hydra.main(config_path=str(_CONF), config_name="config", version_base="1.3")(_job)()
-    except (PruningError, HydraException, OmegaConfBaseException) as error:
-        return _told(str(error))
+    except (PruningError, HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra's own are all three
+        cause = f": {error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
+        unknown = re.match(r"Could not override '(.+?)'", str(error))
+        if unknown:
+            return _told(f"{unknown[1]}: is no field of this configuration: `--cfg job` lists them all")
+        return _told(f"{error}{cause}")
     except KeyboardInterrupt:
         return _told("interrupted: what is finished is kept, repeat the command to go on")
     return 0

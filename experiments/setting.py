@@ -5,17 +5,17 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import nn
 
 from experiments.configuration import built
 from experiments.data import Splits
 from experiments.progress import Progress, progress
-from experiments.seeding import derived_seed
+from experiments.seeding import seeded
 from experiments.store import Store
 from experiments.training import Recipe, accelerator
 from pruning import prunable
+from pruning.errors import ConfigurationError, ModelError
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,18 @@ class Setting:
     @cached_property
     def accelerator(self) -> Accelerator:
         """Device and precision."""
-        return accelerator(self.config["device"], self.config["training"]["precision"])
+        precision = self.config["training"]["precision"]
+        made = accelerator(self.config["device"], precision)
+        if precision == "fp16" and made.device.type == "cpu":
+            raise ConfigurationError("training.precision=fp16: needs a GPU; on a CPU choose no or bf16")
+        return made
 
     def new_model(self) -> nn.Module:
         """The model at its initialisation, a function of the seed."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derived_seed(self.config["seed"], "initial weights"))
-            model: nn.Module = built("model", self.config["model"])
+        with seeded(self.config["seed"], "initial weights"):
+            model = built("model", self.config["model"])
+        if not isinstance(model, nn.Module):
+            raise ModelError(f"model={self.config['model']['_target_']}: makes a {type(model).__name__}, not a module")
         return model
 
     def prunable(self, model: nn.Module) -> dict[str, nn.Parameter]:

@@ -15,7 +15,9 @@ from scipy import stats
 from experiments.records import baselines, methods, require
 from pruning.errors import RecordsError
 
-INCIDENTAL = frozenset({"format", "run", "level", "seconds", "threads", "device", "versions", "config"})
+INCIDENTAL = frozenset(
+    {"format", "run", "level", "seconds", "total_seconds", "threads", "device", "versions", "config"}
+)
 """Keys of a row that may differ between two records of the same measurement."""
 
 
@@ -61,7 +63,8 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
 def summarise(frame: pd.DataFrame, value: str = "test_accuracy") -> pd.DataFrame:
     """One row for every method and requested density: the mean of `value` over seeds, its 95 % t-interval.
 
-    Only finished levels count: the last round of each density's chain (`round == rounds`), level 0 not among them.
+    What counts is the last round of each density's chain (`round == rounds`), level 0 not among them. Where all runs of
+    a method head for one and the same density, every evaluated round of their chains is a point of its own.
 
     Columns: `method` (see `records.methods`), `requested_density`, `density` (realised, mean over seeds, of the
     *prunable* weights: no biases, no normalisation), `sparsity` = 1 − density, `compression` = 1 / density, so
@@ -78,7 +81,10 @@ def summarise(frame: pd.DataFrame, value: str = "test_accuracy") -> pd.DataFrame
         raise RecordsError("no pruned level in these rows, only dense networks; let the runs go on")
     require(pruned, ["round", "rounds", "requested_density", "density"])
     pruned = pruned.assign(method=methods(frame)[frame["level"] > 0])
-    final = pruned[pruned["round"] == pruned["rounds"]]
+    last = pruned["round"] == pruned["rounds"]
+    if "target_density" in pruned:
+        last |= pruned.groupby("method")["target_density"].transform("nunique") == 1
+    final = pruned[last]
     if final.empty:
         raise RecordsError("no level in these rows is the last round of its chain; let the runs go on")
     _numbers(final, value)

@@ -8,18 +8,19 @@ need the same artefact make it once; the operating system drops the lock of a pr
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 from filelock import FileLock
 
 from pruning.errors import ArtefactError
 
-FORMAT = "experiments.artefact/1"
+FORMAT = "experiments.artefact/2"
 _MANIFEST = "manifest.json"
 
 
@@ -52,10 +53,13 @@ class Artefact:
         """The content of a checked JSON file."""
         return json.loads(self.file(name).read_text())
 
-    @property
-    def bytes(self) -> int:
-        """What its files take on disk, without the manifest."""
-        return sum(int(entry["bytes"]) for entry in _manifest(self.folder)["files"].values())
+    def has(self, name: str) -> bool:
+        """Whether it has a file of this name."""
+        return name in _manifest(self.folder)["files"]
+
+    def size(self, name: str) -> int:
+        """Bytes of one of its files, as written."""
+        return int(_manifest(self.folder)["files"][name]["bytes"])
 
 
 @dataclass(frozen=True)
@@ -74,9 +78,9 @@ class Store:
             ArtefactError: what lies there is damaged, foreign or of another format.
             OSError: it cannot be written (read-only, full). Then nothing is left behind.
         """
-        key = identity_key(identity)
+        key = identity_key({"format": FORMAT, "identity": identity})  # artefacts of other formats are left alone
         artefact = Artefact(kind, key, self.root / kind / key)
-        if artefact.folder.is_dir():
+        if artefact.folder.exists():
             _check(artefact, identity)
             return artefact
         locks = self.root / "locks"
@@ -120,14 +124,20 @@ def _canonical(identity: Mapping[str, Any]) -> str:
 
 def _manifest(folder: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text())
+        manifest = json.loads((folder / _MANIFEST).read_text(), parse_constant=_refuse)
     except OSError as error:
         raise ArtefactError(f"{folder}: no readable manifest ({error.strerror}); {_mend(folder)}") from error
     except ValueError as error:
         raise ArtefactError(f"{folder / _MANIFEST}: cut or damaged; {_mend(folder)}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ArtefactError(f"{folder}: not an artefact of format {FORMAT}; {_mend(folder)}")
+    if not isinstance(manifest.get("files"), dict) or not isinstance(manifest.get("identity"), dict):
+        raise ArtefactError(f"{folder / _MANIFEST}: cut or damaged; {_mend(folder)}")
     return manifest
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _check(artefact: Artefact, identity: Mapping[str, Any]) -> None:
@@ -157,4 +167,4 @@ def _sync(path: Path) -> None:
 
 
 def _mend(folder: Path) -> str:
-    return f"remove it with `rm -r {folder}` and repeat the command to make it again"
+    return f"remove it with `rm -r {shlex.quote(str(folder))}` and repeat the command to make it again"

@@ -1,6 +1,5 @@
 """One training loop, and evaluation. Data are tensors on the device, sliced by a permutation of (seed, epoch)."""
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -15,9 +14,9 @@ from torch.optim import Optimizer
 
 from experiments.data import Examples
 from experiments.progress import Progress
-from experiments.seeding import derived_seed, generator
+from experiments.seeding import generator, seeded
 from pruning import Masks
-from pruning.errors import ConfigurationError
+from pruning.errors import ConfigurationError, MaskError
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 _EVALUATION_BATCH = 1000
@@ -29,12 +28,14 @@ class Recipe:
 
     Attributes:
         epochs: passes over the training data; 0 leaves the network as it is.
-        batch_size: examples a step; the last step of an epoch takes what is left.
+        batch_size: examples a step; the last step of an epoch takes what is left, and a single example left over joins
+            the step before it: batch norm cannot train on one.
         optimizer: from parameters to an optimizer; its own learning rate is the base rate.
         factor: from progress in [0, 1) through this training to a factor of the base rate.
         seed: of data order, augmentation and dropout.
         first_epoch: number of the first epoch in the order of the data; any epoch can be replayed.
-        accumulate: parts into which a batch is cut to save memory; the step is the same.
+        accumulate: parts into which a batch is cut to save memory; the step is the same, unless batch norm or dropout
+            see the parts.
         clip: largest norm of the whole gradient, or None.
         label_smoothing: in [0, 1).
         best_on_validation: end with the weights of the epoch with the best validation accuracy of *this* training.
@@ -97,7 +98,7 @@ def train(
         raise ConfigurationError(f"optimizer: {error}: check its options") from error
     base_rates = [group["lr"] for group in optimizer.param_groups]
     examples, validation = examples.to(device), validation.to(device)
-    total = recipe.epochs * math.ceil(len(examples) / recipe.batch_size)
+    total = recipe.epochs * len(_cut(torch.arange(len(examples)), recipe.batch_size))
     history: list[Epoch] = []
     best: tuple[float, dict[str, Tensor]] | None = None
     step = 0
@@ -105,8 +106,7 @@ def train(
     prepared = accelerated.prepare(model)
     # accelerate's wrapper of an optimizer only matters to a gradient scaler, and costs a small network 5 % of a step
     stepper = optimizer if accelerated.scaler is None else accelerated.prepare(optimizer)
-    with held, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derived_seed(recipe.seed, "training", recipe.first_epoch))
+    with held, seeded(recipe.seed, "training", recipe.first_epoch):
         for number in range(recipe.first_epoch, recipe.first_epoch + recipe.epochs):
             start = time.perf_counter()
             prepared.train()
@@ -129,7 +129,10 @@ def train(
                 progress.epoch(number - recipe.first_epoch + 1, recipe.epochs, loss)
     if best is not None:
         model.load_state_dict(best[1])
+    accelerated.free_memory()  # it would keep every model that it ever prepared
     if masks is not None:
+        if recipe.epochs and not masks.agree(model):
+            raise MaskError("removed weights came back in training: something writes to them past the optimizer")
         masks.apply_(model)
     return history
 
@@ -140,9 +143,16 @@ def batches(
     """The batches of an epoch, in an order that is a function of (seed, epoch)."""
     order = torch.randperm(len(examples), generator=generator(seed, "order", epoch)).to(examples.inputs.device)
     noise = generator(seed, "augmentation", epoch)
-    for chosen in order.split(size):
+    for chosen in _cut(order, size):
         inputs = examples.inputs[chosen]
         yield (inputs if augment is None else augment(inputs, noise)), examples.targets[chosen]
+
+
+def _cut(order: Tensor, size: int) -> list[Tensor]:
+    parts = list(order.split(size))
+    if size > 1 and len(parts) > 1 and len(parts[-1]) == 1:
+        parts[-2:] = [torch.cat(parts[-2:])]
+    return parts
 
 
 @torch.no_grad()

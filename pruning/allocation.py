@@ -6,8 +6,9 @@ included in the total: a density is cumulative.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from numbers import Real
 from typing import Protocol
 
 import torch
@@ -152,23 +153,31 @@ class ERK:
 class Densities:
     """Each tensor competes within itself at the density of the first glob that its name matches, else at `density`."""
 
-    densities: Mapping[str, float] = field(default_factory=dict)
+    densities: Mapping[str, float] | None = None
     minimum: int = 0
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.densities, Mapping | None):
+            raise AllocationError(f"Densities({self.densities!r}): give a density for each glob, {{'fc3.*': 0.5}}")
+
     def groups(self, units: Mapping[str, Units], density: float | None) -> list[Competition]:
-        for glob in self.densities:
+        given = self.densities or {}
+        for glob in given:
             if not any(fnmatchcase(name, glob) for name in units):
                 raise AllocationError(f"Densities: {glob!r} matches none of {', '.join(list(units)[:5])}, …")
         chosen = {}
         for name in units:
-            matching = [share for glob, share in self.densities.items() if fnmatchcase(name, glob)]
+            matching = [share for glob, share in given.items() if fnmatchcase(name, glob)]
             chosen[name] = check_density(matching[0], name) if matching else _given(density)
         return _each_tensor(units, chosen, self.minimum)
 
 
 @dataclass(frozen=True)
 class PerRow:
-    """Each output row (index of dimension 0, all else flattened) competes within itself, as Wanda asks."""
+    """Each index of dimension 0, all else flattened, competes within itself: the output rows that Wanda asks for.
+
+    Of transposed convolutions, whose dimension 0 are the inputs, it is the input channels.
+    """
 
     def groups(self, units: Mapping[str, Units], density: float | None) -> list[Competition]:
         found: list[Competition] = []
@@ -191,7 +200,8 @@ class NofM:
     """Of every `m` consecutive units along `dim` at most `n` stay (N:M sparsity, Zhou et al. 2021).
 
     `dim` 1 are the inputs of linear and convolution weights; transposed convolutions have theirs at 0. A shorter last
-    group of r units keeps round_half_even(r · n / m). The density is n / m; asking for another is an error.
+    group of r units keeps round_half_even(r · n / m). The density is n / m; asking for another is an error, and so is a
+    tensor that this would empty.
     """
 
     n: int
@@ -199,6 +209,8 @@ class NofM:
     dim: int = 1
 
     def __post_init__(self) -> None:
+        if any(isinstance(v, bool) or not isinstance(v, int) for v in (self.n, self.m, self.dim)):
+            raise AllocationError(f"NofM({self.n}, {self.m}, dim={self.dim}): n, m and dim must be whole numbers")
         if not 0 < self.n <= self.m:
             raise AllocationError(f"NofM({self.n}, {self.m}): n must lie between 1 and m")
 
@@ -206,18 +218,27 @@ class NofM:
         share = self.n / self.m
         if density is not None and abs(density - share) > 1e-9:
             raise AllocationError(
-                f"NofM({self.n}, {self.m}) has density {share:g}, asked for {density:g}: ask for {share:g}"
+                f"NofM({self.n}, {self.m}) has density {share:g}, asked for {density:g}: ask for {share:g}, or None"
             )
         found: list[Competition] = []
         for name, unit in units.items():
             _check_rows(name, unit, self.dim, "NofM")
-            rest = kept_count(share, unit.scores.shape[self.dim] % self.m)
+            length = unit.scores.shape[self.dim]
+            rest = kept_count(share, length % self.m)
+            if length < self.m and rest == 0:
+                raise AllocationError(
+                    f"{name}: NofM({self.n}, {self.m}) keeps none of {length} units along dimension {self.dim}, and so "
+                    "would empty it: exclude it"
+                )
             found.append(Rows(name, self.n, self.dim, self.m, rest))
         return found
 
 
 def erk_densities(shapes: Mapping[str, Sequence[int]], density: float) -> dict[str, float]:
-    """Erdős-Rényi-Kernel densities, per tensor name, whose weights sum to `density` of all."""
+    """Erdős-Rényi-Kernel densities, per tensor name, whose weights sum to `density` of all.
+
+    Counts are rounded tensor by tensor, so that their sum may be off by half a weight a tensor.
+    """
     sizes = {name: _product(shape) for name, shape in shapes.items()}
     raw = {name: sum(shape) / max(1, sizes[name]) for name, shape in shapes.items()}
     budget = density * sum(sizes.values())
@@ -232,9 +253,9 @@ def erk_densities(shapes: Mapping[str, Sequence[int]], density: float) -> dict[s
         dense |= over
 
 
-def check_density(density: float, where: str = "density") -> float:
-    """`density` itself if it lies in (0, 1]; else `AllocationError`."""
-    if isinstance(density, bool) or not isinstance(density, int | float) or not 0.0 < density <= 1.0:
+def check_density(density: object, where: str = "density") -> float:
+    """`density` as a float if it is a number, NumPy's too, in (0, 1]; else `AllocationError`."""
+    if isinstance(density, bool) or not isinstance(density, Real) or not 0.0 < float(density) <= 1.0:
         raise AllocationError(f"{where}: {density!r} is no density: give the share that is kept, above 0 and at most 1")
     return float(density)
 

@@ -21,7 +21,7 @@ _ELEMENTWISE = frozenset(
     getattr(torch.optim, name)
     for name in (
         *("SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "Adadelta", "Adamax", "NAdam", "RAdam", "Rprop", "ASGD"),
-        *("LBFGS", "Adafactor"),  # sums over entries scale their updates, but an entry of zeros still gets zero
+        "Adafactor",  # sums over entries scale its updates, but an entry of zeros still gets zero
     )
     if hasattr(torch.optim, name)
 )
@@ -39,14 +39,13 @@ class Attachment:
         """`masks` must fit `parameters`, name by name; `Masks.attach` has checked it."""
         self._held = [(parameters[name], _Bits(mask)) for name, mask in masks.items()]
         self._optimizers = tuple(optimizers)
-        self._trusted = {id(optimizer): _keeps_zeros(optimizer) for optimizer in self._optimizers}
         self._removers: list[Callable[[], None]] = []
         for parameter, bits in self._held:
             self._removers.append(_on_gradient(parameter, bits))
         for optimizer in self._optimizers:
             self._removers.append(optimizer.register_step_pre_hook(self._before_step).remove)
             self._removers.append(optimizer.register_step_post_hook(self._after_step).remove)
-            self._removers.append(optimizer.register_load_state_dict_post_hook(self._after_load).remove)
+            self._removers.append(optimizer.register_load_state_dict_post_hook(self._mask_state).remove)
         self.apply_()
 
     @torch.no_grad()
@@ -63,7 +62,9 @@ class Attachment:
             self._mask_state(optimizer)
 
     def detach(self) -> None:
-        """Stop holding. Weights and state stay as they are; calling it again does nothing."""
+        """Stop holding. Weights and state stay as they are, removed ones zero; calling it again does nothing."""
+        if self._removers and self._versions() != self._seen:
+            self._mask_weights()
         while self._removers:
             self._removers.pop()()
 
@@ -78,22 +79,19 @@ class Attachment:
     def _before_step(self, *_: Any) -> None:
         if self._versions() != self._seen:
             self._mask_weights()
+        for parameter, bits in self._held:
+            if parameter.grad is not None and _state(parameter.grad) != bits.gradient:
+                bits.mask_(parameter.grad)  # clipped or scaled since, or never accumulated but set by hand
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
-        if self._trusted[id(optimizer)]:
+        if _keeps_zeros(optimizer):  # asked anew: hyper-parameters change while training
             self._seen = self._versions()
         else:
             self._mask_weights()
             self._mask_state(optimizer)
 
-    def _after_load(self, optimizer: Optimizer) -> None:
-        """A loaded optimizer brings its state and its hyper-parameters."""
-        self._trusted[id(optimizer)] = _keeps_zeros(optimizer)
-        self._mask_state(optimizer)
-
-    def _versions(self) -> list[int]:
-        """What changes when somebody writes to a parameter: torch's counters of in-place operations, the addresses."""
-        return [number for p, _ in self._held for number in (p._version, p.data_ptr())]
+    def _versions(self) -> list[tuple[int, int]]:
+        return [_state(parameter) for parameter, _ in self._held]
 
     def _mask_weights(self) -> None:
         for parameter, bits in self._held:
@@ -129,17 +127,27 @@ def _keeps_zeros(optimizer: Optimizer) -> bool:
         return False
     for group in optimizer.param_groups:
         eps = group.get("eps", 1.0)
-        half = any(p.dtype == torch.float16 for p in group["params"])
-        if isinstance(eps, float | int) and eps < (1e-7 if half else 1e-37):
-            return False
+        if isinstance(eps, float | int) and eps < 1e-7:
+            smallest = 1e-7 if any(p.dtype == torch.float16 for p in group["params"]) else 1e-37
+            if eps < smallest:
+                return False
     return True
 
 
+def _state(tensor: Tensor) -> tuple[int, int]:
+    """What changes when somebody writes to `tensor`: torch's counter of in-place operations, the address."""
+    return tensor._version, tensor.data_ptr()
+
+
 class _Bits:
-    """A mask as integers, all ones or all zeros, as wide as what it is applied to; made anew when that changes."""
+    """A mask as integers, all ones or all zeros, as wide as what it is applied to; made anew when that changes.
+
+    `gradient` is the state of the parameter's gradient when it was last masked.
+    """
 
     def __init__(self, mask: Tensor):
         self.mask = mask
+        self.gradient = (-1, -1)
         self._dtype: torch.dtype | None = None
         self._integer = torch.int32
         self._bits = mask
@@ -161,6 +169,7 @@ def _on_gradient(parameter: nn.Parameter, bits: _Bits) -> Callable[[], None]:
         gradient = accumulated.grad
         if gradient is not None:
             bits.mask_(gradient)
+            bits.gradient = _state(gradient)
 
     frozen = not parameter.requires_grad
     if frozen:

@@ -1,11 +1,12 @@
 """What a network costs: parameters and multiply-accumulates, dense and remaining."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from pruning.evidence import untouched
@@ -22,7 +23,7 @@ class Cost:
         parameters: all parameters, each storage once. `nonzero`: those that are not removed; a weight that happens to
             be zero counts as there.
         dense_macs: multiply-accumulates of one forward pass of the example inputs, by torch's counter.
-        macs: what remains of them: a removed weight saves one at every position at which its layer uses it.
+        macs: what remains of them: a removed weight saves one at every position at which it is used.
     """
 
     prunable: int
@@ -36,65 +37,69 @@ class Cost:
 def cost(model: nn.Module, masks: Masks, *example_inputs: Tensor) -> Cost:
     """Count parameters and MACs of `model` under `masks`, for `example_inputs` (give one example for MACs of one).
 
-    Counted are matrix products and convolutions, as torch counts them; additions, norms and activations are not.
+    Counted are matrix products and convolutions, as torch counts them; additions, norms and activations are not, nor
+    what happens inside a fused recurrent kernel or Bilinear. A removed weight is followed through views and slices of
+    its tensor, so attention projections and tied weights count; not through copies, as a parametrization makes.
     """
     model = unwrapped(model)
     masks.check(model)
-    saved = 0
     every = named(model)
-    removed = {storage(every[name]): mask for name, mask in masks.items()}
-    handles = []
-
-    def watch(uses: Callable[[nn.Module, Any, Any], int], names: tuple[str, ...]) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            nonlocal saved
-            for name in names:
-                parameter = module._parameters.get(name)
-                mask = None if parameter is None else removed.get(storage(parameter))
-                if mask is not None:
-                    saved += uses(module, inputs, output) * int((~mask).sum())
-
-        return hook
-
-    for module in model.modules():
-        for kind, names, uses in _USES:
-            if isinstance(module, kind):
-                handles.append(module.register_forward_hook(watch(uses, names)))
-                break
+    saved = _Saved({name: every[name] for name in masks}, masks)
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # the counter cannot see into torch's fused attention
     try:
-        with untouched(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with untouched(model), torch.no_grad(), FlopCounterMode(display=False) as counter, saved:
             model.eval()
             model(*example_inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-        for handle in handles:
-            handle.remove()
     dense = counter.get_total_flops() // 2
     parameters = sum({storage(p): p.numel() for p in model.parameters()}.values())
-    kept = masks.kept
-    gone = masks.total - kept
-    return Cost(masks.total, kept, parameters, parameters - gone, dense, dense - saved)
+    gone = masks.total - masks.kept
+    return Cost(masks.total, masks.kept, parameters, parameters - gone, dense, dense - saved.macs)
 
 
-def _rows_out(module: nn.Module, inputs: Any, output: Any) -> int:
-    return int(output.numel() // max(1, output.shape[-1]))
+class _Saved(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
+    """Adds up, over the products of a forward pass, the uses of removed weights."""
+
+    def __init__(self, parameters: Mapping[str, Tensor], masks: Mapping[str, Tensor]):
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own
+        self.macs = 0
+        self._removed: dict[int, list[tuple[int, Tensor]]] = {}
+        for name, p in parameters.items():
+            # laid out as the parameter is, so that a view of one is the same view of the other
+            removed = torch.empty_strided(p.shape, p.stride(), dtype=torch.bool, device=p.device)
+            removed.copy_(~masks[name].to(p.device))
+            self._removed.setdefault(p.untyped_storage().data_ptr(), []).append((int(p.storage_offset()), removed))
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = function(*args, **(kwargs or {}))
+        if function in _PRODUCTS:
+            first = _PRODUCTS[function]
+            left, right = args[first], args[first + 1]
+            if function is torch.ops.aten.convolution.default:
+                transposed = args[6]
+                uses = left.numel() // left.shape[1] if transposed else output.numel() // output.shape[1]
+                self.macs += uses * self._gone(right)
+            else:
+                self.macs += right.shape[-1] * self._gone(left) + left.shape[-2] * self._gone(right)
+        return output
+
+    def _gone(self, view: Tensor) -> int:
+        """How many entries of `view` are removed weights."""
+        for start, removed in self._removed.get(view.untyped_storage().data_ptr(), ()):
+            offset = view.storage_offset() - start
+            if 0 <= offset < removed.untyped_storage().nbytes():
+                return int(removed.as_strided(view.shape, view.stride(), offset).sum())
+        return 0
 
 
-def _positions_out(module: nn.Module, inputs: Any, output: Any) -> int:
-    return int(output.numel() // max(1, int(module.out_channels)))  # type: ignore[arg-type]
-
-
-def _positions_in(module: nn.Module, inputs: Any, output: Any) -> int:
-    return int(inputs[0].numel() // max(1, int(module.in_channels)))  # type: ignore[arg-type]
-
-
-_USES: tuple[tuple[Any, tuple[str, ...], Callable[[nn.Module, Any, Any], int]], ...] = (
-    (nn.modules.conv._ConvTransposeNd, ("weight",), _positions_in),
-    (nn.modules.conv._ConvNd, ("weight",), _positions_out),
-    (nn.Linear, ("weight",), _rows_out),
-)
-"""How often a layer uses each of its weights in a pass. Attention projections and recurrent layers are not broken down,
-so what torch counts of them counts as dense; Bilinear, fused attention products and fused recurrent kernels it does not
-count at all."""
+_aten = torch.ops.aten
+_PRODUCTS = {
+    _aten.mm.default: 0,
+    _aten.bmm.default: 0,
+    _aten.addmm.default: 1,
+    _aten.baddbmm.default: 1,
+    _aten.convolution.default: 0,
+}
+"""The products whose factors may be weights, and where in their arguments the first factor is."""

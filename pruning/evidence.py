@@ -1,10 +1,12 @@
 """All that a scorer may look at, and the promise that looking leaves no trace."""
 
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -53,7 +55,7 @@ def gradients(evidence: Evidence) -> Iterator[tuple[Scores, int]]:
         for batch in evidence.batches:
             seen += 1
             with torch.enable_grad():
-                loss = evidence.loss(evidence.model, batch)
+                loss = scalar_loss(evidence, batch)
                 found = torch.autograd.grad(loss, parameters, allow_unused=True)
             yield (
                 {
@@ -85,13 +87,14 @@ def untouched(model: nn.Module, parameters: Iterable[nn.Parameter] = ()) -> Iter
     moving averages do, are given back.
     """
     assigned = [(module, dict(module._buffers)) for module in model.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if _writable(buffer)]
     modes = [(module, module.training) for module in model.modules()]
     accumulated_before = [(p, p.grad) for p in model.parameters()]
     frozen = [p for p in parameters if not p.requires_grad]
     devices = sorted(
         {t.device.index for t in model.parameters() if t.device.type == "cuda" and t.device.index is not None}
     )
+    python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=devices):
         try:
             for parameter in frozen:
@@ -100,6 +103,8 @@ def untouched(model: nn.Module, parameters: Iterable[nn.Parameter] = ()) -> Iter
                 parameter.grad = None  # a backward pass would add to a gradient that exists, in place
             yield
         finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
             for parameter in frozen:
                 parameter.requires_grad_(False)
             for module, training in modes:
@@ -112,6 +117,24 @@ def untouched(model: nn.Module, parameters: Iterable[nn.Parameter] = ()) -> Iter
             with torch.no_grad():
                 for buffer, before in buffers:
                     buffer.copy_(before)
+
+
+def scalar_loss(evidence: Evidence, batch: Batch) -> Tensor:
+    """The loss of `batch`, in the graph; `ScoreError` if it is not what a gradient can be taken of."""
+    assert evidence.loss is not None
+    loss = evidence.loss(evidence.model, batch)
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        what = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise ScoreError(f"the loss is no single number but {what}: give the mean over the batch")
+    if not loss.requires_grad:
+        raise ScoreError("the loss has no gradient: give one that is not detached, and score outside inference_mode")
+    return loss.reshape(())
+
+
+def _writable(buffer: Tensor) -> bool:
+    """Whether a forward pass can write to it at all: not to one that is expanded, or made in inference mode."""
+    expanded = any(step == 0 and size > 1 for step, size in zip(buffer.stride(), buffer.shape, strict=True))
+    return not expanded and not buffer.is_inference()
 
 
 def accumulated(tensor: Tensor) -> Tensor:

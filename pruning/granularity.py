@@ -5,7 +5,7 @@ weights (False in `alive`) take no part in a unit's score, and a unit whose weig
 `expand(unit_mask, shape)` gives the weight mask (bool, `shape`) in which every kept unit is True.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Literal, Protocol
@@ -63,8 +63,9 @@ class Blocks:
     pooling: Pooling = "sum"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", tuple(self.shape))  # a list from a configuration file is welcome
-        if len(self.shape) != 2 or any(isinstance(side, bool) or side < 1 for side in self.shape):
+        sides = tuple(self.shape) if isinstance(self.shape, Sequence) else ()
+        object.__setattr__(self, "shape", sides)  # a list from a configuration file is welcome
+        if len(sides) != 2 or any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in sides):
             raise GranularityError(f"Blocks({self.shape}): give two sides of at least 1, as in Blocks((4, 4))")
         _check_pooling(self.pooling)
 
@@ -84,7 +85,7 @@ class Blocks:
         return Units(pooled, lives, scores.shape)
 
     def expand(self, unit_mask: Tensor, shape: torch.Size) -> Tensor:
-        rows, columns = self.shape
+        rows, columns = min(self.shape[0], shape[0]), min(self.shape[1], shape[1:].numel())
         whole = unit_mask.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
         return whole[: shape[0], : shape[1:].numel()].reshape(shape)
 
@@ -116,8 +117,9 @@ class Vectors:
     pooling: Pooling = "sum"
 
     def __post_init__(self) -> None:
-        dims = (self.dim,) if isinstance(self.dim, int) else tuple(self.dim)
-        if not dims or len(set(dims)) < len(dims) or any(d < 0 for d in dims):
+        dims = tuple(self.dim) if isinstance(self.dim, Sequence) else (self.dim,)
+        whole = all(isinstance(d, int) and not isinstance(d, bool) for d in dims)
+        if not dims or not whole or len(set(dims)) < len(dims) or any(d < 0 for d in dims):
             raise GranularityError(f"Vectors({self.dim}): give distinct dimensions, counted from 0")
         object.__setattr__(self, "dim", tuple(sorted(dims)))
         _check_pooling(self.pooling)

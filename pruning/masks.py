@@ -18,7 +18,7 @@ from pruning.attachment import Attachment
 from pruning.errors import ArtefactError, MaskError
 from pruning.parameters import named, storage
 
-_FORMAT = "pruning.masks/1"
+_FORMAT = "pruning.masks/2"
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class TensorCount:
 
 
 class Masks(Mapping[str, Tensor]):
-    """An immutable mapping from parameter names to bool tensors, `True` = kept."""
+    """An immutable mapping from parameter names to bool tensors, `True` = kept. The tensors are not copied."""
 
     def __init__(self, masks: Mapping[str, Tensor]):
         """Raises `MaskError` for a value that is no bool tensor, or for an empty mapping."""
@@ -142,9 +142,14 @@ class Masks(Mapping[str, Tensor]):
         first step; give every optimizer that updates the masked parameters.
 
         Raises:
-            MaskError: the masks do not fit, or a masked parameter is on the meta device.
+            MaskError: the masks do not fit, a masked parameter is on the meta device, or an optimizer has none of them.
         """
         parameters = self._fitting(model)
+        masked = {storage(parameters[name]) for name in self}
+        for optimizer in optimizers:
+            if not any(storage(p) in masked for group in optimizer.param_groups for p in group["params"]):
+                kind = type(optimizer).__name__
+                raise MaskError(f"{kind}: updates none of the masked parameters: give the optimizer of this model")
         for name in self:
             if parameters[name].device.type == "meta":
                 raise MaskError(
@@ -158,7 +163,9 @@ class Masks(Mapping[str, Tensor]):
         packed = {name: torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1))) for name, mask in self.items()}
         header = json.dumps(counts)
         try:
-            save_file(packed, path, {"format": _FORMAT, "masks": header, "sha256": _digest(header, packed)})
+            # one entry: the library writes several in an order of chance, and equal masks should be equal files
+            entry = json.dumps({"format": _FORMAT, "tensors": header, "sha256": _digest(header, packed)})
+            save_file(packed, path, {"masks": entry})
         except SafetensorError as error:
             raise OSError(f"{path}: cannot be written ({error})") from error
 
@@ -176,12 +183,11 @@ class Masks(Mapping[str, Tensor]):
                 packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
         except (SafetensorError, OSError) as error:
             raise ArtefactError(f"{path}: cannot be read as masks ({error}): make it again") from error
-        if metadata.get("format") != _FORMAT:
-            raise ArtefactError(
-                f"{path}: is no file of masks (format {metadata.get('format')!r}): give one from save()"
-            )
-        header = metadata.get("masks", "")
-        if metadata.get("sha256") != _digest(header, packed):
+        entry = _entry(metadata)
+        if entry.get("format") != _FORMAT:
+            raise ArtefactError(f"{path}: is no file of masks (format {entry.get('format')!r}): give one from save()")
+        header = str(entry.get("tensors", ""))
+        if entry.get("sha256") != _digest(header, packed):
             raise ArtefactError(f"{path}: is damaged, its content is not what was saved: make the file again")
         described = json.loads(header)
         masks = cls({name: _unpacked(path, name, packed[name], line) for name, line in described.items()})
@@ -226,6 +232,14 @@ class Masks(Mapping[str, Tensor]):
                     "use masks made for the same model"
                 )
         return Masks({name: combine(mask, other[name].to(mask.device)) for name, mask in self.items()})
+
+
+def _entry(metadata: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        entry = json.loads(metadata.get("masks", "{}"))
+    except ValueError:
+        return {}
+    return entry if isinstance(entry, dict) else {}
 
 
 def _digest(header: str, packed: Mapping[str, Tensor]) -> str:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pruning.allocation import Allocation, Global, check_density
-from pruning.errors import AllocationError, MaskError
+from pruning.errors import AllocationError, MaskError, ScoreError
 from pruning.granularity import Granularity, Weights
 from pruning.masks import Masks
 from pruning.selection import check_finite
@@ -44,11 +44,14 @@ def prune(
     if not scores:
         raise AllocationError("no scores to prune by: an empty group has no units to keep")
     for name, score in scores.items():
+        _check_score(name, score)
         if score.numel() == 0:
             raise AllocationError(f"{name}: an empty tensor has no units to keep: exclude it")
-        check_finite(name, score)
     if within is not None:
         _check_within(scores, within)
+    for name, score in scores.items():
+        # dead weights have no score worth checking: curvature of what is removed may be 0/0
+        check_finite(name, score if within is None else score.masked_fill(~within[name], 0))
     units = {
         name: granularity.pool(name, score, None if within is None else within[name]) for name, score in scores.items()
     }
@@ -62,6 +65,16 @@ def prune(
     if within is not None:
         masks = {name: mask & within[name] for name, mask in masks.items()}
     return Masks(masks)
+
+
+def _check_score(name: str, score: Tensor) -> None:
+    if not isinstance(score, Tensor):
+        raise ScoreError(f"{name}: a score is a tensor, this is {type(score).__name__}: return torch tensors")
+    if score.is_complex() or score.layout is not torch.strided or score.device.type == "meta":
+        kind = "meta" if score.device.type == "meta" else score.dtype if score.is_complex() else score.layout
+        raise ScoreError(f"{name}: {kind} scores have no order: return dense real numbers")
+    if score.dtype == torch.int64 and bool((score.abs() > 2**53).any()):
+        raise ScoreError(f"{name}: integer scores beyond 2^53 are not told apart: scale them down")
 
 
 def _check_within(scores: Mapping[str, Tensor], within: Mapping[str, Tensor]) -> None:

@@ -42,12 +42,12 @@ def exponential(
         ScheduleError: both or neither of `rounds` and `rate`, or a value out of range.
     """
     if (rounds is None) == (rate is None):
-        raise ScheduleError("exponential: give either rounds or rate")
+        raise ScheduleError("exponential: give either rounds or rate, and leave the other out (null)")
     if rounds is not None:
         return _rounds("exponential", density, rounds, start)
     assert rate is not None
     _check_ends(density, start)
-    if not 0.0 < rate < 1.0:
+    if not isinstance(rate, int | float) or not 0.0 < rate < 1.0:
         raise ScheduleError(f"exponential: rate={rate} is no share of the remaining: give one between 0 and 1")
     # a target that is a power of 1 - rate needs exactly that many rounds, whatever the logarithm's last digit says
     count = max(1, math.ceil(math.log(density / start) / math.log1p(-rate) - 1e-9))

@@ -28,7 +28,10 @@ def check_finite(name: str, scores: Tensor) -> None:
     low, high = torch.aminmax(scores.detach())  # NaN propagates into both; no temporary tensor
     if not (torch.isfinite(low) and torch.isfinite(high)):
         bad = int(scores.numel() - torch.isfinite(scores).sum())
-        raise ScoreError(f"{name}: {bad} of {scores.numel()} scores are NaN or infinite: check the scorer and its data")
+        raise ScoreError(
+            f"{name}: {bad} of {scores.numel()} scores are NaN or infinite: check the scorer, its data, and that the "
+            "network has not diverged"
+        )
 
 
 def top(scores: Sequence[Tensor], keep: int, alive: Sequence[Tensor] | None = None) -> list[Tensor]:

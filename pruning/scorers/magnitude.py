@@ -15,7 +15,8 @@ def lamp(evidence: Evidence) -> Scores:
     """w² / Σ of the w² of all weights of the same tensor that are not smaller. Lee et al. 2021 (LAMP), equation 4.
 
     In (0, 1] for weights other than 0; the largest of every tensor scores 1, so global selection empties none. Of
-    equal weights the later position counts as smaller, as `prune` would remove it first. Needs no data.
+    equal weights the later position counts as smaller, as `prune` would remove it first. Needs no data. float64: the
+    ratios of one tensor span the squares of its range.
     """
     return {name: _lamp(accumulated(weight)) for name, weight in evidence.parameters.items()}
 
@@ -25,4 +26,4 @@ def _lamp(weight: Tensor) -> Tensor:
     ordered, order = squares.sort(descending=True, stable=True)
     at_least_as_large = ordered.cumsum(0)
     ratios = torch.where(ordered > 0, ordered / at_least_as_large, 0.0)  # an all-zero tensor scores 0, not 0/0
-    return torch.empty_like(ratios).scatter_(0, order, ratios).view(weight.shape).to(weight.dtype)
+    return torch.empty_like(ratios).scatter_(0, order, ratios).view(weight.shape)

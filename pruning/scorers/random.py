@@ -1,5 +1,7 @@
 """The baseline that every scorer must beat."""
 
+from hashlib import sha256
+
 import torch
 
 from pruning.evidence import Evidence, Scores
@@ -11,7 +13,9 @@ def random(evidence: Evidence, seed: int = 0) -> Scores:
     Drawn on the CPU, so that every device sees the same scores; torch's global random state is not touched. With the
     same seed the scores of later rounds are the same, so masks are nested.
     """
-    generator = torch.Generator("cpu").manual_seed(seed)
+    # of the seed itself, a model built after torch.manual_seed(seed) has the same draws for weights: no chance at all
+    own = int.from_bytes(sha256(f"random scores {seed}".encode()).digest()[:8], "little") >> 1
+    generator = torch.Generator("cpu").manual_seed(own)
     return {
         name: torch.rand(weight.shape, generator=generator, dtype=torch.float32, device="cpu").to(weight.device)
         for name, weight in evidence.parameters.items()

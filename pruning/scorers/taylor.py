@@ -11,7 +11,7 @@ from pruning.evidence import Evidence, Scores, accumulated, gradients, mean_grad
 
 _FORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "abs": torch.abs,
-    "squared": torch.square,
+    "squared": lambda product: product.double().square(),  # squares of small products are zero in float32
     "signed": torch.neg,  # removing w changes the loss by -g·w to first order: keep what would raise it
 }
 

@@ -81,14 +81,14 @@ def rendered(folder: Path, width: int, value: str = "test_accuracy", encoding: s
 def test_the_table_by_hand(tmp_path):
     """Accuracies a, a + 1 and a + 2 points: mean a + 1, half of the interval 4.303 / √3 = 2.48."""
     lines = [line.split() for line in rendered(sweep(tmp_path), 80) if line.strip()]
-    assert lines[0] == ["density", "sparsity", "compression", "method", "n", "Test", "accuracy", "(%)"]
+    assert lines[0] == ["asked", "density", "sparsity", "compression", "method", "n", "Test", "accuracy", "(%)"]
     assert lines[2:9] == [
-        ["1", "0", "%", f"1{TIMES}", "dense", "3", "97.10", "±", "0.25"],
-        ["0.5", "50", "%", f"2{TIMES}", "magnitude", "3", "97.00", "±", "2.48"],
+        ["1", "1", "0", "%", f"1{TIMES}", "dense", "3", "97.10", "±", "0.25"],
+        ["0.5", "0.5", "50", "%", f"2{TIMES}", "magnitude", "3", "97.00", "±", "2.48"],
         ["random", "3", "97.00", "±", "2.48"],
-        ["0.1", "90", "%", f"10{TIMES}", "magnitude", "3", "94.00", "±", "2.48"],
+        ["0.1", "0.1", "90", "%", f"10{TIMES}", "magnitude", "3", "94.00", "±", "2.48"],
         ["random", "3", "94.00", "±", "2.48"],
-        ["0.01", "99", "%", f"100{TIMES}", "magnitude", "3", "51.00", "±", "2.48"],
+        ["0.01", "0.01", "99", "%", f"100{TIMES}", "magnitude", "3", "51.00", "±", "2.48"],
         ["random", "3", "51.00", "±", "2.48"],
     ]
 

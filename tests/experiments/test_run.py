@@ -1,7 +1,8 @@
 """The Hydra app from end to end, on small digits: rows, resuming, sharing, order of operations, and users' mistakes."""
 
-import json
+import importlib
 import os
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
@@ -12,12 +13,12 @@ import torch
 import yaml
 from hydra import compose, initialize_config_dir
 
-from experiments import records, stages
+from experiments import records, sources, stages
 from experiments import run as app
 from experiments.configuration import checked, densities
 from experiments.setting import Setting
 from experiments.store import Store
-from pruning.errors import AllocationError, ArtefactError, ConfigurationError
+from pruning.errors import AllocationError, ArtefactError, ConfigurationError, MaskError
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
@@ -34,6 +35,10 @@ def run(folder: Path, *overrides: str) -> list[dict]:
     rows = app.run(setting, folder / "run", "name")
     assert records.read(folder / "run").to_dict("list")["test_accuracy"] == [row["test_accuracy"] for row in rows]
     return rows
+
+
+def timeless(rows: list[dict]) -> list[dict]:
+    return [{key: value for key, value in row.items() if not key.endswith("seconds")} for row in rows]
 
 
 def exit_code() -> int:
@@ -92,7 +97,7 @@ def test_at_initialisation_the_initial_network_is_pruned_and_trained_in_full(tmp
     assert rows[0]["epochs"] == 2
     setting = Setting(configured("scorer=snip", "density=0.3"), Store(tmp_path / "store"))
     start = stages.initial(setting)
-    model = stages.load(setting, start)
+    model = stages.load(setting.new_model(), start)
     again = setting.new_model()
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
@@ -119,8 +124,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(tmp_path, monkeypatch
         run(tmp_path / "cut", "density=[0.5,0.1]")
     assert len(records.read(tmp_path / "cut" / "run")) == 2  # earlier results stay
     rows = run(tmp_path / "cut", "density=[0.5,0.1]")
-    timeless = [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
-    assert timeless == [{key: value for key, value in row.items() if key != "seconds"} for row in whole]
+    assert timeless(rows) == timeless(whole)
 
 
 def test_scorers_share_the_dense_network_and_seeds_do_not(tmp_path):
@@ -221,6 +225,26 @@ def test_the_sweep_command_and_its_repetition(tmp_path):
         (["optimizer._target_=torch.optim.Adam", "optimizer.lr=-1"], "learning rate"),
         (["seed=one"], "seed"),
         (["allocation=n_of_m", "density=0.1"], "NofM"),
+        (["allocation=n_of_m", "density=null", "allocation.n=2.5"], "whole numbers"),
+        (["allocation=n_of_m", "density=null", "schedule=linear"], "one_shot"),
+        (["allocation=densities", "allocation.densities=5"], "glob"),
+        (["granularity=blocks", "granularity.shape=[2.5,2]"], "Blocks"),
+        (["granularity=vectors", "granularity.dim=[0.5]"], "Vectors"),
+        (["training.clip=nan"], "training.clip"),
+        (["optimizer.lr=inf"], "optimizer.lr"),
+        (["training.precision=fp16"], "fp16"),
+        (["training.epochs=abc"], "abc"),
+        (["include=[1]"], "include"),
+        (["exclude=true"], "exclude"),
+        (["scorer=null"], "NoneType"),
+        (["schedule=null"], "NoneType"),
+        (["data.name=null"], "data.name"),
+        (["data.augment=5"], "data.augment"),
+        (["schedule=exponential", "schedule.rounds=null", "schedule.rate=abc"], "abc"),
+        (["learning_rate=cosine", "learning_rate.final=abc"], "learning_rate.final"),
+        (["optimizer._target_=torch.optim.LBFGS", "~optimizer.fused"], "closure"),
+        (["data.classes=5"], "Target"),
+        (["model._target_=builtins.dict", "~model.hidden", "~model.classes"], "not a module"),
     ],
     ids=str,
 )
@@ -253,7 +277,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path, monke
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("experiments.stages.save_file", full)
+    monkeypatch.setattr("experiments.networks.save_file", full)
     places = [f"folder={tmp_path}/runs", f"store={tmp_path}/store"]
     monkeypatch.setattr(sys, "argv", ["run", *SMALL, *places])
     monkeypatch.chdir(ROOT)
@@ -273,16 +297,170 @@ def test_densities_are_sorted_and_checked():
         densities({"density": []})
 
 
-def test_weights_that_are_not_zero_where_removed_are_never_evaluated(tmp_path):
-    rows = run(tmp_path, "density=0.5")
-    setting = Setting(configured("density=0.5"), Store(tmp_path / "store"))
-    dense = stages.dense(setting)
-    masked = stages.prune(setting, dense, 0.5, lambda network: stages.score(setting, network))
-    assert stages.load(setting, masked) is not None
-    assert masked.load_masks().agree(stages.load(setting, masked))
+def test_weights_that_come_back_in_training_are_never_evaluated(tmp_path, monkeypatch):
+    """Whatever wrote to them: here the attachment, broken on purpose."""
+    monkeypatch.setattr("pruning.attachment._Bits.mask_", lambda self, tensor: None)
+    with pytest.raises(MaskError, match="came back"):
+        run(tmp_path, "density=0.5")
+    assert records.read(tmp_path / "run")["level"].tolist() == [0]
+
+
+def own(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str, name: str = "own_code") -> str:
+    """A user's module with this code, importable, as if edited between two commands; its name."""
+    (folder / f"{name}.py").write_text(code)
+    monkeypatch.syspath_prepend(str(folder))
+    sys.modules.pop(name, None)
+    sources._digest.cache_clear()
+    importlib.invalidate_caches()
+    shutil.rmtree(folder / "__pycache__", ignore_errors=True)
+    return name
+
+
+SCORER = """
+def mine(evidence):
+    return {name: SIGN * weight.detach().abs() for name, weight in evidence.parameters.items()}
+"""
+
+
+def test_an_edited_scorer_is_run_anew(tmp_path, monkeypatch):
+    rows = {}
+    for sign in ("-1", "+1"):
+        name = own(tmp_path, monkeypatch, SCORER.replace("SIGN", sign))
+        rows[sign] = run(tmp_path, "density=0.2", f"scorer._target_={name}.mine")[1]
+    magnitude = run(tmp_path, "density=0.2")[1]
+    assert rows["-1"]["test_accuracy"] != rows["+1"]["test_accuracy"]
+    assert rows["+1"]["test_accuracy"] == magnitude["test_accuracy"]
+
+
+def test_an_edited_model_is_trained_anew(tmp_path, monkeypatch):
+    model = "from torch import nn\ndef net(inputs, classes, **_):\n    return nn.Sequential(nn.Flatten(), {})\n"
+    accuracies = []
+    for layers in ("nn.Linear(64, 10)", "nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 10)"):
+        name = own(tmp_path, monkeypatch, model.format(layers))
+        accuracies.append(run(tmp_path, "density=0.5", f"model._target_={name}.net")[0]["prunable"])
+    assert accuracies == [640, 64 * 20 + 200]
+
+
+@pytest.mark.parametrize("noise", ["torch.rand_like(w)", "torch.from_numpy(np.random.rand(*w.shape))"])
+def test_a_scorer_that_draws_random_numbers_is_repeatable(tmp_path, monkeypatch, noise):
+    code = "import numpy as np\nimport torch\ndef mine(evidence):\n"
+    code += f"    return {{n: {noise} for n, w in evidence.parameters.items()}}\n"
+    name = own(tmp_path, monkeypatch, code)
+    found = []
+    for folder in ("one", "two"):
+        torch.manual_seed(len(found))
+        torch.rand(len(found))
+        found.append(timeless(run(tmp_path / folder, "density=0.1", f"scorer._target_={name}.mine"))[1])
+    assert found[0]["network"] == found[1]["network"]
+    assert found[0]["test_loss"] == found[1]["test_loss"]
+
+
+def test_dropout_while_scoring_is_repeatable(tmp_path, monkeypatch):
+    code = "from torch import nn\ndef net(inputs, classes, **_):\n"
+    code += "    return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, classes))\n"
+    name = own(tmp_path, monkeypatch, code, "dropped")
+    options = ("scorer=snip", "density=0.1", f"model._target_={name}.net")
+    one, two = (timeless(run(tmp_path / folder, *options)) for folder in ("one", "two"))
+    assert one == two
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        ("{n: w.abs() for n, w in list(p.items())[1:]}", "no score for fc1.weight"),
+        ("{**p, 'fc1.bias': p['fc1.weight']}", "fc1.bias"),
+        ("{n: torch.rand(3, 3) for n in p}", "shape [3, 3]"),
+        ("[w for w in p.values()]", "list"),
+        ("None", "NoneType"),
+        ("{n: w.numpy() for n, w in p.items()}", "ndarray"),
+        ("{n: w.to(torch.complex64) for n, w in p.items()}", "complex"),
+        ("{n: w / 0 for n, w in p.items()}", "NaN or infinite"),
+        ("1 / 0", "ZeroDivisionError"),
+    ],
+)
+def test_a_wrong_scorer_is_named_and_its_scores_are_never_kept(tmp_path, monkeypatch, capsys, returned, said):
+    code = "import torch\ndef mine(evidence):\n"
+    code += f"    p = {{n: w.detach() for n, w in evidence.parameters.items()}}\n    return {returned}\n"
+    name = own(tmp_path, monkeypatch, code, f"wrong_{abs(hash(returned))}")
+    places = [f"folder={tmp_path}/runs", f"store={tmp_path}/store"]
+    monkeypatch.setattr(sys, "argv", ["run", *SMALL, *places, f"scorer._target_={name}.mine", "density=0.5"])
+    monkeypatch.chdir(ROOT)
+    assert exit_code() == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert said in line
+    assert not (tmp_path / "store" / "masks").exists()
+    if "ZeroDivisionError" in said:
+        assert f"{name}.py" in line
+        assert "Traceback" in next((tmp_path / "runs").rglob("run.log")).read_text()
+
+
+def test_a_repetition_that_fails_loses_no_row(tmp_path):
+    run(tmp_path, "density=[0.5,0.2]")
+    before = (tmp_path / "run" / records.FILE).read_text()
+    shutil.rmtree(tmp_path / "store" / "recovered")
+    weights = next((tmp_path / "store" / "dense").rglob("weights.safetensors"))
+    weights.write_bytes(weights.read_bytes() + b"x")
     with pytest.raises(ArtefactError):
-        dense.weights.file("nothing")
-    assert json.loads(json.dumps(rows)) == rows
+        run(tmp_path, "density=[0.5,0.2]")
+    assert (tmp_path / "run" / records.FILE).read_text() == before
+
+
+def test_a_job_that_fails_leaves_the_others_of_its_sweep(tmp_path):
+    done = command(tmp_path, "allocation.minimum=100000,0", "density=0.5", flags=("-m",))
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[0].startswith("error: ")
+    assert "minimum=100000" in done.stderr
+    assert "Traceback" not in done.stderr
+    levels = records.read(tmp_path / "runs").groupby("run")["level"].max()
+    assert sorted(levels) == [0, 1]
+
+
+def test_fine_tuning_in_rounds_goes_on_in_the_order_of_the_data(tmp_path, monkeypatch):
+    began, train = [], stages.train
+
+    def watched(model, examples, validation, recipe, *rest):
+        began.append((recipe.first_epoch, recipe.epochs))
+        return train(model, examples, validation, recipe, *rest)
+
+    monkeypatch.setattr(stages, "train", watched)
+    rows = run(tmp_path, "schedule=exponential", "schedule.rounds=3", "density=0.2")
+    assert began == [(0, 2), (2, 1), (3, 1), (4, 1)]
+    assert [row["total_epochs"] for row in rows] == [2, 3, 4, 5]
+    assert [row["epochs"] for row in rows] == [2, 1, 1, 1]
+
+
+def test_what_was_never_trained_is_fine_tuned_from_the_first_epoch(tmp_path):
+    """However long a dense network would train: one identity, one result."""
+    options = ("when=init", "recovery=finetune", "density=0.1")
+    short = run(tmp_path / "a", *options, "training.epochs=1")[1]
+    long = run(tmp_path / "a", *options, "training.epochs=3")[1]
+    alone = run(tmp_path / "b", *options, "training.epochs=3")[1]
+    assert short["network"] == long["network"] == alone["network"]
+    assert short["test_loss"] == long["test_loss"] == alone["test_loss"]
+
+
+def test_where_the_data_lie_does_not_matter(tmp_path):
+    setting = Setting(configured("data=mnist", "data.load.folder=here", "model=mlp"), Store(tmp_path))
+    other = Setting(configured("data=mnist", "data.load.folder=there", "model=mlp"), Store(tmp_path))
+    assert stages._training_part(setting) == stages._training_part(other)
+
+
+def test_tied_weights_are_stored_once_and_come_back(tmp_path, monkeypatch):
+    code = """
+from torch import nn
+def net(inputs, classes, **_):
+    one, two = nn.Linear(64, 64), nn.Linear(64, 64)
+    two.weight = one.weight
+    return nn.Sequential(nn.Flatten(), one, nn.ReLU(), two, nn.Linear(64, classes))
+"""
+    name = own(tmp_path, monkeypatch, code, "tied_model")
+    rows = run(tmp_path, "density=0.02", f"model._target_={name}.net")
+    assert rows[1]["prunable"] == 64 * 64 + 640
+    biases = 64 + 64 + 10
+    assert rows[0]["bytes"] < 4 * (64 * 64 + 640 + biases) + 1000
+    assert rows[1]["bytes"] < 4 * (rows[1]["kept"] + biases) + rows[1]["prunable"] / 8 + 2500
+    again = run(tmp_path, "density=0.02", f"model._target_={name}.net")
+    assert timeless(again) == timeless(rows)
 
 
 def test_a_tracker_that_fails_costs_no_result(tmp_path, monkeypatch, caplog):

@@ -289,3 +289,17 @@ def test_one_network_with_two_values_and_two_networks_of_one_seed_are_refused():
         dense(frame(start(accuracy=0.9), start("snip", accuracy=0.91)))
     with pytest.raises(RecordsError, match=r"same seed \(0\) but not the same dense"):
         dense(frame(start(), start("snip", dense="trained elsewhere")))
+
+
+def test_rounds_of_one_target_are_points_and_of_several_are_not():
+    def chain(target: float, seed: int) -> list[dict]:
+        shared = {"rounds": 2, "target_density": target, "seed": seed}
+        middle = row(requested=target**0.5, accuracy=0.95, level=1, round=1, **shared)
+        return [middle, row(requested=target, accuracy=0.9, level=2, round=2, **shared)]
+
+    one = summarise(frame(*chain(0.25, 0), *chain(0.25, 1)))
+    assert one["requested_density"].tolist() == [0.5, 0.25]
+    assert one["n"].tolist() == [2, 2]
+    other = [level | {"run": "other", "level": level["level"] + 2} for level in chain(0.04, 0)]
+    several = summarise(frame(*chain(0.25, 0), *other))
+    assert several["requested_density"].tolist() == [0.25, 0.04]

@@ -150,3 +150,14 @@ def test_purposes_have_seeds_of_their_own():
     seeds = {derived_seed(s, *purpose) for s in range(20) for purpose in (("order", 0), ("order", 1), ("scoring",))}
     assert len(seeds) == 60
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "sizes"), [(5, 2, [2, 3]), (4, 2, [2, 2]), (1, 4, [1]), (7, 3, [3, 4]), (5, 1, [1] * 5)]
+)
+def test_a_single_example_left_over_joins_the_batch_before(count, size, sizes):
+    """Except where batches of one are asked for."""
+    examples = Examples(torch.arange(count).float(), torch.zeros(count, dtype=torch.int64))
+    found = [inputs for inputs, _ in batches(examples, size, 0, 0)]
+    assert [len(part) for part in found] == sizes
+    assert sorted(torch.cat(found).tolist()) == list(range(count))

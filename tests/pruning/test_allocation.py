@@ -122,6 +122,10 @@ def test_per_row_keeps_the_exact_count_of_each_row(seed, density, granularity):
 def test_n_of_m_of_convolutions_where_m_need_not_divide(n, m, shape, dim):
     """Consecutive along `dim`, for each of the other indices; a shorter last group keeps round_half_even(r · n / m)."""
     scores = draw_scores(1, {"conv": shape})
+    if shape[dim] < m and round(shape[dim] * n / m) == 0:
+        with pytest.raises(AllocationError, match=r"conv: .* would empty it: exclude it"):
+            prune(scores, None, allocation=NofM(n, m, dim))
+        return
     mask = prune(scores, None, allocation=NofM(n, m, dim))["conv"]
     lines = zip(
         scores["conv"].movedim(dim, -1).reshape(-1, shape[dim]),

@@ -489,3 +489,67 @@ def test_meta_parameter_is_refused() -> None:
     with pytest.raises(MaskError, match="meta") as caught:
         Masks({"weight": torch.ones(3, 2, dtype=torch.bool)}).attach(nn.Linear(2, 3, device="meta"))
     assert "\n" not in str(caught.value)
+
+
+CHANGES: dict[str, Callable[[nn.Module], None]] = {
+    "noise": lambda model: [p.grad.add_(torch.ones_like(p.grad)) for p in model.parameters()],
+    "by hand": lambda model: [setattr(p, "grad", torch.ones_like(p)) for p in model.parameters()],
+    "scaled and shifted": lambda model: [p.grad.mul_(2).sub_(1) for p in model.parameters()],
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("kind", [SGD, Adam, AdamW, partial(SGD, momentum=0.9), torch.optim.RMSprop, torch.optim.LBFGS])
+def test_gradients_changed_after_the_backward_pass_revive_nothing(
+    change: Callable[[nn.Module], None], kind: Callable[..., Optimizer]
+) -> None:
+    """Gradient noise, surgery, torch.func and other hands."""
+    model = mlp()
+    optimizer = kind(model.parameters(), lr=0.01)
+    masks = random_masks(model)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = loss_of(model, 0)
+        loss.backward()
+        change(model)
+        return loss
+
+    with masks.attach(model, optimizer):
+        for _ in range(3):
+            if isinstance(optimizer, torch.optim.LBFGS):
+                optimizer.step(closure)
+            else:
+                closure()
+                optimizer.step()
+            assert masks.agree(model)
+    if not isinstance(optimizer, torch.optim.LBFGS):  # its gradients of the last evaluation are the closure's own
+        assert_gone(model, masks, optimizer, gradients=False)
+
+
+def test_hyper_parameters_changed_between_steps_do_no_harm() -> None:
+    layer = nn.Linear(4, 1, bias=False)
+    optimizer = Adam(layer.parameters(), lr=0.1)
+    masks = Masks({"weight": torch.tensor([[True, False, True, False]])})
+    with masks.attach(layer, optimizer):
+        optimizer.param_groups[0]["eps"] = 0.0
+        for _ in range(3):
+            optimizer.zero_grad()
+            layer(torch.ones(2, 4)).sum().backward()
+            optimizer.step()
+            assert_gone(layer, masks, optimizer)
+
+
+def test_what_was_loaded_last_is_masked_at_the_end() -> None:
+    model = mlp()
+    dense = copy.deepcopy(model.state_dict())
+    masks = random_masks(model)
+    with masks.attach(model):
+        model.load_state_dict(dense)
+    assert masks.agree(model)
+
+
+def test_an_optimizer_of_another_model_is_refused() -> None:
+    model, other = mlp(), mlp()
+    with pytest.raises(MaskError, match="Adam: updates none of the masked parameters"):
+        random_masks(model).attach(model, Adam(other.parameters()))

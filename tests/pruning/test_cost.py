@@ -152,6 +152,52 @@ def test_attention_is_counted_in_eval_mode_too() -> None:
     assert torch.backends.mha.get_fastpath_enabled()
 
 
+@pytest.mark.parametrize("keys", [8, 6])
+def test_attention_projections_count_as_masked(keys: int) -> None:
+    """One weight in q, k, v (packed or apart) and out is used once a token; the products of activations stay."""
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, kdim=keys, vdim=keys, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            other = torch.zeros(2, 7, keys)
+            return self.attention(x, other, other, need_weights=False)[0]
+
+    model = Attention()
+    x = torch.zeros(2, 5, 8)
+    masks = masks_of(model)
+    packed = keys == 8
+    uses = {"q_proj": 10, "k_proj": 14, "v_proj": 14, "out_proj": 10}
+    expected = 0
+    for name, mask in masks.items():
+        if packed and "in_proj" in name:
+            parts = zip(("q_proj", "k_proj", "v_proj"), mask.chunk(3), strict=True)
+            expected += sum(uses[part] * int(rows.sum()) for part, rows in parts)
+        else:
+            expected += next(count for part, count in uses.items() if part in name) * int(mask.sum())
+    nothing = Masks({name: torch.zeros_like(mask) for name, mask in masks.items()})
+    activations = cost(model, nothing, x).macs
+    dense_projections = 10 * 8 * 8 * 2 + 14 * keys * 8 * 2
+    assert activations == dense(model, x).dense_macs - dense_projections
+    assert cost(model, masks, x).macs == expected + activations
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "slices of one vector"])
+def test_macs_follow_the_memory_of_a_weight(layout: str) -> None:
+    model = nn.Sequential(nn.Conv2d(2, 3, 2), nn.Conv2d(3, 2, 2))
+    if layout == "channels_last":
+        model = model.to(memory_format=torch.channels_last)
+    else:
+        flat = torch.randn(48)
+        for layer, part in zip(model, flat.split(24), strict=True):
+            layer.weight = nn.Parameter(part.view(layer.weight.shape))
+    masks = masks_of(model)
+    found = cost(model, masks, torch.zeros(1, 2, 5, 5))
+    assert found.macs == 16 * int(masks["0.weight"].sum()) + 9 * int(masks["1.weight"].sum())
+
+
 def test_counting_leaves_no_trace() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)).train()
     model[2].eval()

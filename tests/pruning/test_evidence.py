@@ -1,9 +1,11 @@
 """Looking leaves no trace, and the gradient of the data does not depend on how they are cut into batches."""
 
 import copy
+import random
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -277,3 +279,43 @@ def test_halves_are_accumulated_in_float32() -> None:
         assert accumulated(torch.ones(2, dtype=dtype)).dtype == torch.float32
     assert accumulated(torch.ones(2, dtype=torch.float64)).dtype == torch.float64
     assert not accumulated(nn.Parameter(torch.ones(2))).requires_grad
+
+
+@pytest.mark.parametrize("expanded", [True, False], ids=["expanded", "inference"])
+def test_buffers_that_cannot_be_written_are_no_hindrance(expanded: bool) -> None:
+    model = plain()
+    with torch.inference_mode(not expanded):
+        buffer = torch.ones(1).expand(6) if expanded else torch.ones(6)
+    model.register_buffer("fixed", buffer)
+    assert set(mean_gradient(evidence(model, [data(dtype=torch.float64)]))) == set(prunable(model))
+    assert torch.equal(model.fixed, torch.ones(6))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda value: value.expand(3), "shape [3]"),
+        (float, "float"),
+        (lambda value: None, "NoneType"),
+        (Tensor.detach, "gradient"),
+    ],
+)
+def test_a_loss_without_a_gradient_is_refused(spoil: Callable[[Tensor], Any], said: str) -> None:
+    def spoilt(model: nn.Module, batch: Batch) -> Any:
+        return spoil(loss(model, batch))
+
+    model = plain()
+    refused(lambda: mean_gradient(Evidence(model, prunable(model), [data(dtype=torch.float64)], spoilt)), said)
+
+
+def test_random_numbers_of_python_and_numpy_are_put_back() -> None:
+    model = plain()
+    random.seed(1)
+    np.random.seed(1)
+    expected = random.random(), np.random.rand()
+    random.seed(1)
+    np.random.seed(1)
+    with untouched(model):
+        random.random()
+        np.random.rand(3)
+    assert (random.random(), np.random.rand()) == expected

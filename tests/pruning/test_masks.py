@@ -200,7 +200,7 @@ def test_one_bit_a_weight(tmp_path: Path) -> None:
     bits = sum(-(-math.prod(shape) // 8) for shape in shapes.values())
     assert bits <= path.stat().st_size < bits + 1000
     with safe_open(path, framework="pt") as file:
-        counts = json.loads(file.metadata()["masks"])
+        counts = json.loads(json.loads(file.metadata()["masks"])["tensors"])
     assert counts["a"] == {"shape": [300, 1001], "kept": int(some(shapes)["a"].sum())}
 
 
@@ -265,11 +265,10 @@ def test_foreign_files(tmp_path: Path) -> None:
     path = tmp_path / "m"
     save_file({"a": torch.ones(3)}, path)
     refused(path, "no file of masks")
-    save_file({"a": torch.ones(3)}, path, {"format": "pt"})
-    refused(path, "'pt'")
-    save_file({"a": torch.ones(3)}, path, {"format": "pruning.masks/0", "masks": "{}"})
-    refused(path, "pruning.masks/0")
-    save_file({"a": torch.ones(3)}, path, {"format": "pruning.masks/1"})
+    for entry in ('{"format": "pt"}', '{"format": "pruning.masks/0", "tensors": "{}"}', '"pt"', "[]", "{", "7"):
+        save_file({"a": torch.ones(3)}, path, {"masks": entry})
+        refused(path, "no file of masks")
+    save_file({"a": torch.ones(3)}, path, {"masks": '{"format": "pruning.masks/2"}'})
     refused(path)
     path.write_text("not a safetensors file at all, but long enough to look like one\n" * 5)
     refused(path)

@@ -1,5 +1,8 @@
 """`prune` as a function: pure, refusing what does not fit, indifferent to the order of tensors but for ties."""
 
+from fractions import Fraction
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -176,3 +179,43 @@ def test_partly_dead_units_stay_within(granularity, allocation):
         assert not bool((mask & ~within[name]).any())
         whole = granularity.pool(name, mask.float(), mask).alive
         assert torch.equal(granularity.expand(whole, mask.shape) & within[name], mask)
+
+
+@pytest.mark.parametrize("granularity", [Weights(), Blocks((2, 3)), Vectors(0)])
+@pytest.mark.parametrize("allocation", [Global(), Uniform(), PerRow()])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_dead_may_have_any_score(granularity, allocation, bad):
+    """As curvature has of removed weights, 0/0."""
+    if isinstance(granularity, Vectors) and isinstance(allocation, PerRow):
+        return
+    scores = draw_scores()
+    within = prune(scores, 0.6, granularity, allocation)
+    clean = prune(scores, 0.3, granularity, allocation, within=within)
+    dirty = {name: score.masked_fill(~within[name], bad) for name, score in scores.items()}
+    assert prune(dirty, 0.3, granularity, allocation, within=within) == clean
+
+
+@pytest.mark.parametrize(
+    ("score", "said"),
+    [
+        (torch.ones(3, dtype=torch.complex64), "complex64"),
+        (torch.tensor([2**60, 2**60 + 1, 0]), "2^53"),
+        (torch.ones(3, device="meta"), "meta"),
+        (torch.ones(3).to_sparse(), "sparse"),
+        ([1.0, 2.0], "list"),
+        (None, "NoneType"),
+    ],
+)
+def test_scores_without_an_order_are_refused_by_name(score, said):
+    assert_refused(ScoreError, lambda: prune({"fc": torch.ones(2), "odd": score}, 0.5), "odd", said)
+
+
+def test_blocks_larger_than_the_tensor_cost_no_more_than_it():
+    """A block of 10^12 weights would not fit into memory."""
+    masks = prune(draw_scores(), 1.0, Blocks((10**6, 10**6)))
+    assert masks.kept == masks.total
+
+
+@pytest.mark.parametrize("density", [np.float32(0.5), np.float64(0.5), np.int64(1), Fraction(1, 2)])
+def test_numbers_of_all_kinds_are_densities(density):
+    assert prune(draw_scores(), density) == prune(draw_scores(), float(density))
