@@ -21,7 +21,7 @@ from pruning.errors import ConfigurationError, PruningError
 class Training:
     """How dense networks are trained, and what recovery shares with it; see `experiments.training.Recipe`."""
 
-    epochs: int = 15
+    epochs: int = 12
     batch_size: int = 60
     accumulate: int = 1
     clip: float | None = None
@@ -47,7 +47,7 @@ class Recovery:
     """
 
     learning_rate: str = "last"
-    epochs: int = 8
+    epochs: int = 6
     rounds: str = "every"
 
 
