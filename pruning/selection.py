@@ -1,12 +1,14 @@
 """Exact top-k over many tensors, streamed, with a fixed order of ties.
 
-Nothing is concatenated or sorted as a whole. Floats are mapped to integers of the same order, and the k-th largest is
-found by refining a histogram of these integers 16 bits at a time, over chunks that fit the cache. Of equal scores the
-earlier position (tensor order, then flat index) is kept, so every rank and every machine picks the same.
+Nothing is concatenated or sorted as a whole, and all passes go over chunks that fit the cache. Of many scores, a sample
+brackets the k-th largest; one pass counts what lies above and collects what lies within. Of few, or should the bracket
+miss, floats are mapped to integers of the same order and a histogram of these is refined 16 bits at a time. Of equal
+scores the earlier position (tensor order, then flat index) is kept, so every rank and every machine picks the same.
 """
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +16,7 @@ from pruning.errors import AllocationError, ScoreError
 
 _CHUNK = 1 << 17  # elements: half a megabyte of float32, so that a chunk and its keys stay in the cache
 _RADIX = 16  # bits a pass
+_SAMPLE = 1 << 18  # scores of which the k-th largest is bracketed by a sample of as many, where there are 16 times more
 
 
 def kept_count(density: float, total: int) -> int:
@@ -80,6 +83,9 @@ def top_of_rows(scores: Tensor, keep: int, alive: Tensor | None = None) -> Tenso
 def _kth_largest(scores: Sequence[Tensor], keep: int, alive: Sequence[Tensor] | None) -> tuple[float, int]:
     """The `keep`-th largest score and how many of the scores equal to it are kept."""
     dtype = _common_dtype(scores)
+    found = _in_bracket(scores, keep, alive, dtype) if sum(s.numel() for s in scores) > 16 * _SAMPLE else None
+    if found is not None:
+        return found
     bits = torch.finfo(dtype).bits
     low = -(1 << (bits - 1))  # the keys still in question are low … low + 2^width - 1
     for width in range(bits, 0, -_RADIX):
@@ -89,6 +95,67 @@ def _kth_largest(scores: Sequence[Tensor], keep: int, alive: Sequence[Tensor] | 
             keep -= int(above[nth_from_top - 1])
         low += (above.numel() - 1 - nth_from_top) << (width - _RADIX)
     return _float(low, dtype), keep
+
+
+def _in_bracket(
+    scores: Sequence[Tensor], keep: int, alive: Sequence[Tensor] | None, dtype: torch.dtype
+) -> tuple[float, int] | None:
+    """As `_kth_largest`, with one pass over the scores; None if the sample led astray. Exact in any case: it counts."""
+    low, high = _bracket(scores, keep, alive, dtype)
+    above, within = 0, []
+    for chunk, live in _chunks(scores, alive, dtype):
+        over = chunk > high
+        near = chunk >= low
+        if live is not None:
+            over &= live
+            near &= live
+        above += _count(over)
+        within.append(_where(chunk, near ^ over))
+    if not above < keep <= above + sum(part.numel() for part in within):
+        return None
+    ordered = torch.cat(within).sort(descending=True).values
+    threshold = ordered[keep - above - 1]
+    ties = keep - above - _count(ordered > threshold)
+    if ties == _count(ordered == threshold):  # all of them stay, so nobody has to look for ties
+        return float(torch.nextafter(threshold, threshold.new_tensor(-torch.inf))), 0
+    return float(threshold), ties
+
+
+def _bracket(
+    scores: Sequence[Tensor], keep: int, alive: Sequence[Tensor] | None, dtype: torch.dtype
+) -> tuple[float, float]:
+    """Two values between which the `keep`-th largest lies, by six standard deviations of its rank in a sample."""
+    step = max(1, sum(s.numel() for s in scores) // _SAMPLE)
+    parts, candidates = [], 0
+    for position, tensor in enumerate(scores):
+        part = tensor.detach().reshape(-1)[::step]
+        if alive is not None:
+            part = part[alive[position].reshape(-1)[::step]]
+            candidates += int(alive[position].sum())
+        else:
+            candidates += tensor.numel()
+        parts.append(part.to(dtype).cpu())
+    ordered = torch.cat(parts).sort(descending=True).values
+    share, size = keep / candidates, ordered.numel()
+    margin = 6 * (size * share * (1 - share)) ** 0.5 + 16
+    first, last = int(share * size - margin), int(share * size + margin)
+    return (
+        float(ordered[last]) if last < size else -torch.inf,
+        float(ordered[first]) if first >= 0 and size else torch.inf,
+    )
+
+
+def _where(values: Tensor, mask: Tensor) -> Tensor:
+    """`values[mask]`; NumPy's is several times as fast where little is kept."""
+    if values.device.type != "cpu":
+        return values[mask]
+    return torch.from_numpy(values.numpy()[mask.numpy()])
+
+
+def _count(mask: Tensor) -> int:
+    if mask.device.type != "cpu":
+        return int(mask.sum())
+    return int(np.count_nonzero(mask.numpy()))
 
 
 def _counts(
@@ -101,9 +168,9 @@ def _counts(
     lowest, highest = _float(low, dtype), _float(low + (1 << width) - 1, dtype)
     for chunk, live in _chunks(scores, alive, dtype):
         if live is not None:
-            chunk = chunk[live]
+            chunk = _where(chunk, live)
         if not everything:
-            chunk = chunk[(chunk >= lowest) & (chunk <= highest)]
+            chunk = _where(chunk, (chunk >= lowest) & (chunk <= highest))
         index = (_keys(chunk) >> shift) - (low >> shift)
         # 0.0 passes for -0.0 in the comparison above, one bin too high: hence the cut
         counts += torch.bincount(index, minlength=1 << _RADIX)[: 1 << _RADIX].cpu()
@@ -120,7 +187,7 @@ def _write(scores: Sequence[Tensor], threshold: float, ties: int, alive: Sequenc
             target &= live
         if ties:
             equal = chunk == threshold if live is None else (chunk == threshold) & live
-            found = int(equal.sum())
+            found = _count(equal)
             if found <= ties:
                 target |= equal
             else:

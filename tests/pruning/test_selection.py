@@ -276,3 +276,45 @@ def test_reference_masks(case, dtype):
 
 def test_every_reference_case_is_run():
     assert {case["case"] for case in VECTORS["cases"]} == set(CASES)
+
+
+@given(problems(), st.sampled_from([1, 2, 3]), st.data())
+def test_a_bracket_from_a_sample_of_a_few_is_exact_too(problem, sample, data):
+    """Whether the sample holds the k-th largest in its bracket or leads astray."""
+    scores, alive = problem
+    candidates = sum(s.numel() for s in scores) if alive is None else sum(int(a.sum()) for a in alive)
+    keep = data.draw(st.integers(0, candidates))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection, "_SAMPLE", 0 if data.draw(st.booleans()) else sample / 16)
+        patch.setattr(selection, "_bracket", sampled(data, scores))
+        found = top(scores, keep, alive)
+    assert_same(found, brute_force(scores, keep, alive))
+
+
+def sampled(data, scores):
+    """Any bracket at all, of values that do and do not occur: the answer must not depend on it."""
+    values = [float(v) for s in scores for v in s.reshape(-1).tolist()] + [-torch.inf, torch.inf, 0.5]
+    low, high = sorted(data.draw(st.tuples(st.sampled_from(values), st.sampled_from(values))))
+    return lambda *_: (low, high)
+
+
+@pytest.mark.parametrize("kind", ["normal", "ties", "sorted", "periodic", "one value", "wide"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_bracket_of_a_real_sample(monkeypatch, kind, dtype, masked):
+    monkeypatch.setattr(selection, "_SAMPLE", 1 << 10)
+    generator = torch.Generator().manual_seed(0)
+    size = 40_000
+    values = {
+        "normal": torch.randn(size, generator=generator),
+        "ties": torch.randint(5, (size,), generator=generator).float(),
+        "sorted": torch.arange(size).float() / size,
+        "periodic": (torch.arange(size) % 39 == 0).float() + torch.rand(size, generator=generator) / 9,
+        "one value": torch.ones(size),
+        "wide": torch.randn(size, generator=generator).mul(4).exp(),
+    }[kind].to(dtype)
+    scores = [values[:30_000].view(300, 100), values[30_000:]]
+    alive = [torch.rand(s.shape, generator=generator) < 0.3 for s in scores] if masked else None
+    live = size if alive is None else sum(int(a.sum()) for a in alive)
+    for keep in (1, 2, live // 1000, live // 10, live // 2, live - 7, live - 1):
+        assert_same(top(scores, keep, alive), brute_force(scores, keep, alive))
