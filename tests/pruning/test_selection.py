@@ -318,3 +318,13 @@ def test_the_bracket_of_a_real_sample(monkeypatch, kind, dtype, masked):
     live = size if alive is None else sum(int(a.sum()) for a in alive)
     for keep in (1, 2, live // 1000, live // 10, live // 2, live - 7, live - 1):
         assert_same(top(scores, keep, alive), brute_force(scores, keep, alive))
+
+
+@pytest.mark.parametrize("bracket", [(2.0, 5.5), (2.0, 8.0), (3.0, 3.0), (-9.0, 9.5), (4.5, 9.0)])
+def test_what_is_dead_neither_counts_above_a_bracket_nor_within(monkeypatch, bracket):
+    monkeypatch.setattr(selection, "_SAMPLE", 0)
+    monkeypatch.setattr(selection, "_bracket", lambda *_: bracket)
+    scores = [torch.tensor([9.0, 5.0, 4.0, 3.0, 3.0, 2.0, 1.0])]
+    alive = [torch.tensor([False, True, True, False, True, True, True])]
+    for keep in range(1, 5):
+        assert_same(top(scores, keep, alive), brute_force(scores, keep, alive))
