@@ -1,6 +1,8 @@
 """The command as a user meets it: files, table, exit status, and mistakes in one line."""
 
 import csv
+import io
+import math
 import os
 import re
 import subprocess
@@ -195,3 +197,14 @@ def test_the_command_through_a_pipe_that_closes_early(tmp_path):
     process.wait(60)
     with (tmp_path / "accuracy_sparsity.csv").open() as file:
         assert len(list(csv.reader(file))) == 8
+
+
+def test_the_table_tells_what_was_got_beside_what_was_asked():
+    """Coarse units: 0.3 was asked, 0.6341 of the weights are there."""
+    columns = {"n": 1, "mean": 0.9, "std": math.nan, "low": math.nan, "high": math.nan, "seeds": (0,)}
+    place = {"requested_density": 0.3, "density": 0.6341, "sparsity": 0.3659, "compression": 1 / 0.6341}
+    summary = pd.DataFrame([{"method": "magnitude", **place, **columns}])
+    console = Console(width=100, record=True, file=io.StringIO(), highlight=False)
+    console.print(table(summary, {}, "test_accuracy"))
+    (line,) = [line.split() for line in console.export_text().splitlines() if "magnitude" in line]
+    assert line[:5] == ["0.3", "0.6341", "37", "%", f"1.58{TIMES}"]
