@@ -74,7 +74,7 @@ def test_a_column_is_no_path(tmp_path):
 def rendered(folder: Path, width: int, value: str = "test_accuracy", encoding: str = "utf-8") -> list[str]:
     frame = records.read(folder)
     summary, dense = statistics.summarise(frame, value), statistics.dense(frame, value)
-    console = Console(width=width, record=True, file=open(os.devnull, "w"), highlight=False)  # noqa: SIM115
+    console = Console(width=width, record=True, file=open(os.devnull, "w"), highlight=False)  # noqa: SIM115  # closed below
     with console.file:
         console.print(table(summary, dense, value, encoding))
         return console.export_text().splitlines()
