@@ -1,0 +1,1 @@
+"""Second-order knowledge of the loss: gradients of single examples, Fisher and Gauss-Newton, the Hessian."""

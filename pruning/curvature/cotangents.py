@@ -1,0 +1,72 @@
+"""What is propagated back from the outputs: it decides which second-moment matrix (1/N) Σ_n Σ_v J_nᵀvvᵀJ_n comes out.
+
+The loss is the mean over examples, so N times its gradient is the gradient of each example's own loss.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from pruning.curvature.examples import Cotangents
+from pruning.errors import ScoreError
+
+
+def empirical(loss: Tensor, outputs: Tensor) -> Iterator[Tensor]:
+    """v = ∂L_n/∂z: the empirical Fisher, squares of the gradients of the examples' losses with the labels given."""
+    (gradient,) = torch.autograd.grad(loss, outputs, retain_graph=True)
+    yield gradient * len(outputs)
+
+
+def gauss_newton(loss: Tensor, outputs: Tensor) -> Iterator[Tensor]:
+    """Vᵀ with VVᵀ = ∂²L_n/∂z²: the Gauss-Newton matrix, exactly; one backward pass per output of an example.
+
+    Equal to the Hessian where the network is linear in its weights, or fits the data without error; for cross-entropy
+    equal to the true Fisher, with the expectation over labels taken in full.
+
+    Raises:
+        ScoreError: the loss is not convex in the outputs, so that there is no such V.
+    """
+    size = len(outputs)
+    (gradient,) = torch.autograd.grad(loss, outputs, create_graph=True)
+    flat = gradient.reshape(size, -1) * size
+    rows = [torch.autograd.grad(flat[:, c].sum(), outputs, retain_graph=True)[0] for c in range(flat.shape[1])]
+    hessian = torch.stack([row.reshape(size, -1) for row in rows], dim=1).double()
+    values, vectors = torch.linalg.eigh((hessian + hessian.mT) / 2)
+    if bool((values[:, 0] < -1e-6 * values[:, -1].abs().clamp(min=1e-30)).any()):
+        raise ScoreError("Gauss-Newton needs a loss that is convex in the outputs: use the empirical Fisher")
+    roots = (vectors * values.clamp(min=0).sqrt()[:, None]).to(outputs.dtype)
+    for c in range(roots.shape[2]):
+        if bool(roots[:, :, c].any()):
+            yield roots[:, :, c].reshape(outputs.shape)
+
+
+def true_fisher(samples: int | None = None, seed: int = 0) -> Cotangents:
+    """The Fisher of softmax(z) with labels from the network itself: v = p - e_y, y ~ p; outputs [examples, classes].
+
+    `samples` labels are drawn per example; None takes the expectation over all classes, p_y weighting the squares.
+    """
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return partial(_true_fisher, samples, generator)
+
+
+def _true_fisher(samples: int | None, generator: torch.Generator, loss: Tensor, outputs: Tensor) -> Iterator[Tensor]:
+    if outputs.dim() != 2:
+        raise ScoreError(
+            f"the true Fisher needs outputs [examples, classes], not {list(outputs.shape)}: use the empirical one"
+        )
+    p = outputs.detach().double().softmax(1)
+    if samples is None:
+        for c in range(p.shape[1]):
+            yield _away_from(p, torch.full((len(p),), c, device=p.device), p[:, c].sqrt()).to(outputs.dtype)
+        return
+    for _ in range(samples):
+        labels = torch.multinomial(p.cpu(), 1, generator=generator)[:, 0].to(p.device)
+        weight = torch.full((len(p),), samples**-0.5, dtype=p.dtype, device=p.device)
+        yield _away_from(p, labels, weight).to(outputs.dtype)
+
+
+def _away_from(p: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
+    """(p - e_label) · weight: the gradient of the cross-entropy with that label."""
+    return (p - torch.nn.functional.one_hot(labels, p.shape[1])) * weight[:, None]

@@ -1,0 +1,94 @@
+"""The Hessian of the mean loss, by products with it: exact products, and its diagonal by random probes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pruning.errors import ScoreError
+from pruning.evidence import Evidence, Scores, accumulated, examples, mean_gradient, scalar_loss, untouched
+
+
+def hessian_product(evidence: Evidence, vectors: Mapping[str, Tensor] | None = None) -> Scores:
+    """H·v of the mean loss over all examples, by all parameters of the evidence together (Pearlmutter 1994).
+
+    Args:
+        vectors: v, name → tensor of the parameter's shape; None is the gradient of the same loss. With one batch the
+            gradient and the product then come from the same pass.
+
+    Raises:
+        ScoreError: no loss, no data, or a loss without a gradient.
+    """
+    batches = list(evidence.batches)
+    if evidence.loss is None or not batches:
+        raise ScoreError("curvature needs a loss and data: give Evidence a loss and batches")
+    if vectors is None and len(batches) > 1:
+        vectors = mean_gradient(evidence)
+    names, parameters = list(evidence.parameters), list(evidence.parameters.values())
+    products = {name: torch.zeros_like(accumulated(p)) for name, p in evidence.parameters.items()}
+    count = sum(examples(batch) for batch in batches)
+    with untouched(evidence.model, parameters), torch.enable_grad():
+        for batch in batches:
+            first = torch.autograd.grad(scalar_loss(evidence, batch), parameters, create_graph=True, allow_unused=True)
+            reached = [(name, g) for name, g in zip(names, first, strict=True) if g is not None]
+            along = [g.detach() if vectors is None else vectors[name].to(g) for name, g in reached]
+            inner = sum((g * v).sum() for (_, g), v in zip(reached, along, strict=True))
+            if not isinstance(inner, Tensor) or not inner.requires_grad:
+                continue  # the loss is linear in the parameters
+            second = torch.autograd.grad(inner, parameters, allow_unused=True)
+            for name, product in zip(names, second, strict=True):
+                if product is not None:
+                    products[name].add_(accumulated(product), alpha=examples(batch) / count)
+    return products
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An estimated diagonal and how sure it is.
+
+    Attributes:
+        diagonal: name → mean over the probes, of the parameter's shape.
+        standard_error: of that mean, per weight; 0 where all probes agree.
+        probes: how many were drawn.
+    """
+
+    diagonal: Scores
+    standard_error: Scores
+    probes: int
+
+
+def hutchinson(evidence: Evidence, tolerance: float = 0.1, least: int = 4, most: int = 100, seed: int = 0) -> Estimate:
+    """diag(H) ≈ mean of z ⊙ (H·z) with z = ±1 (Hutchinson 1990); the variance of entry i is Σ_{j≠i} H_ij² a probe.
+
+    Args:
+        tolerance: probes are drawn until ‖standard error‖₂ ≤ tolerance · ‖diagonal‖₂ over all weights together.
+        least, most: number of probes at least (2 or more) and at most.
+        seed: of the probes; torch's global random state is not touched.
+    """
+    if not 2 <= least <= most:
+        raise ScoreError(f"hutchinson: least={least}, most={most}: need 2 <= least <= most, two for a standard error")
+    generator = torch.Generator("cpu").manual_seed(seed)
+    mean = {name: torch.zeros_like(accumulated(p)) for name, p in evidence.parameters.items()}
+    squares = {name: torch.zeros_like(value) for name, value in mean.items()}  # Welford's sum of squared deviations
+    error: Scores = {}
+    probes = 0
+    while probes < most:
+        probes += 1
+        z = {
+            name: (torch.randint(2, value.shape, generator=generator) * 2 - 1).to(value) for name, value in mean.items()
+        }
+        for name, product in hessian_product(evidence, z).items():
+            sample = product.mul_(z[name])
+            away = sample - mean[name]
+            mean[name] += away / probes
+            squares[name] += away * (sample - mean[name])
+        if probes >= least:
+            error = {name: (value / (probes * (probes - 1))).sqrt() for name, value in squares.items()}
+            if _norm(error) <= tolerance * _norm(mean):
+                break
+    return Estimate(mean, error, probes)
+
+
+def _norm(values: Scores) -> float:
+    return float(torch.stack([value.double().square().sum().cpu() for value in values.values()]).sum().sqrt())

@@ -1,0 +1,128 @@
+"""Layers that are linear in their weight, as one matrix product: what curvature and activation scorers build on.
+
+Every use of such a layer is, per group, `outputs[:, l] = weight @ columns[:, l]` at positions l: tokens, pixels. So the
+gradient of one example is Σ_l rows[:, l] columns[:, l]ᵀ, with `rows` the gradient of the outputs.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvTransposeNd
+
+from pruning.errors import ScoreError
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_KINDS = (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED)
+
+
+@dataclass(frozen=True)
+class Use:
+    """One call of `module`: what went in (detached) and what came out (in the graph)."""
+
+    module: nn.Module
+    inputs: Tensor
+    outputs: Tensor
+    version: int
+
+    def unchanged(self) -> Tensor:
+        """The inputs; an error if somebody has written over them since."""
+        if self.inputs._version != self.version:
+            raise ScoreError(
+                f"{type(self.module).__name__}: its input was changed in place after it was read: "
+                "use the out-of-place form of the next operation (inplace=False)"
+            )
+        return self.inputs
+
+
+def is_linear_map(module: nn.Module) -> bool:
+    """Whether `columns` and `factors` know `module`: Linear, convolutions; subclasses only with the same forward."""
+    return any(isinstance(module, kind) and type(module).forward is kind.forward for kind in _KINDS)
+
+
+@contextmanager
+def uses(modules: Iterable[nn.Module]) -> Iterator[list[Use]]:
+    """The calls of `modules` in the forward passes within the block, in their order."""
+    found: list[Use] = []
+
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> Tensor:
+        entered = inputs[0].detach()
+        found.append(Use(module, entered, outputs, entered._version))
+        return outputs.clone()  # an in-place activation must not write over what is differentiated
+
+    handles = [module.register_forward_hook(hook) for module in modules]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def columns(module: nn.Module, inputs: Tensor) -> Tensor:
+    """What the weight of a Linear or a convolution multiplies: [examples, groups, inputs of a row, positions].
+
+    The order of the inputs of a row is that of `weight.reshape(rows, -1)`.
+    """
+    if isinstance(module, nn.Linear):
+        return inputs.reshape(len(inputs), 1, -1, inputs.shape[-1]).transpose(2, 3)
+    assert isinstance(module, _CONVOLUTIONS)
+    padded = _padded(module, inputs)
+    return _windows(padded, module).reshape(len(inputs), module.groups, -1, _positions(padded, module))
+
+
+def sums_of_powers(module: nn.Module, inputs: Tensor, power: int) -> Tensor:
+    """Σ over examples and positions of |columns|^power, [groups, inputs of a row], without making the columns."""
+    powers = inputs.abs() if power == 1 else inputs.square()
+    if isinstance(module, nn.Linear):
+        return powers.reshape(-1, powers.shape[-1]).sum(0, keepdim=True)
+    assert isinstance(module, _CONVOLUTIONS)
+    dimensions = len(module.kernel_size)
+    windows = _windows(_padded(module, powers), module)
+    return windows.sum((0, *range(-dimensions, 0))).reshape(module.groups, -1)
+
+
+def factors(module: nn.Module, inputs: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """(rows, columns) with per-example gradient `rows @ columnsᵀ` per group; `gradient` is that of the outputs.
+
+    A transposed convolution is the adjoint of a convolution: inputs and outputs change places.
+    """
+    if isinstance(module, nn.Linear):
+        return gradient.reshape(len(gradient), 1, -1, gradient.shape[-1]).transpose(2, 3), columns(module, inputs)
+    assert isinstance(module, nn.modules.conv._ConvNd)
+    if not isinstance(module, _ConvTransposeNd):
+        return gradient.reshape(len(gradient), module.groups, gradient.shape[1] // module.groups, -1), columns(
+            module, inputs
+        )
+    spatial = inputs.shape[2:]
+    sides = [int(p) for p in reversed(module.padding)]  # type: ignore[call-overload]  # torch types them as objects
+    padded = F.pad(gradient, [side for size in sides for side in (size, size)])
+    windows = _windows(padded, module)
+    for axis, size in enumerate(spatial, start=windows.dim() - len(spatial)):
+        windows = windows.narrow(axis, 0, size)  # output_padding may leave room for one more
+    rows = inputs.reshape(len(inputs), module.groups, inputs.shape[1] // module.groups, -1)
+    return rows, windows.reshape(len(inputs), module.groups, -1, rows.shape[-1])
+
+
+def _padded(module: nn.modules.conv._ConvNd, inputs: Tensor) -> Tensor:
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    return F.pad(inputs, module._reversed_padding_repeated_twice, mode)
+
+
+def _windows(padded: Tensor, module: nn.modules.conv._ConvNd) -> Tensor:
+    """[examples, channels, *kernel, *positions]: what the kernel sees where."""
+    dimensions = len(module.kernel_size)
+    for axis, (size, step, gap) in enumerate(
+        zip(module.kernel_size, module.stride, module.dilation, strict=True), start=2
+    ):
+        padded = padded.unfold(axis, gap * (size - 1) + 1, step)[..., ::gap]
+    kernel = range(2 + dimensions, 2 + 2 * dimensions)
+    return padded.permute(0, 1, *kernel, *range(2, 2 + dimensions))
+
+
+def _positions(padded: Tensor, module: nn.modules.conv._ConvNd) -> int:
+    sizes = zip(padded.shape[2:], module.kernel_size, module.stride, module.dilation, strict=True)
+    return int(torch.tensor([(length - gap * (size - 1) - 1) // step + 1 for length, size, step, gap in sizes]).prod())

@@ -1,0 +1,243 @@
+"""Curvature against loops, definitions and torch's own Hessian."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pruning import Evidence, prunable
+from pruning.curvature import cotangents
+from pruning.curvature.examples import Cotangents, example_gradients, mean_squares
+from pruning.curvature.hessian import hessian_product, hutchinson
+from pruning.curvature.linear_maps import columns, factors, sums_of_powers
+from pruning.errors import ScoreError
+
+MAPS: list[tuple[nn.Module, tuple[int, ...]]] = [
+    (nn.Linear(5, 3), (4, 5)),
+    (nn.Linear(5, 3), (4, 7, 2, 5)),
+    (nn.Conv1d(4, 6, 3, stride=2, padding=1, dilation=2, groups=2), (4, 4, 13)),
+    (nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(1, 0), groups=2), (4, 4, 9, 8)),
+    (nn.Conv2d(4, 6, 3, padding="same", padding_mode="reflect"), (4, 4, 9, 8)),
+    (nn.Conv3d(2, 3, 2, stride=2), (4, 2, 5, 4, 4)),
+    (nn.ConvTranspose1d(4, 2, 3, stride=2, dilation=2), (4, 4, 5)),
+    (nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2), (4, 4, 5, 6)),
+    (nn.ConvTranspose2d(4, 6, 3, dilation=2, output_padding=1), (4, 4, 5, 6)),
+    (nn.ConvTranspose3d(2, 2, 2, stride=2), (4, 2, 3, 3, 3)),
+]
+
+
+def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+def squared_error(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return F.mse_loss(model(batch[0]), F.one_hot(batch[1], 3).to(batch[0].dtype))
+
+
+def data(*shape: int, count: int = 7) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(count, *shape, dtype=torch.float64, generator=generator)
+    return inputs, torch.randint(3, (count,), generator=generator)
+
+
+def cut(batch: tuple[Tensor, Tensor], *sizes: int) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(batch[0].split(list(sizes)), batch[1].split(list(sizes)), strict=True))
+
+
+@pytest.mark.parametrize(("module", "shape"), MAPS, ids=lambda value: str(value)[:30])
+def test_factors_of_a_layer_give_each_examples_gradient(module: nn.Module, shape: tuple[int, ...]) -> None:
+    module = module.double()
+    x = torch.randn(shape, dtype=torch.float64)
+    outputs = module(x)
+    gradient = torch.randn_like(outputs)
+    rows, cols = factors(module, x, gradient)
+    found = (rows @ cols.transpose(2, 3)).reshape(len(x), *module.weight.shape)
+    for i in range(len(x)):
+        (wanted,) = torch.autograd.grad((module(x[i : i + 1]) * gradient[i : i + 1]).sum(), module.weight)
+        torch.testing.assert_close(found[i], wanted)
+
+
+@pytest.mark.parametrize(("module", "shape"), MAPS[:6], ids=lambda value: str(value)[:30])
+def test_columns_of_a_layer_are_what_its_weight_multiplies(module: nn.Module, shape: tuple[int, ...]) -> None:
+    module = module.double()
+    x = torch.randn(shape, dtype=torch.float64)
+    cols = columns(module, x)
+    products = module.weight.reshape(cols.shape[1], -1, cols.shape[2]) @ cols  # [examples, groups, rows, positions]
+    wanted = module(x)
+    if isinstance(module, nn.Linear):
+        products = products[:, 0].transpose(1, 2).reshape(wanted.shape) + module.bias
+    else:
+        bias = module.bias.view(-1, *[1] * (wanted.dim() - 2))
+        products = products.reshape(wanted.shape) + bias
+    torch.testing.assert_close(products, wanted)
+    for power in (1, 2):
+        torch.testing.assert_close(sums_of_powers(module, x, power), cols.abs().pow(power).sum((0, 3)))
+
+
+class Odd(nn.Module):
+    """All that per-example gradients must survive: no biases, batch norm, in-place, one layer twice, tied, fused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(1, 4, 3, stride=2, bias=False)
+        self.norm = nn.BatchNorm2d(4)
+        self.relu = nn.ReLU(inplace=True)
+        self.twice = nn.Linear(9, 9)
+        self.recurrent = nn.LSTM(9, 5, batch_first=True)
+        self.attention = nn.MultiheadAttention(5, 1, batch_first=True)
+        self.out = nn.Linear(5, 3)
+        self.elsewhere = nn.Linear(3, 3, bias=False)
+        self.turned = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.norm(self.convolution(x))).flatten(2)
+        side = self.turned(x.transpose(0, 1).mean(2).t()).sum(1, keepdim=True)
+        x = self.twice(torch.tanh(self.twice(x)))
+        x, _ = self.recurrent(x)
+        x, _ = self.attention(x, x, x)
+        x = self.out(x.mean(1))
+        return self.elsewhere(x) + F.linear(x, self.elsewhere.weight.t()) + side
+
+
+def odd() -> nn.Module:
+    torch.manual_seed(0)
+    return Odd().double().eval()
+
+
+def by_loop(evidence: Evidence) -> dict[str, Tensor]:
+    """Mean squares of the gradients of the examples' losses, one by one."""
+    total = {name: torch.zeros_like(p) for name, p in evidence.parameters.items()}
+    count = 0
+    for inputs, targets in evidence.batches:
+        for i in range(len(inputs)):
+            loss = evidence.loss(evidence.model, (inputs[i : i + 1], targets[i : i + 1]))
+            for name, g in zip(total, torch.autograd.grad(loss, list(evidence.parameters.values())), strict=True):
+                total[name] += g.square()
+            count += 1
+    return {name: value / count for name, value in total.items()}
+
+
+@pytest.mark.parametrize("memory", [2**27, 3000, 1])
+def test_squares_of_every_kind_of_layer_equal_the_loop(memory: int) -> None:
+    model = odd()
+    evidence = Evidence(model, prunable(model), cut(data(1, 7, 7), 3, 4), cross_entropy)
+    wanted = by_loop(evidence)
+    torch.testing.assert_close(mean_squares(evidence, cotangents.empirical, memory), wanted)
+    total = {name: torch.zeros_like(value) for name, value in wanted.items()}
+    count = 0
+    for chunk, size in example_gradients(evidence, cotangents.empirical, memory):
+        count += size
+        for name, gradients in chunk.items():
+            total[name] += gradients.square().sum(0)
+    assert count == 7
+    torch.testing.assert_close({name: value / count for name, value in total.items()}, wanted)
+
+
+def small(*layers: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3), *layers).double()
+
+
+def hessian(evidence: Evidence) -> Tensor:
+    """The whole of it, by torch.autograd.functional."""
+    names = list(evidence.parameters)
+    sizes = [p.numel() for p in evidence.parameters.values()]
+    (batch,) = evidence.batches
+
+    def loss(flat: Tensor) -> Tensor:
+        parts = flat.split(sizes)
+        values = {n: v.view(evidence.parameters[n].shape) for n, v in zip(names, parts, strict=True)}
+        return evidence.loss(lambda x: torch.func.functional_call(evidence.model, values, (x,)), batch)
+
+    flat = torch.cat([p.detach().reshape(-1) for p in evidence.parameters.values()])
+    return torch.autograd.functional.hessian(loss, flat)
+
+
+def flat(values: dict[str, Tensor]) -> Tensor:
+    return torch.cat([value.reshape(-1) for value in values.values()])
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, squared_error])
+def test_gauss_newton_is_the_hessian_where_outputs_are_linear_in_the_weights(loss: Callable[..., Tensor]) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3).double()
+    evidence = Evidence(model, {"weight": model.weight}, [data(4)], loss)
+    found = mean_squares(evidence, cotangents.gauss_newton)
+    torch.testing.assert_close(flat(found), hessian(evidence).diagonal())
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, squared_error])
+def test_hessian_products_and_its_estimated_diagonal(loss: Callable[..., Tensor]) -> None:
+    model = small()
+    whole = Evidence(model, prunable(model), [data(4)], loss)
+    h = hessian(whole)
+    v = {name: torch.randn_like(p) for name, p in whole.parameters.items()}
+    parts = Evidence(model, prunable(model), cut(data(4), 2, 4, 1), loss)
+    for evidence in (whole, parts):
+        torch.testing.assert_close(flat(hessian_product(evidence, v)), h @ flat(v))
+    gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss(model, data(4)), list(v_parameters(whole)))])
+    torch.testing.assert_close(flat(hessian_product(whole)), h @ gradient)
+    torch.testing.assert_close(flat(hessian_product(parts)), h @ gradient)
+    estimate = hutchinson(whole, tolerance=0.02, most=4000)
+    error = flat(estimate.standard_error)
+    away = (flat(estimate.diagonal) - h.diagonal()).abs()
+    assert bool((away <= 5 * error + 1e-12).all())
+    expected = (h.square().sum(1) - h.diagonal().square()).div(estimate.probes).sqrt()
+    torch.testing.assert_close(error, expected, rtol=0.2, atol=1e-4)
+    assert error.norm() <= 0.02 * flat(estimate.diagonal).norm() or estimate.probes == 4000
+
+
+def v_parameters(evidence: Evidence) -> list[nn.Parameter]:
+    return list(evidence.parameters.values())
+
+
+def test_true_fisher_is_gauss_newton_and_its_samples_approach_it() -> None:
+    model = small()
+    evidence = Evidence(model, prunable(model), cut(data(4), 3, 4), cross_entropy)
+    exact = mean_squares(evidence, cotangents.gauss_newton)
+    torch.testing.assert_close(mean_squares(evidence, cotangents.true_fisher()), exact)
+    sampled = mean_squares(evidence, cotangents.true_fisher(samples=3000, seed=1))
+    torch.testing.assert_close(flat(sampled), flat(exact), rtol=0.2, atol=2e-3)
+    again = mean_squares(evidence, cotangents.true_fisher(samples=3000, seed=1))
+    torch.testing.assert_close(sampled, again, rtol=0, atol=0)
+
+
+def refused(evidence: Evidence, kind: Cotangents, said: str) -> None:
+    with pytest.raises(ScoreError, match=said) as caught:
+        mean_squares(evidence, kind)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "said"),
+    [
+        ({"loss": None}, cotangents.empirical, "loss"),
+        ({"batches": []}, cotangents.empirical, "batches is empty"),
+        ({"model": small(nn.BatchNorm1d(3).double())}, cotangents.empirical, "model.eval"),
+        ({"model": small(nn.Dropout(0.5))}, cotangents.empirical, "model.eval"),
+        ({"model": small(nn.Unflatten(1, (3, 1)))}, cotangents.true_fisher(), "classes"),
+        ({"loss": lambda m, b: -squared_error(m, b)}, cotangents.gauss_newton, "convex"),
+    ],
+)
+def test_what_has_no_curvature_is_refused(change: dict[str, Any], kind: Cotangents, said: str) -> None:
+    model = change.get("model", small())
+    loss = cross_entropy if not isinstance(model[-1], nn.Unflatten) else lambda m, b: m(b[0]).square().mean()
+    options = {"batches": [data(4)], "loss": loss} | change | {"model": model, "parameters": prunable(model)}
+    refused(Evidence(**options), kind, said)
+
+
+def test_curvature_leaves_no_trace() -> None:
+    model = odd()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    random = torch.get_rng_state()
+    evidence = Evidence(model, prunable(model), cut(data(1, 7, 7), 3, 4), cross_entropy)
+    mean_squares(evidence, cotangents.true_fisher(samples=2))
+    hutchinson(evidence, most=4)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(p.grad is None for p in model.parameters())
+    assert not model.training
+    assert not any(module._forward_hooks for module in model.modules())
