@@ -70,23 +70,29 @@ def dense(setting: Setting) -> Network:
 
 def score(setting: Setting, network: Network) -> Scores:
     """The scores of `network` under its masks, for the weights that may be pruned."""
-    config = setting.config["scoring"]
-    model = _loaded(setting, network).to(setting.accelerator.device)
-    model.train(config["mode"] == "train")
+    scorer = built("scorer", setting.config["scorer"])
+    evidence = _evidence(setting, _loaded(setting, network), network.load_masks())
+    with seeded(setting.config["seed"], "scoring noise"):
+        scores = scorer(evidence)
+    _check_scores(setting.config["scorer"]["_target_"], scores, evidence.parameters)
+    found: Scores = scores
+    return found
+
+
+def _evidence(setting: Setting, model: nn.Module, masks: Masks | None) -> Evidence:
+    """`model`, of whose weights `masks` are alive, with the examples that scorers see."""
+    config, device = setting.config["scoring"], setting.accelerator.device
+    model.to(device).train(config["mode"] == "train")
     examples = setting.splits.train
     count = len(examples) if config["examples"] is None else min(config["examples"], len(examples))
     chosen = torch.randperm(len(examples), generator=generator(setting.config["seed"], "scoring"))[:count]
     batches = [
-        (examples.inputs[part].to(setting.accelerator.device), examples.targets[part].to(setting.accelerator.device))
+        (examples.inputs[part].to(device), examples.targets[part].to(device))
         for part in chosen.split(config["batch_size"])
     ]
-    scorer = built("scorer", setting.config["scorer"])
-    prunable = setting.prunable(model)
-    with seeded(setting.config["seed"], "scoring noise"):
-        scores = scorer(Evidence(model, prunable, batches, _cross_entropy))
-    _check_scores(setting.config["scorer"]["_target_"], scores, prunable)
-    found: Scores = scores
-    return found
+    initial = setting.prunable(setting.new_model())
+    alive = None if masks is None else masks.to(device)
+    return Evidence(model, setting.prunable(model), batches, _cross_entropy, alive, initial)
 
 
 def _check_scores(scorer: str, scores: Any, parameters: Mapping[str, Tensor]) -> None:

@@ -17,6 +17,10 @@ class ScoreError(PruningError):
     """Scores that cannot be ranked: not finite, wrong shape, missing."""
 
 
+class DampingWarning(UserWarning):
+    """A singular Hessian was made invertible by adding more to its diagonal than was asked for."""
+
+
 class AllocationError(PruningError):
     """A density that cannot be shared out as asked."""
 

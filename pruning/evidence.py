@@ -27,12 +27,16 @@ class Evidence:
         parameters: the prunable ones, as `prunable` gives them.
         batches: re-iterable; data-free scorers ignore it.
         loss: mean over the batch.
+        masks: what is still alive, name → bool tensor; None: everything. Removed weights are zero in the model.
+        initial: the weights at initialisation, by name, for scorers that compare with them.
     """
 
     model: nn.Module
     parameters: Mapping[str, nn.Parameter]
     batches: Iterable[Batch] = ()
     loss: Callable[[nn.Module, Batch], Tensor] | None = None
+    masks: Mapping[str, Tensor] | None = None
+    initial: Mapping[str, Tensor] | None = None
 
 
 Scorer = Callable[[Evidence], Scores]

@@ -5,12 +5,26 @@ The loss is the mean over examples, so N times its gradient is the gradient of e
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from pruning.curvature.examples import Cotangents
 from pruning.errors import ScoreError
+
+Curvature = Literal["gauss_newton", "empirical_fisher", "true_fisher"]
+
+
+def cotangents(curvature: Curvature, samples: int | None = None, seed: int = 0) -> Cotangents:
+    """The cotangents of a curvature by name; `samples` and `seed` as in `true_fisher`."""
+    if curvature == "gauss_newton":
+        return gauss_newton
+    if curvature == "empirical_fisher":
+        return empirical
+    if curvature == "true_fisher":
+        return true_fisher(samples, seed)
+    raise ScoreError(f"curvature={curvature!r} is unknown: choose gauss_newton, empirical_fisher or true_fisher")
 
 
 def empirical(loss: Tensor, outputs: Tensor) -> Iterator[Tensor]:
@@ -34,7 +48,9 @@ def gauss_newton(loss: Tensor, outputs: Tensor) -> Iterator[Tensor]:
     rows = [torch.autograd.grad(flat[:, c].sum(), outputs, retain_graph=True)[0] for c in range(flat.shape[1])]
     hessian = torch.stack([row.reshape(size, -1) for row in rows], dim=1).double()
     values, vectors = torch.linalg.eigh((hessian + hessian.mT) / 2)
-    if bool((values[:, 0] < -1e-6 * values[:, -1].abs().clamp(min=1e-30)).any()):
+    # where the network is sure of its labels the curvature is as small as the rounding of probabilities
+    rounding = 8 * torch.finfo(outputs.dtype).eps * hessian.shape[1]
+    if float(values.min()) < -rounding - 1e-6 * float(values.max().clamp(min=0)):
         raise ScoreError("Gauss-Newton needs a loss that is convex in the outputs: use the empirical Fisher")
     roots = (vectors * values.clamp(min=0).sqrt()[:, None]).to(outputs.dtype)
     for c in range(roots.shape[2]):

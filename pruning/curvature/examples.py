@@ -20,10 +20,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_map
 
-from pruning.curvature.linear_maps import Use, factors, is_linear_map, uses
+from pruning.curvature.linear_maps import Use, factors, linear_modules, uses
 from pruning.errors import ScoreError
 from pruning.evidence import Batch, Evidence, Scores, accumulated, examples, untouched
-from pruning.parameters import storage, unwrapped
+from pruning.parameters import unwrapped
 
 Cotangents = Callable[[Tensor, Tensor], Iterable[Tensor]]
 """From the mean loss and the outputs [examples, …], both in the graph, to cotangents of the outputs' shape."""
@@ -92,7 +92,7 @@ def _passes(evidence: Evidence) -> Iterator[_Pass]:
     for name, module in evidence.model.named_modules():
         if module.training and (isinstance(module, _BatchNorm) or (isinstance(module, _DropoutNd) and module.p > 0)):
             raise ScoreError(f"{name}: {type(module).__name__} in train mode mixes examples: call model.eval() first")
-    modules = _modules(evidence)
+    modules = linear_modules(evidence.model, evidence.parameters)
     trusted: set[str] | None = None
     with untouched(evidence.model, evidence.parameters.values()), torch.enable_grad():
         for batch in evidence.batches:
@@ -103,19 +103,6 @@ def _passes(evidence: Evidence) -> Iterator[_Pass]:
             yield replace(taken, calls=calls)
     if trusted is None:
         raise ScoreError("curvature needs data: batches is empty, or could be iterated only once (give a list)")
-
-
-def _modules(evidence: Evidence) -> dict[nn.Module, str]:
-    """The modules whose gradients are read off their inputs and outputs, and the parameter of each."""
-    names = {storage(parameter): name for name, parameter in evidence.parameters.items()}
-    found = {}
-    for module in unwrapped(evidence.model).modules():
-        weight = getattr(module, "weight", None)
-        if is_linear_map(module) and isinstance(weight, nn.Parameter) and storage(weight) in names:
-            name = names[storage(weight)]
-            if weight.shape == evidence.parameters[name].shape:  # a transposed view over the same storage is not
-                found[module] = name
-    return found
 
 
 def _forward(evidence: Evidence, batch: Batch, modules: Mapping[nn.Module, str]) -> _Pass:

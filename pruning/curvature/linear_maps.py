@@ -4,7 +4,7 @@ Every use of such a layer is, per group, `outputs[:, l] = weight @ columns[:, l]
 gradient of one example is Σ_l rows[:, l] columns[:, l]ᵀ, with `rows` the gradient of the outputs.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from pruning.errors import ScoreError
+from pruning.parameters import storage, unwrapped
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -39,8 +40,21 @@ class Use:
         return self.inputs
 
 
-def is_linear_map(module: nn.Module) -> bool:
-    """Whether `columns` and `factors` know `module`: Linear, convolutions; subclasses only with the same forward."""
+def linear_modules(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[nn.Module, str]:
+    """The modules of `model` that `columns` and `factors` know, and which of `parameters` each multiplies by."""
+    names = {storage(parameter): name for name, parameter in parameters.items()}
+    found = {}
+    for module in unwrapped(model).modules():
+        weight = getattr(module, "weight", None)
+        if _is_linear_map(module) and isinstance(weight, nn.Parameter) and storage(weight) in names:
+            name = names[storage(weight)]
+            if weight.shape == parameters[name].shape:  # a transposed view over the same storage is not
+                found[module] = name
+    return found
+
+
+def _is_linear_map(module: nn.Module) -> bool:
+    """Linear and convolutions; subclasses only with the same forward."""
     return any(isinstance(module, kind) and type(module).forward is kind.forward for kind in _KINDS)
 
 

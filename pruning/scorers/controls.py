@@ -1,0 +1,31 @@
+"""Controls: what a scorer's choice of weights is worth beyond how many it leaves in each layer."""
+
+from collections.abc import Callable
+
+import torch
+
+from pruning.evidence import Evidence, Scores
+
+
+def layer_shuffled(evidence: Evidence, scorer: Callable[[Evidence], Scores], seed: int = 0) -> Scores:
+    """`scorer`'s scores, permuted within each tensor: its layer-wise densities, at random places.
+
+    Su et al. 2020 and Frankle et al. 2021 ("missing the mark"): methods at initialisation hardly notice. Live weights
+    change places among themselves, so that rounds stay comparable.
+    """
+    generator = torch.Generator("cpu").manual_seed(seed)
+    shuffled = {}
+    for name, score in scorer(evidence).items():
+        flat = score.reshape(-1).clone()
+        live = (
+            torch.arange(flat.numel()) if evidence.masks is None else evidence.masks[name].reshape(-1).nonzero()[:, 0]
+        )
+        order = live.cpu()[torch.randperm(len(live), generator=generator)].to(flat.device)
+        flat[live.to(flat.device)] = score.reshape(-1)[order]
+        shuffled[name] = flat.view(score.shape)
+    return shuffled
+
+
+def inverted(evidence: Evidence, scorer: Callable[[Evidence], Scores]) -> Scores:
+    """-score: keeps what `scorer` would remove first. Frankle et al. 2021, section 5."""
+    return {name: -score for name, score in scorer(evidence).items()}

@@ -1,0 +1,182 @@
+"""Movement: scores that are learned beside the weights while the network trains.
+
+The network runs with W' = W ⊙ M(S). Straight through the mask, ∂L/∂S = ∂L/∂W' ⊙ W, also for removed weights, whose W
+is still there: their scores go on moving, so they may come back. Sanh et al. 2020, section 4.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import cycle, islice
+
+import torch
+from torch import Tensor, nn
+
+from pruning.allocation import Allocation
+from pruning.errors import ScoreError
+from pruning.evidence import Batch, Evidence, Scores, accumulated, scalar_loss, untouched
+from pruning.granularity import Granularity, Weights
+from pruning.masks import Masks
+from pruning.parameters import unwrapped
+from pruning.pipeline import prune
+from pruning.schedules import cubic
+
+
+class Movement:
+    """The scores S of one network in training; their own learning rate, in their own optimizer (plain descent)."""
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        rate: float = 1.0,
+        penalty: float = 0.0,
+        granularity: Granularity | None = None,
+    ):
+        """S = 0, of the parameters' shapes, in at least float32.
+
+        Args:
+            parameters: name → prunable weights.
+            rate: learning rate of S. It scales S, so it changes no ranking; the thresholds of `soft` do see it.
+            penalty: λ of the term λ·Σ σ(S) over units that draws scores down (soft movement).
+            granularity: the units that one score stands for; `Weights()` if None. A unit's score is the sum of its
+                weights' entries in S.
+
+        Raises:
+            ScoreError: a unit's score would not be a sum.
+        """
+        self.granularity = Weights() if granularity is None else granularity
+        if getattr(self.granularity, "pooling", "sum") != "sum":
+            raise ScoreError("movement: the score of a unit is the sum over its weights: set pooling=sum")
+        self.rate, self.penalty = rate, penalty
+        self.scores: Scores = {name: torch.zeros_like(accumulated(p)) for name, p in parameters.items()}
+
+    def observe(self, gradients: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+        """One step of S. `gradients` are ∂L/∂W', dense; `weights` W, with those that the mask removes."""
+        for name, score in self.scores.items():
+            slope = accumulated(gradients[name]) * accumulated(weights[name])
+            if self.penalty:
+                slope += self.penalty * self._penalty_slope(name, score)
+            score -= self.rate * slope
+
+    def hard(
+        self, density: float, allocation: Allocation | None = None, within: Mapping[str, Tensor] | None = None
+    ) -> Masks:
+        """The highest-scored `density` of all units: top-v. Removed ones compete again, save those outside `within`."""
+        return prune(self.scores, density, self.granularity, allocation, within)
+
+    def soft(self, threshold: float) -> Masks:
+        """The units with σ(S) > `threshold`, in [0, 1). How many stay follows from training."""
+        masks = {}
+        for name, score in self.scores.items():
+            unit = self.granularity.pool(name, score, None).scores
+            masks[name] = self.granularity.expand(unit.sigmoid() > threshold, score.shape)
+        return Masks(masks)
+
+    def __call__(self, evidence: Evidence | None = None) -> Scores:
+        """The scores so far: a scorer as any other. Per weight; units are their sums."""
+        return {name: score.clone() for name, score in self.scores.items()}
+
+    def _penalty_slope(self, name: str, score: Tensor) -> Tensor:
+        """σ'(S) of a unit in equal shares for its weights, so that the sum over the unit moves by it."""
+        unit = self.granularity.pool(name, score, None).scores.sigmoid()
+        size = self.granularity.pool(name, torch.ones_like(score), None).scores
+        return self.granularity.expand(unit * (1 - unit) / size, score.shape)
+
+
+def movement(
+    evidence: Evidence,
+    steps: int | None = None,
+    learning_rate: float = 0.1,
+    rate: float = 1.0,
+    density: float | None = None,
+    threshold: float | None = None,
+    penalty: float = 0.0,
+    granularity: Granularity | None = None,
+    allocation: Allocation | None = None,
+) -> Scores:
+    """S = -rate·Σ_t g_t·w_t while a copy of the network trains by SGD: kept is what moves away from 0.
+
+    Signed: weights that shrink score below 0. Sanh et al. 2020 (movement pruning), equation 6; soft: section 4, "soft
+    movement pruning"; blocks: Lagunas et al. 2021. The model itself is as before when this returns.
+
+    Args:
+        steps: of SGD, one batch each, again from the first batch after the last; None: each batch once.
+        learning_rate: of all weights that train; plain SGD.
+        rate: of the scores; it matters for `threshold` and `penalty` alone.
+        density: hard: while training, only the highest-scored share of units is kept, from what is alive at the first
+            step down to this along a cubic; what it removes may come back. None (and no threshold): all that is alive
+            trains.
+        threshold: soft: only units with σ(S) above it are kept, in [0, 1).
+        penalty: of Σ σ(S), see `Movement`.
+        granularity, allocation: of the masks while training; give those of the final masks.
+
+    Raises:
+        ScoreError: no loss or data, or arguments that do not fit together.
+    """
+    batches = list(evidence.batches)
+    if evidence.loss is None or not batches:
+        raise ScoreError("movement: trains: give Evidence a loss and batches")
+    if density is not None and threshold is not None:
+        raise ScoreError("movement: density (hard) and threshold (soft) exclude each other: give one")
+    if threshold is not None and not 0.0 <= threshold < 1.0:
+        raise ScoreError(f"movement: threshold={threshold}: give one in [0, 1)")
+    steps = len(batches) if steps is None else steps
+    if steps < 1:
+        raise ScoreError(f"movement: steps={steps}: give at least 1")
+    learned = Movement(evidence.parameters, rate, penalty, granularity)
+    alive = Masks.dense(evidence.parameters) if evidence.masks is None else Masks(evidence.masks)
+    densities = None if density is None or density >= alive.density else cubic(density, steps, alive.density)
+    with _copy(evidence) as copy:
+        for number, batch in enumerate(islice(cycle(batches), steps)):
+            masks = alive
+            if threshold is not None:
+                masks = learned.soft(threshold) & alive
+            elif densities is not None and number:
+                masks = learned.hard(densities[number], allocation, within=alive)
+            gradients = copy.gradients(evidence, batch, masks)
+            learned.observe(gradients, copy.weights)
+            copy.descend(gradients, masks, learning_rate)
+    return learned()
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """Weights W of a network apart from the network, which carries W ⊙ M while it computes."""
+
+    parameters: dict[str, nn.Parameter]
+    weights: Scores
+
+    def gradients(self, evidence: Evidence, batch: Batch, masks: Masks) -> Scores:
+        """∂L/∂W', dense, of all that trains."""
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                weight = self.weights[name]
+                parameter.copy_(weight.where(masks[name], 0) if name in masks else weight)
+        with torch.enable_grad():
+            loss = scalar_loss(evidence, batch)
+            found = torch.autograd.grad(loss, list(self.parameters.values()), allow_unused=True)
+        return {
+            name: torch.zeros_like(self.weights[name]) if g is None else accumulated(g)
+            for name, g in zip(self.parameters, found, strict=True)
+        }
+
+    def descend(self, gradients: Scores, masks: Masks, rate: float) -> None:
+        """W ← W - rate·∂L/∂W: through the mask, so what is removed rests."""
+        for name, gradient in gradients.items():
+            kept = gradient.where(masks[name], 0) if name in masks else gradient
+            self.weights[name].sub_(kept, alpha=rate)
+
+
+@contextmanager
+def _copy(evidence: Evidence) -> Iterator[_Copy]:
+    """All that trains: the prunable weights, and what else takes gradients. Put back afterwards."""
+    every = dict(unwrapped(evidence.model).named_parameters())
+    parameters = dict(evidence.parameters) | {name: p for name, p in every.items() if p.requires_grad}
+    before = {name: p.detach().clone() for name, p in parameters.items()}
+    try:
+        with untouched(evidence.model, evidence.parameters.values()):
+            yield _Copy(parameters, {name: accumulated(p).clone() for name, p in parameters.items()})
+    finally:
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(before[name])
