@@ -67,6 +67,7 @@ class Configuration:
     training: Training = field(default_factory=Training)
     scoring: Scoring = field(default_factory=Scoring)
     recovery: Recovery = field(default_factory=Recovery)
+    compensate: dict[str, Any] = field(default_factory=dict)
     include: Any = None
     exclude: Any = None
     density: Any = 0.1
@@ -115,6 +116,8 @@ def checked(config: DictConfig) -> dict[str, Any]:
             raise ConfigurationError(f"{name}={value}: give at least {least}")
     for group in ("scorer", "granularity", "allocation", "schedule", "learning_rate", "model", "optimizer", "tracker"):
         _check_target(group, plain[group])
+    if plain["compensate"]:
+        _check_target("compensate", plain["compensate"])
     _check_target("data.load", plain["data"].get("load") or {})
     if plain["data"].get("augment") is not None:
         _check_target("data.augment", plain["data"]["augment"])

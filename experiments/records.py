@@ -26,7 +26,18 @@ BOOKKEEPING = frozenset(
 """Top-level keys of a configuration that do not make another method: which repetition, which densities, where."""
 
 PRUNING = frozenset(
-    {"scorer", "scoring", "when", "granularity", "allocation", "schedule", "recovery", "include", "exclude"}
+    {
+        "scorer",
+        "scoring",
+        "when",
+        "granularity",
+        "allocation",
+        "schedule",
+        "compensate",
+        "recovery",
+        "include",
+        "exclude",
+    }
 )
 """Top-level keys that act after the dense network is trained. A key that is in neither set is taken to shape both."""
 

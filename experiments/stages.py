@@ -126,10 +126,15 @@ def prune(setting: Setting, network: Network, density: float | None, scoring: Sc
 
 
 def recover(setting: Setting, network: Network) -> Network:
-    """`network` trained under its masks as `recovery` says: fine-tuned, retrained, or only masked (0 epochs)."""
+    """`network` under its masks: what stays is compensated if asked for, then trained as `recovery` says.
+
+    Fine-tuned, retrained, or not at all (0 epochs).
+    """
     config = setting.config["recovery"]
     how = {"epochs": config["epochs"], "learning_rate schedule": config["learning_rate"]}
     identity = {"from": network.key, "recovery": how} | _training_part(setting)
+    if setting.config["compensate"]:
+        identity |= _part(setting, "compensate", "scoring", "include", "exclude")
     last = config["learning_rate"] == "last"
     factor = setting.last_learning_rate if last else setting.learning_rate
     # fine-tuning goes on where the order of the data ended; a replay sees the data as training saw them
@@ -207,7 +212,8 @@ def _trained(
     setting: Setting, kind: str, identity: dict[str, Any], start: Network, masks: Masks | None, recipe: Any, title: str
 ) -> Artefact:
     def make(folder: Path) -> None:
-        model = _loaded(setting, start)
+        compensating = masks is not None and setting.config["compensate"]
+        model = _compensated(setting, start, masks) if compensating else _loaded(setting, start)
         if kind == "dense":
             log.info("seed %s: training the dense network, %s epochs", setting.config["seed"], recipe.epochs)
         began = time.perf_counter()
@@ -219,6 +225,16 @@ def _trained(
         save(folder, model.to("cpu"), masks, [asdict(epoch) for epoch in history], seconds, start)
 
     return setting.store.obtain(kind, identity, make)
+
+
+def _compensated(setting: Setting, network: Network, masks: Masks) -> nn.Module:
+    """The model after the removal, its other weights moved in closed form to make up for it."""
+    before = Network(network.weights)
+    held = Masks.load(before.weights.file(MASKS)) if before.weights.has(MASKS) else None
+    evidence = _evidence(setting, _loaded(setting, before), held)
+    with seeded(setting.config["seed"], "scoring noise"):
+        built("compensate", setting.config["compensate"])(evidence, masks.to(setting.accelerator.device))
+    return evidence.model
 
 
 def _training_part(setting: Setting) -> dict[str, Any]:
