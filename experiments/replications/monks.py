@@ -22,6 +22,7 @@ import torch
 from joblib import Parallel, delayed
 from matplotlib import style
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -136,23 +137,23 @@ def _parts(rows: pd.DataFrame, problem: int) -> list[tuple[tuple[str, bool], pd.
 
 @style.context(["default", STYLE])
 def draw(rows: pd.DataFrame) -> Figure:
-    """A dot an initialisation: the weights that are left, with the paper's count as a line."""
+    """The weights that are left in every initialisation, with the paper's count as a line."""
     figure = Figure(figsize=(6.5, 3.0), layout="constrained")
     panels = figure.subplots(1, len(PROBLEMS), sharey=True)
     for (number, problem), panel in zip(PROBLEMS.items(), panels, strict=True):
-        panel.axhline(problem.paper, color="black", linestyle="--", linewidth=1, label="paper, OBS", zorder=1)
+        panel.axhline(problem.paper, color="black", linestyle="--", linewidth=1, zorder=1)
         for (method, retrain), part in _parts(rows, number):
-            place = METHODS.index(method)
-            weights = sorted(part["weights"])
-            fan = [0.09 * (weights[:i].count(w) - (weights.count(w) - 1) / 2) for i, w in enumerate(weights)]
-            panel.plot(
-                [place * 1.0 + (0.22 if retrain else -0.22) + 0.5 * offset for offset in fan],
-                weights,
-                MARKERS[retrain],
+            place = METHODS.index(method) + (0.18 if retrain else -0.18)
+            counts = part["weights"].value_counts()
+            panel.scatter(
+                [place] * len(counts),
+                counts.index,
+                s=16 * counts,
+                marker=MARKERS[retrain],
                 color=COLOURS[retrain],
-                markeredgecolor="white",
-                markersize=4,
-                label=("retrained" if retrain else "not retrained") if place == 0 else None,
+                edgecolor="white",
+                linewidth=0.5,
+                zorder=2,
             )
         panel.set_xticks(range(len(METHODS)), METHODS)
         panel.set_xlim(-0.6, len(METHODS) - 0.4)
@@ -160,8 +161,11 @@ def draw(rows: pd.DataFrame) -> Figure:
         panel.grid(visible=False, axis="x")
         panel.set_title(f"MONK-{number}, dense {problem.dense} (n = {part['seed'].nunique()})")
     panels[0].set_ylabel("Weights left")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    series = {"not retrained": (MARKERS[0], COLOURS[0]), "retrained": (MARKERS[1], COLOURS[1])}
+    handles = [Line2D([], [], color="black", linestyle="--", linewidth=1, label="paper, OBS")]
+    handles += [Line2D([], [], linestyle="", marker=m, color=c, label=name) for name, (m, c) in series.items()]
+    title = "The area of a mark is its number of initialisations"
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, title=title, frameon=False)
     return figure
 
 
