@@ -1,8 +1,14 @@
-"""python -m experiments.benchmarks.scoring: a scorer's time beside plain forward + backward of the same batches."""
+"""python -m experiments.benchmarks.scoring: a scorer's time beside plain forward + backward, or beside the plain loop.
+
+SNIP, Taylor, GraSP and a round of SynFlow are measured in forward + backward passes of the same batches; the diagonal
+of the empirical Fisher beside a loop over single examples, with equal values; OBS by layer, and its update, in seconds.
+"""
 
 import argparse
 import statistics
+import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +16,12 @@ from torch.nn import functional as F
 
 from experiments import models
 from experiments.benchmarks.measuring import in_turn, median_ratio, show
-from pruning import Evidence, prunable, scorers
+from pruning import Evidence, prunable, prune, scorers
+from pruning.curvature import layer_hessian
+from pruning.evidence import Scores
+from pruning.recovery import compensate
+
+Row = tuple[str, ...]
 
 
 def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -18,15 +29,110 @@ def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return F.cross_entropy(model(batch[0]), batch[1])
 
 
-def plain(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> Callable[[], None]:
+def case(name: str, batches: int, size: int) -> Evidence:
+    """A network of that name, in eval mode, and random batches."""
+    build, shape = {
+        "lenet_300_100": (models.lenet_300_100, [1, 28, 28]),
+        "lenet_5": (models.lenet_5, [1, 28, 28]),
+        "resnet20": (models.resnet20, [3, 32, 32]),
+    }[name]
+    model = build(shape, 10).eval()
+    data = [(torch.randn(size, *shape), torch.randint(10, (size,))) for _ in range(batches)]
+    return Evidence(model, prunable(model), data, cross_entropy)
+
+
+def plain(evidence: Evidence) -> Callable[[], None]:
     """Forward and backward of all batches, gradients added up."""
 
     def call() -> None:
-        model.zero_grad()
-        for batch in batches:
-            cross_entropy(model, batch).backward()
+        evidence.model.zero_grad()
+        for batch in evidence.batches:
+            cross_entropy(evidence.model, batch).backward()
 
     return call
+
+
+def loop(evidence: Evidence) -> Scores:
+    """The empirical Fisher diagonal, one example at a time."""
+    total = {name: torch.zeros_like(p) for name, p in evidence.parameters.items()}
+    count = 0
+    for inputs, targets in evidence.batches:
+        for i in range(len(inputs)):
+            loss = cross_entropy(evidence.model, (inputs[i : i + 1], targets[i : i + 1]))
+            for name, g in zip(total, torch.autograd.grad(loss, list(evidence.parameters.values())), strict=True):
+                total[name].addcmul_(g, g)
+            count += 1
+    return {name: value / count for name, value in total.items()}
+
+
+def passes(rows: list[Row]) -> dict[str, float]:
+    """Ratios to forward + backward of the same batches; of SynFlow, which sees no data, of one batch."""
+    ratios = {}
+    for name, batches, size, rounds in (("lenet_300_100", 10, 100, 30), ("resnet20", 2, 64, 8)):
+        evidence, one = case(name, batches, size), case(name, 1, size)
+        contenders = {
+            "snip": (scorers.snip, evidence),
+            "taylor": (scorers.taylor, evidence),
+            "grasp": (scorers.grasp, one),
+            "synflow": (scorers.synflow, one),
+        }
+        for scorer, (score, seen) in contenders.items():
+            calls = {"plain": plain(seen), scorer: lambda score=score, seen=seen: score(seen)}
+            seconds = in_turn(calls, rounds, warmup=2)
+            ratio = median_ratio(seconds[scorer], seconds["plain"])
+            ratios[f"{scorer}, {name}"] = round(ratio, 2)
+            medians = [f"{statistics.median(seconds[kind]) * 1e3:.1f}" for kind in ("plain", scorer)]
+            rows.append((f"{scorer}, {name}, {len(list(seen.batches))} x {size}", *medians, f"{ratio:.2f}"))
+    return ratios
+
+
+def fisher(rows: list[Row]) -> tuple[dict[str, float], dict[str, float]]:
+    """How many times as fast as the loop, and the largest difference relative to a tensor's largest value."""
+    ratios, differences = {}, {}
+    for name in ("lenet_300_100", "lenet_5"):
+        evidence = case(name, 2, 100)
+        calls: dict[str, Callable[[], Any]] = {
+            "loop": lambda evidence=evidence: loop(evidence),
+            "fisher": lambda evidence=evidence: scorers.fisher(evidence),
+        }
+        seconds = in_turn(calls, 5)
+        ratio = median_ratio(seconds["loop"], seconds["fisher"])
+        ratios[name] = round(ratio, 1)
+        want, found = loop(evidence), scorers.fisher(evidence)
+        differences[name] = max(float((found[n] - want[n]).abs().max() / want[n].max()) for n in want)
+        medians = [f"{statistics.median(seconds[kind]) * 1e3:.1f}" for kind in ("loop", "fisher")]
+        rows.append((f"fisher, {name}, 2 x 100; left: the loop", *medians, f"{ratio:.1f} x as fast"))
+    return ratios, differences
+
+
+class Attention(nn.Module):
+    """Three projections of one input."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(width, width) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.q(x) + self.k(x) + self.v(x)
+
+
+def obs(rows: list[Row], width: int = 768, examples: int = 2048) -> dict[str, float]:
+    """Seconds of scoring by one inverse, of selection, and of the update of what stays at half the weights."""
+    found = {}
+    x = torch.randn(examples, width) @ torch.randn(width, width) / width**0.5
+    for name, model in (("one layer", nn.Linear(width, width)), ("q, k, v", Attention(width))):
+        evidence = Evidence(model, prunable(model), [x], lambda model, batch: model(batch).square().mean())
+        start = time.perf_counter()
+        masks = prune(scorers.obs(evidence), 0.5)
+        scored = time.perf_counter()
+        compensate(evidence, masks)
+        end = time.perf_counter()
+        found[f"{name}: score"] = round(scored - start, 2)
+        found[f"{name}: compensate"] = round(end - scored, 2)
+        inverses = len(layer_hessian(evidence))
+        text = f"obs, {name} of {width} x {width}, {examples} rows, {inverses} inverse; score, compensate"
+        rows.append((text, f"{(scored - start) * 1e3:.0f}", f"{(end - scored) * 1e3:.0f}", f"{end - start:.1f} s"))
+    return found
 
 
 def main() -> None:
@@ -35,34 +141,21 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     threads = parser.parse_args().threads
     torch.set_num_threads(threads)
-    rows, ratios = [], {}
-    cases = {
-        "lenet_300_100": (models.lenet_300_100, [1, 28, 28], 100, 10, 40),
-        "resnet20": (models.resnet20, [3, 32, 32], 64, 2, 8),
-    }
-    for name, (build, shape, size, count, rounds) in cases.items():
-        model = build(shape, 10)
-        batches = [(torch.randn(size, *shape), torch.randint(10, (size,))) for _ in range(count)]
-        evidence = Evidence(model, prunable(model), batches, cross_entropy)
-        seconds = in_turn(
-            {
-                "plain": plain(model, batches),
-                "snip": lambda evidence=evidence: scorers.snip(evidence),
-                "taylor": lambda evidence=evidence: scorers.taylor(evidence),
-            },
-            rounds,
-            warmup=2,
-        )
-        for scorer in ("snip", "taylor"):
-            ratio = median_ratio(seconds[scorer], seconds["plain"])
-            ratios[f"{scorer}, {name}"] = round(ratio, 3)
-            medians = [f"{statistics.median(seconds[kind]) * 1e3:.1f}" for kind in ("plain", scorer)]
-            rows.append((f"{scorer}, {name}, {count} x {size}", *medians, f"{ratio:.2f} x"))
+    torch.manual_seed(0)
+    rows: list[Row] = []
+    ratios = passes(rows)
+    speed, differences = fisher(rows)
+    seconds = obs(rows)
     show(
         f"scoring, {threads} thread(s), medians of turns",
         ("scorer, network, batches", "forward + backward ms", "score ms", "ratio"),
         rows,
-        {"ratio": ratios},
+        {
+            "ratio": ratios,
+            "fisher_times_as_fast": speed,
+            "fisher_difference": differences,
+            "obs_seconds": seconds,
+        },
     )
 
 

@@ -31,12 +31,12 @@ def hessian_product(evidence: Evidence, vectors: Mapping[str, Tensor] | None = N
     with untouched(evidence.model, parameters), torch.enable_grad():
         for batch in batches:
             first = torch.autograd.grad(scalar_loss(evidence, batch), parameters, create_graph=True, allow_unused=True)
-            reached = [(name, g) for name, g in zip(names, first, strict=True) if g is not None]
+            # what does not require a gradient is constant: the loss is linear in that parameter
+            reached = [(name, g) for name, g in zip(names, first, strict=True) if g is not None and g.requires_grad]
+            if not reached:
+                continue
             along = [g.detach() if vectors is None else vectors[name].to(g) for name, g in reached]
-            inner = sum((g * v).sum() for (_, g), v in zip(reached, along, strict=True))
-            if not isinstance(inner, Tensor) or not inner.requires_grad:
-                continue  # the loss is linear in the parameters
-            second = torch.autograd.grad(inner, parameters, allow_unused=True)
+            second = torch.autograd.grad([g for _, g in reached], parameters, along, allow_unused=True)
             for name, product in zip(names, second, strict=True):
                 if product is not None:
                     products[name].add_(accumulated(product), alpha=examples(batch) / count)

@@ -27,9 +27,8 @@ def synflow(evidence: Evidence) -> Scores:
     """
     model = unwrapped(evidence.model)
     weights = {name: p.detach().abs().double().requires_grad_(True) for name, p in evidence.parameters.items()}
-    state: dict[str, Tensor] = {
-        name: _positive(name, value) for name, value in (*model.named_parameters(), *model.named_buffers())
-    }
+    others = (entry for entry in (*model.named_parameters(), *model.named_buffers()) if entry[0] not in weights)
+    state = {name: _positive(name, value) for name, value in others}
     handles = [m.register_forward_hook(_passed_on) for m in model.modules() if isinstance(m, _NORMS)]
     try:
         with untouched(model), torch.enable_grad():
@@ -43,7 +42,7 @@ def synflow(evidence: Evidence) -> Scores:
     if not bool(torch.isfinite(flow)):
         raise ScoreError("synflow: the flow through this network is beyond float64: use a narrower or shallower one")
     return {
-        name: torch.zeros_like(w).detach() if g is None else (w * g).detach()
+        name: torch.zeros_like(w).detach() if g is None else g.mul_(w.detach())
         for (name, w), g in zip(weights.items(), found, strict=True)
     }
 
