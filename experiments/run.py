@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
@@ -31,7 +32,7 @@ from experiments.setting import Setting
 from experiments.stages import Level
 from experiments.store import Store, identity_key
 from experiments.tracking import Guarded
-from pruning.errors import PruningError
+from pruning.errors import DampingWarning, PruningError
 
 log = logging.getLogger("experiments")
 _CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -125,7 +126,9 @@ def _prepared(config: DictConfig) -> None:
     logfile.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(logfile)
     try:
-        run(Setting(plain, Store(Path(plain["store"])), alone=jobs == 1), folder, name)
+        with warnings.catch_warnings():
+            warnings.showwarning = partial(_warned, warnings.showwarning)
+            run(Setting(plain, Store(Path(plain["store"])), alone=jobs == 1), folder, name)
     except (PruningError, OSError):
         raise
     except Exception as error:  # mostly of somebody's own model or scorer: one line here, the rest in the log
@@ -137,6 +140,14 @@ def _prepared(config: DictConfig) -> None:
     finally:
         log.removeHandler(logfile)
         logfile.close()
+
+
+def _warned(others: Callable[..., None], message: Warning | str, category: type[Warning], *where: Any) -> None:
+    """A line in the log for what the library reports; where in its code that was says nothing to a user."""
+    if issubclass(category, DampingWarning):
+        log.warning("%s", message)
+    else:
+        others(message, category, *where)
 
 
 def _parallel_jobs() -> int:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from experiments.configuration import checked, densities
 from experiments.setting import Setting
 from experiments.store import Store
 from pruning.errors import AllocationError, ArtefactError, ConfigurationError, MaskError
+from pruning.recovery import compensate
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
@@ -476,3 +478,43 @@ def test_a_tracker_that_fails_costs_no_result(tmp_path, monkeypatch, caplog):
     rows = run(tmp_path, "density=0.5")
     assert len(rows) == 2
     assert "dropped" in caplog.text
+
+
+def test_a_damping_that_grew_is_a_line_of_the_log(tmp_path, monkeypatch, capsys):
+    options = ["scorer=obs", "scorer.hessian.damping=0", "density=0.5"]
+    monkeypatch.setattr("sys.argv", ["run", *SMALL, *options, f"folder={tmp_path}/runs", f"store={tmp_path}/store"])
+    assert exit_code() == 0
+    (log,) = (tmp_path / "runs").glob("*/run.log")
+    lines = [line for line in log.read_text().splitlines() if "its damping grew to" in line]
+    assert lines
+    assert all("weight: H is singular" in line for line in lines)
+    assert "DampingWarning" not in capsys.readouterr().err
+
+
+def test_compensation_follows_any_scorer_and_is_its_own_artefact(tmp_path):
+    """Without training: what stays has moved with `compensate`, and has not without; masks are the same ones."""
+    plain, moved = (
+        run(tmp_path, "scorer=magnitude", "density=0.5", "recovery.epochs=0", f"compensate={kind}")
+        for kind in ("none", "layer")
+    )
+    assert plain[-1]["kept"] == moved[-1]["kept"]
+    assert plain[-1]["network"].split("+")[1] == moved[-1]["network"].split("+")[1]
+    assert plain[-1]["network"] != moved[-1]["network"]
+    assert moved[-1]["validation_loss"] != plain[-1]["validation_loss"]
+    setting = Setting(
+        configured("scorer=magnitude", "recovery.epochs=0", "compensate=layer"), Store(tmp_path / "store")
+    )
+    network = stages.prune(setting, stages.dense(setting), 0.5, partial(stages.score, setting))
+    recovered = stages.recover(setting, network)
+    before, after = (stages.load(setting.new_model(), stages.Network(n.weights)) for n in (network, recovered))
+    masks = recovered.load_masks()
+    compensate(stages._evidence(setting, before, None), masks)
+    for name, weight in before.state_dict().items():
+        torch.testing.assert_close(after.state_dict()[name], weight, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["block", "full"])
+def test_other_compensations_run(tmp_path, kind):
+    rows = run(tmp_path, "scorer=taylor", "density=0.3", f"compensate={kind}")
+    assert rows[-1]["kept"] == round(0.3 * rows[0]["prunable"])
+    assert rows[-1]["config"]["compensate"]["hessian"]["_target_"].endswith(f"{kind}_hessian")
