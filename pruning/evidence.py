@@ -135,6 +135,17 @@ def scalar_loss(evidence: Evidence, batch: Batch) -> Tensor:
     return loss.reshape(())
 
 
+def output_tensor(outputs: Any) -> Tensor:
+    """The outputs on which the loss depends: the tensor itself, or the logits of a transformers-like output."""
+    found = outputs if isinstance(outputs, Tensor) else getattr(outputs, "logits", None)
+    if not isinstance(found, Tensor):
+        raise ScoreError(
+            f"the model's output is no tensor, and has none named logits, but a {type(outputs).__name__}: "
+            "wrap the model in one that returns a tensor"
+        )
+    return found
+
+
 def _writable(buffer: Tensor) -> bool:
     """Whether a forward pass can write to it at all: not to one that is expanded, or made in inference mode."""
     expanded = any(step == 0 and size > 1 for step, size in zip(buffer.stride(), buffer.shape, strict=True))

@@ -4,14 +4,13 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
-from torch.nn.modules.conv import _ConvTransposeNd
 
 from pruning.curvature.cotangents import Curvature, cotangents
 from pruning.curvature.examples import example_gradients
-from pruning.curvature.linear_maps import Use, columns, linear_modules, uses
+from pruning.curvature.linear_maps import Use, columns, forward_uses
 from pruning.curvature.quadratic import Quadratic
 from pruning.errors import ScoreError
-from pruning.evidence import Evidence, accumulated, examples, untouched
+from pruning.evidence import Evidence, accumulated
 
 Approximation = Callable[[Evidence], list[Quadratic]]
 
@@ -98,25 +97,11 @@ def layer_hessian(evidence: Evidence, damping: float = 1e-2, relative: bool = Tr
     Raises:
         ScoreError: no data, or a weight that no Linear or convolution uses.
     """
-    if evidence.loss is None:
-        raise ScoreError("layer_hessian: needs a forward pass: give Evidence a loss, which runs the model on a batch")
-    known = linear_modules(evidence.model, evidence.parameters)
-    modules = {module: name for module, name in known.items() if not isinstance(module, _ConvTransposeNd)}
     sums: dict[str, Tensor] = {}
     count = 0
-    for batch in evidence.batches:
-        count += examples(batch)
-        with untouched(evidence.model), torch.no_grad(), uses(modules) as calls:
-            evidence.loss(evidence.model, batch)
-        by_name: dict[str, list[Use]] = {}
-        for call in calls:
-            by_name.setdefault(modules[call.module], []).append(call)
+    for by_name, size in forward_uses(evidence):
+        count += size
         sums = _added(sums, by_name)
-    if not count:
-        raise ScoreError("layer_hessian: needs data: batches is empty, or could be iterated only once (give a list)")
-    for name in evidence.parameters:
-        if name not in sums:
-            raise ScoreError(f"{name}: layer_hessian needs a weight that a Linear or a convolution uses: exclude it")
     sharing: dict[object, list[str]] = {}
     for name in evidence.parameters:  # rows of one group can share a factor across tensors
         sharing.setdefault(id(sums[name]) if len(sums[name]) == 1 else name, []).append(name)

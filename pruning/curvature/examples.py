@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map
 
 from pruning.curvature.linear_maps import Use, factors, linear_modules, uses
 from pruning.errors import ScoreError
-from pruning.evidence import Batch, Evidence, Scores, accumulated, examples, untouched
+from pruning.evidence import Batch, Evidence, Scores, accumulated, examples, output_tensor, untouched
 from pruning.parameters import unwrapped
 
 Cotangents = Callable[[Tensor, Tensor], Iterable[Tensor]]
@@ -113,7 +113,7 @@ def _forward(evidence: Evidence, batch: Batch, modules: Mapping[nn.Module, str])
     for use in calls:
         by_name.setdefault(modules[use.module], []).append(use)
     size = examples(batch)
-    whole = _tensor(outputs[-1] if outputs else None)
+    whole = output_tensor(outputs[-1] if outputs else None)
     if len(whole) != size:
         raise ScoreError(f"the model's output has {len(whole)} rows for {size} examples: put examples first")
     return _Pass(batch, size, loss, whole, by_name)
@@ -131,16 +131,6 @@ def _outputs(model: nn.Module) -> Iterator[list[Any]]:
         yield found
     finally:
         handle.remove()
-
-
-def _tensor(outputs: Any) -> Tensor:
-    """The outputs on which the loss depends: the tensor itself, or the logits of a transformers-like output."""
-    logits = outputs if isinstance(outputs, Tensor) else getattr(outputs, "logits", None)
-    if not isinstance(logits, Tensor):
-        raise ScoreError(
-            f"curvature needs outputs that are one tensor, or have one named logits, not {type(outputs).__name__}"
-        )
-    return logits
 
 
 def _output_gradients(taken: _Pass, cotangent: Tensor) -> dict[str, list[tuple[Use, Tensor]]]:
@@ -209,7 +199,7 @@ def _mapped(evidence: Evidence, batch: Batch, cotangent: Tensor, names: list[str
 
         assert evidence.loss is not None
         evidence.loss(model, tree_map(lambda t: t[None] if isinstance(t, Tensor) else t, example))  # type: ignore[arg-type]  # called, no more
-        return (_tensor(outputs[-1]) * v[None]).sum()
+        return (output_tensor(outputs[-1]) * v[None]).sum()
 
     some = _sliced(batch, part, size)
     dims = tree_map(lambda t: 0 if isinstance(t, Tensor) and t.dim() and len(t) == len(cotangent[part]) else None, some)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pruning.errors import ScoreError
 from pruning.evidence import Evidence, Scores, accumulated, examples, mean_gradient, scalar_loss, untouched
@@ -28,7 +29,8 @@ def hessian_product(evidence: Evidence, vectors: Mapping[str, Tensor] | None = N
     names, parameters = list(evidence.parameters), list(evidence.parameters.values())
     products = {name: torch.zeros_like(accumulated(p)) for name, p in evidence.parameters.items()}
     count = sum(examples(batch) for batch in batches)
-    with untouched(evidence.model, parameters), torch.enable_grad():
+    # the fused kernels of attention cannot be differentiated twice, its plain arithmetic can
+    with untouched(evidence.model, parameters), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         for batch in batches:
             first = torch.autograd.grad(scalar_loss(evidence, batch), parameters, create_graph=True, allow_unused=True)
             # what does not require a gradient is constant: the loss is linear in that parameter

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from pruning.errors import ScoreError
+from pruning.evidence import Evidence, examples, untouched
 from pruning.parameters import storage, unwrapped
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -74,6 +75,38 @@ def uses(modules: Iterable[nn.Module]) -> Iterator[list[Use]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def forward_uses(evidence: Evidence) -> Iterator[tuple[dict[str, list[Use]], int]]:
+    """The uses of every prunable weight in one forward pass of a batch, by name, and the batch's number of examples.
+
+    One pass of all batches, no gradient. Transposed convolutions are not among the layers: `columns` has none of them.
+
+    Raises:
+        ScoreError: no loss, no data, or a weight that no Linear or convolution uses.
+    """
+    if evidence.loss is None:
+        raise ScoreError("the inputs of layers need a forward pass: give Evidence a loss, which runs the model")
+    known = linear_modules(evidence.model, evidence.parameters)
+    modules = {module: name for module, name in known.items() if not isinstance(module, _ConvTransposeNd)}
+    seen: set[str] = set()
+    empty = True
+    for batch in evidence.batches:
+        empty = False
+        with untouched(evidence.model), torch.no_grad(), uses(modules) as calls:
+            evidence.loss(evidence.model, batch)
+        by_name: dict[str, list[Use]] = {}
+        for call in calls:
+            by_name.setdefault(modules[call.module], []).append(call)
+        seen |= by_name.keys()
+        yield by_name, examples(batch)
+    if empty:
+        raise ScoreError(
+            "the inputs of layers need data: batches is empty, or could be iterated only once (give a list)"
+        )
+    for name in evidence.parameters:
+        if name not in seen:
+            raise ScoreError(f"{name}: no Linear or convolution uses it, so it has no rows of inputs: exclude it")
 
 
 def columns(module: nn.Module, inputs: Tensor) -> Tensor:

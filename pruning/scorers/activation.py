@@ -2,13 +2,11 @@
 
 from typing import Literal
 
-import torch
 from torch import Tensor
-from torch.nn.modules.conv import _ConvTransposeNd
 
-from pruning.curvature.linear_maps import linear_modules, sums_of_powers, uses
+from pruning.curvature.linear_maps import forward_uses, sums_of_powers
 from pruning.errors import ScoreError
-from pruning.evidence import Evidence, Scores, accumulated, untouched
+from pruning.evidence import Evidence, Scores, accumulated
 
 
 def wanda(evidence: Evidence, norm: Literal[1, 2] = 2) -> Scores:
@@ -25,26 +23,14 @@ def wanda(evidence: Evidence, norm: Literal[1, 2] = 2) -> Scores:
     """
     if norm not in (1, 2):
         raise ScoreError(f"wanda: norm={norm!r}: choose 1 or 2")
-    if evidence.loss is None:
-        raise ScoreError("wanda: needs a forward pass: give Evidence a loss, which runs the model on a batch")
-    known = linear_modules(evidence.model, evidence.parameters)
-    modules = {module: name for module, name in known.items() if not isinstance(module, _ConvTransposeNd)}
     powers: dict[str, Tensor] = {}
-    seen = False
-    for batch in evidence.batches:
-        seen = True
-        with untouched(evidence.model), torch.no_grad(), uses(modules) as calls:
-            evidence.loss(evidence.model, batch)
-        for call in calls:
-            name = modules[call.module]
-            found = sums_of_powers(call.module, accumulated(call.unchanged()), norm).double()
-            powers[name] = powers[name] + found if name in powers else found
-    if not seen:
-        raise ScoreError("wanda: needs data: batches is empty, or could be iterated only once (give a list)")
+    for by_name, _ in forward_uses(evidence):
+        for name, calls in by_name.items():
+            for call in calls:
+                found = sums_of_powers(call.module, accumulated(call.unchanged()), norm).double()
+                powers[name] = powers[name] + found if name in powers else found
     scores = {}
     for name, parameter in evidence.parameters.items():
-        if name not in powers:
-            raise ScoreError(f"{name}: wanda needs a weight that a Linear or a convolution uses: exclude it")
         groups, columns = powers[name].shape
         size = powers[name].pow(1 / norm).to(accumulated(parameter).dtype)
         scores[name] = (accumulated(parameter).abs().reshape(groups, -1, columns) * size[:, None]).view(parameter.shape)

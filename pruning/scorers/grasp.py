@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from pruning.curvature.hessian import hessian_product
 from pruning.errors import ScoreError
@@ -35,6 +35,11 @@ def _divided(model: nn.Module, temperature: float) -> Iterator[None]:
         return
 
     def hook(module: nn.Module, inputs: Any, outputs: Any) -> Any:
+        if not isinstance(outputs, Tensor):
+            raise ScoreError(
+                f"grasp: temperature={temperature} cannot divide a {type(outputs).__name__}: give 1, or wrap the model "
+                "in one that returns a tensor"
+            )
         return outputs / temperature
 
     handle = model.register_forward_hook(hook)

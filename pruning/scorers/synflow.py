@@ -8,7 +8,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
 
 from pruning.errors import ScoreError
-from pruning.evidence import Evidence, Scores, untouched
+from pruning.evidence import Evidence, Scores, output_tensor, untouched
 from pruning.parameters import unwrapped
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
@@ -34,7 +34,7 @@ def synflow(evidence: Evidence) -> Scores:
         with untouched(model), torch.enable_grad():
             model.eval()
             outputs = functional_call(model, state | weights, (_ones(evidence),))
-            flow = outputs.sum()
+            flow = output_tensor(outputs).sum()
             found = torch.autograd.grad(flow, list(weights.values()), allow_unused=True)
     finally:
         for handle in handles:

@@ -82,7 +82,7 @@ def test_a_weight_that_no_layer_multiplies_is_named(model: nn.Module, shape: tup
     def run(model: nn.Module, x: Tensor) -> object:
         return model(x, x, x) if isinstance(model, nn.MultiheadAttention) else model(x)
 
-    with pytest.raises(ScoreError, match=f"{said}: wanda needs"):
+    with pytest.raises(ScoreError, match=f"{said}: no Linear or convolution"):
         scorers.wanda(Evidence(model, prunable(model), [torch.randn(shape)], run))  # type: ignore[arg-type]  # never used
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pruning import Evidence, prunable
 from pruning.curvature import cotangents
@@ -188,6 +189,31 @@ def test_hessian_products_and_its_estimated_diagonal(loss: Callable[..., Tensor]
     expected = (h.square().sum(1) - h.diagonal().square()).div(estimate.probes).sqrt()
     torch.testing.assert_close(error, expected, rtol=0.2, atol=1e-4)
     assert error.norm() <= 0.02 * flat(estimate.diagonal).norm() or estimate.probes == 4000
+
+
+class Attending(nn.Module):
+    """Fused attention, whose kernels cannot be differentiated twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        tokens = inputs.reshape(len(inputs), -1, 4)
+        return self.head(self.attention(tokens, tokens, tokens, need_weights=False)[0].mean(1))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_hessian_products_through_fused_attention(training: bool) -> None:
+    torch.manual_seed(0)
+    model = Attending().double().train(training)
+    batch = torch.randn(5, 12, dtype=torch.float64), torch.randint(0, 3, (5,))
+    evidence = Evidence(model, prunable(model), [batch], cross_entropy)
+    v = {name: torch.randn_like(p) for name, p in evidence.parameters.items()}
+    with sdpa_kernel(SDPBackend.MATH):
+        wanted = hessian(evidence) @ flat(v)
+    torch.testing.assert_close(flat(hessian_product(evidence, v)), wanted)
 
 
 def v_parameters(evidence: Evidence) -> list[nn.Parameter]:

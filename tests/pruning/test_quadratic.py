@@ -387,7 +387,7 @@ def test_what_has_no_such_hessian_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         for change in ({"loss": None}, {"batches": []}):
             with pytest.raises(ScoreError, match="give"):
                 hessian(Evidence(**(case.__dict__ | change)))
-    with pytest.raises(ScoreError, match=r"0\.bias: layer_hessian needs a weight"):
+    with pytest.raises(ScoreError, match=r"0\.bias: no Linear or convolution"):
         layer_hessian(Evidence(case.model, prunable(case.model, include="*"), case.batches, case.loss))
     monkeypatch.setattr(approximations, "LARGEST", 30)
     with pytest.raises(ScoreError, match="35 weights are more than 30"):

@@ -65,6 +65,22 @@ def test_obd_of_a_network_that_is_sure_of_its_labels(sure: float) -> None:
         torch.testing.assert_close(score.double(), wanted[name], rtol=1e-3, atol=1e-4 * sure**2 * float(score.max()))
 
 
+class Named(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        return {"scores": self.inner(inputs)}
+
+
+def in_a_dictionary(case: Evidence) -> Evidence:
+    model = Named(case.model)
+    return Evidence(
+        model, prunable(model), case.batches, lambda m, b: nn.functional.cross_entropy(m(b[0])["scores"], b[1])
+    )
+
+
 @pytest.mark.parametrize(
     "call",
     [
@@ -74,6 +90,7 @@ def test_obd_of_a_network_that_is_sure_of_its_labels(sure: float) -> None:
         lambda case: scorers.fisher(case, "given"),
         lambda case: scorers.grasp(case, temperature=0.0),
         lambda case: scorers.grasp(Evidence(case.model, case.parameters, [], loss)),
+        lambda case: scorers.grasp(in_a_dictionary(case), temperature=2.0),
     ],
 )
 def test_wrong_options_are_refused_in_one_line(call: Any) -> None:

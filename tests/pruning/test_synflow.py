@@ -141,12 +141,22 @@ def test_a_tied_weight_sums_its_uses() -> None:
         (lambda: Evidence(chain(3, 2), prunable(chain(3, 2))), "batch"),
         (lambda: Evidence(chain(3, 2), prunable(chain(3, 2)), [torch.zeros(2, 3, dtype=torch.long)]), "floating"),
         (lambda: evidence(huge(), 4), "float64"),
+        (lambda: evidence(Several(), 3), "tensor"),
     ],
 )
 def test_what_has_no_flow_is_refused(case, said: str) -> None:
     with pytest.raises(ScoreError, match=said) as caught:
         scorers.synflow(case())
     assert "\n" not in str(caught.value)
+
+
+class Several(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        return {"first": self.layer(inputs)}
 
 
 def huge() -> nn.Module:
