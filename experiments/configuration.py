@@ -167,7 +167,8 @@ def built(group: str, config: Mapping[str, Any], **arguments: Any) -> Any:
             raise
         if isinstance(cause, PruningError | OSError):
             raise cause from None
-        raise ConfigurationError(f"{group}={config.get('_target_')}: {type(cause).__name__}: {cause}") from error
+        hint = "" if "_partial_" in config or "missing" not in str(cause) else " (is _partial_: true missing?)"
+        raise ConfigurationError(f"{group}={config.get('_target_')}: {type(cause).__name__}: {cause}{hint}") from error
 
 
 def short_name(config: Mapping[str, Any]) -> str:
@@ -224,5 +225,7 @@ def _check_target(group: str, config: Any) -> None:
         return
     known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     for key in keywords:
+        if isinstance(config[key], Mapping) and "_target_" in config[key]:
+            _check_target(f"{group}.{key}", config[key])
         if key not in known:
             raise ConfigurationError(f"{group}.{key}: {target} has no such option; it takes {', '.join(known)}")

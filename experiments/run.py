@@ -80,8 +80,9 @@ def _levels(setting: Setting, folder: Path, name: str, tracker: Guarded) -> list
 def _parts(setting: Setting) -> Callable[[float], tuple[float, ...]]:
     """The schedule, after a look at all that can be wrong before hours of training rather than after."""
     config = setting.config
-    for group in ("granularity", "allocation"):
-        built(group, config[group])
+    for group in ("granularity", "allocation", "scorer", "compensate"):
+        if config[group]:
+            built(group, config[group])
     schedule: Callable[[float], tuple[float, ...]] = built("schedule", config["schedule"])
     for target in densities(config):
         if target is not None:

@@ -70,6 +70,7 @@ class Blocks:
         _check_pooling(self.pooling)
 
     def pool(self, name: str, scores: Tensor, alive: Tensor | None) -> Units:
+        _check_signs(name, scores, self.pooling)
         if scores.dim() < 2:
             raise GranularityError(f"{name}: a tensor of shape {list(scores.shape)} has no blocks: exclude it")
         matrix = scores.reshape(scores.shape[0], -1)
@@ -126,6 +127,7 @@ class Vectors:
 
     def pool(self, name: str, scores: Tensor, alive: Tensor | None) -> Units:
         assert isinstance(self.dim, tuple)
+        _check_signs(name, scores, self.pooling)
         if self.dim[-1] >= scores.dim():
             raise GranularityError(
                 f"{name}: no dimension {self.dim[-1]} in a tensor of shape {list(scores.shape)}: "
@@ -133,7 +135,7 @@ class Vectors:
             )
         others = tuple(d for d in range(scores.dim()) if d not in self.dim)
         if not others:
-            return Units(scores.abs() if self.pooling == "l2" else scores, alive, scores.shape)
+            return Units(scores, alive, scores.shape)
         lives = None if alive is None else alive.sum(others) > 0
         return Units(_pooled(scores, alive, others, self.pooling), lives, scores.shape)
 
@@ -146,6 +148,11 @@ class Vectors:
 def _check_pooling(pooling: str) -> None:
     if pooling not in _POOLINGS:
         raise GranularityError(f"pooling {pooling!r} is unknown: choose one of {', '.join(_POOLINGS)}")
+
+
+def _check_signs(name: str, scores: Tensor, pooling: Pooling) -> None:
+    if pooling == "l2" and scores.numel() and bool((scores.detach() < 0).any()):
+        raise GranularityError(f"{name}: pooling=l2 loses the sign of scores below 0: choose sum, mean or max")
 
 
 def _accumulated(dtype: torch.dtype) -> torch.dtype:

@@ -41,6 +41,8 @@ def prune(
     allocation = Global() if allocation is None else allocation
     if density is not None:
         check_density(density)
+    if not isinstance(scores, Mapping):
+        raise ScoreError(f"scores are name → tensor, this is {type(scores).__name__}: give what a scorer returns")
     if not scores:
         raise AllocationError("no scores to prune by: an empty group has no units to keep")
     for name, score in scores.items():

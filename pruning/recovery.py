@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pruning.curvature.approximations import Approximation, layer_hessian, require
+from pruning.curvature.approximations import Approximation, approximated, layer_hessian
 from pruning.errors import MaskError
 from pruning.evidence import Evidence
 from pruning.masks import Masks
@@ -35,7 +35,7 @@ def compensate(evidence: Evidence, masks: Mapping[str, Tensor], hessian: Approxi
     for name in kept.keys() ^ evidence.parameters.keys():
         raise MaskError(f"{name}: in only one of the masks and the prunable parameters: give masks for exactly those")
     kept.check(evidence.model)
-    for quadratic in require(hessian(evidence), evidence):
+    for quadratic in approximated(hessian, evidence):
         for name, weight in quadratic.moved(evidence.parameters, kept).items():
             evidence.parameters[name].copy_(weight)
     kept.apply_(evidence.model)

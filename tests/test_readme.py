@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from experiments import records
 
@@ -60,6 +62,19 @@ def test_a_sweep_of_your_own(tmp_path):
     done = shell(tmp_path, report)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs" / "mine" / "accuracy_compression.png").stat().st_size > 10_000
+
+
+def test_scorers_in_a_script():
+    (code,) = blocks("Scorers", "python")
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+    batch = torch.randn(40, 6), torch.randint(3, (40,))
+    names = {"model": model, "batches": [batch], "loss": lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1])}
+    before = model[0].weight.detach().clone()
+    exec(code, names)
+    kept = names["masks"]["0.weight"]
+    assert names["masks"].agree(model)
+    assert names["masks"].kept == 22
+    assert not torch.equal(model[0].weight[kept], before[kept])
 
 
 def test_in_your_own_training_loop(tmp_path):

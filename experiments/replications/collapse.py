@@ -4,8 +4,8 @@ Tanaka et al. 2020 (SynFlow), figures 1 and 2. At the maximal compression N/L on
 layers. They find that pruning at initialisation in one round empties a layer orders of magnitude before that, and that
 SynFlow in 100 rounds does not. Networks without biases, noise as inputs, labels by chance; nothing is trained.
 
-The paper tells orders, not numbers, for these networks. Numbers in brackets are min and max of another run of such a
-set-up; medians may lie two steps of the grid of 0.1 outside them. SNIP and GraSP collapse the earlier, the more
+The paper tells orders, not numbers, for these networks. What it says "elsewhere" are min and max of another run of such
+a set-up; medians may lie two steps of the grid of 0.1 outside them. SNIP and GraSP collapse the earlier, the more
 examples they see (SNIP on LeNet-300-100: 10^3.0 with 16, 10^1.8 with 1,000); 256 are the default of the authors' code.
 """
 
@@ -115,7 +115,7 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
             paper, low, high = f"N/L, {maximum:.2f}", maximum - 0.1, None
         elif method in ELSEWHERE.get(network, {}):
             least, most = ELSEWHERE[network][method]
-            paper, low, high = f"{paper} [{least}, {most}]", least - TOLERANCE, most + TOLERANCE
+            paper, low, high = f"{paper}; elsewhere {least} to {most}", least - TOLERANCE, most + TOLERANCE
         found.append(Claim(f"{network}, {method}", paper, median(values), low, high, span(values)))
     return found
 

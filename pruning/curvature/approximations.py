@@ -1,6 +1,6 @@
 """Three approximations of the Hessian that can be inverted: whole, by layer, by block."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -152,9 +152,11 @@ def _second_moment(call: Use) -> Tensor:
     return total
 
 
-def require(quadratics: Iterable[Quadratic], evidence: Evidence) -> list[Quadratic]:
-    """`quadratics`, if they speak of exactly the weights of `evidence`."""
-    found = list(quadratics)
+def approximated(hessian: Approximation, evidence: Evidence) -> list[Quadratic]:
+    """What `hessian` makes of the evidence, if it speaks of exactly its weights. Raises `ScoreError`."""
+    if not callable(hessian):
+        raise ScoreError("hessian= is no function: give layer_hessian itself, not what it returns")
+    found = hessian(evidence)
     named = [name for quadratic in found for name in quadratic.names]
     for name in evidence.parameters:
         if named.count(name) != 1:

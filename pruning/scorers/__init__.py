@@ -9,7 +9,7 @@ from pruning.scorers.grasp import grasp
 from pruning.scorers.hessian import obd
 from pruning.scorers.magnitude import lamp, magnitude
 from pruning.scorers.movement import Movement, movement
-from pruning.scorers.obs import obs
+from pruning.scorers.obs import obs, woodfisher
 from pruning.scorers.random import random
 from pruning.scorers.snip import snip
 from pruning.scorers.synflow import synflow
@@ -33,4 +33,5 @@ __all__ = [
     "synflow",
     "taylor",
     "wanda",
+    "woodfisher",
 ]

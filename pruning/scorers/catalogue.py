@@ -3,10 +3,8 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
-from pruning.curvature import block_hessian
 from pruning.scorers.activation import wanda
 from pruning.scorers.change import change
 from pruning.scorers.controls import inverted, layer_shuffled
@@ -16,7 +14,7 @@ from pruning.scorers.grasp import grasp
 from pruning.scorers.hessian import obd
 from pruning.scorers.magnitude import lamp, magnitude
 from pruning.scorers.movement import movement
-from pruning.scorers.obs import obs
+from pruning.scorers.obs import obs, woodfisher
 from pruning.scorers.random import random
 from pruning.scorers.snip import snip
 from pruning.scorers.synflow import synflow
@@ -35,7 +33,6 @@ class Entry:
         needs: the most demanding thing that it takes from the evidence.
         forward, backward: passes through the network for every batch; C is the number of outputs.
         paper: where it is defined.
-        score: what it is, if its docstring does not begin with that.
     """
 
     name: str
@@ -44,13 +41,10 @@ class Entry:
     forward: str
     backward: str
     paper: str
-    score: str | None = None
 
     @property
     def summary(self) -> str:
         """The first sentence of its docstring."""
-        if self.score is not None:
-            return self.score
         found = re.match(r"(.+?)\.(\s|$)", (self.scorer.__doc__ or "").strip(), re.DOTALL)
         return " ".join(found[1].split()) if found else ""
 
@@ -67,15 +61,7 @@ CATALOGUE = (
     Entry("taylor", taylor, "gradients", "1", "1", "Molchanov et al. 2017, 2019"),
     Entry("snip", snip, "gradients", "1", "1", "Lee et al. 2019"),
     Entry("fisher", fisher, "gradients", "1", "1", "Sung et al. 2021"),
-    Entry(
-        "woodfisher",
-        partial(obs, hessian=block_hessian),
-        "gradients",
-        "1",
-        "1",
-        "Singh & Alistarh 2020",
-        "w_q²/(2[H⁻¹]_qq) as in OBS, with H the Fisher in blocks of consecutive weights",
-    ),
+    Entry("woodfisher", woodfisher, "gradients", "1", "1", "Singh & Alistarh 2020"),
     Entry("grasp", grasp, "curvature", "2", "3", "Wang et al. 2020"),
     Entry("obd", obd, "curvature", "1", "C", "Le Cun et al. 1990"),
     Entry("movement", movement, "training", "1", "1", "Sanh et al. 2020; Lagunas et al. 2021"),

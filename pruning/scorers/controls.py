@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 
+from pruning.errors import ScoreError
 from pruning.evidence import Evidence, Scores
 
 
@@ -11,8 +12,13 @@ def layer_shuffled(evidence: Evidence, scorer: Callable[[Evidence], Scores], see
     """`scorer`'s scores, permuted within each tensor: its layer-wise densities, at random places.
 
     Su et al. 2020 and Frankle et al. 2021 ("missing the mark"): methods at initialisation hardly notice. Live weights
-    change places among themselves, so that rounds stay comparable.
+    change places among themselves. The densities are the scorer's own in one round; in later rounds it scores the
+    network that the shuffling has left, so they are what it makes of that.
+
+    Raises:
+        ScoreError: `scorer` is no function.
     """
+    _check(scorer)
     generator = torch.Generator("cpu").manual_seed(seed)
     shuffled = {}
     for name, score in scorer(evidence).items():
@@ -27,5 +33,15 @@ def layer_shuffled(evidence: Evidence, scorer: Callable[[Evidence], Scores], see
 
 
 def inverted(evidence: Evidence, scorer: Callable[[Evidence], Scores]) -> Scores:
-    """-score: keeps what `scorer` would remove first. Frankle et al. 2021, section 5."""
+    """-score: keeps what `scorer` would remove first. Frankle et al. 2021, section 5.
+
+    Raises:
+        ScoreError: `scorer` is no function.
+    """
+    _check(scorer)
     return {name: -score for name, score in scorer(evidence).items()}
+
+
+def _check(scorer: object) -> None:
+    if not callable(scorer):
+        raise ScoreError(f"scorer={scorer!r} is no scorer: give the function that the control wraps")

@@ -1,20 +1,24 @@
 """Second-order cost of a removal with the whole inverse Hessian: the other weights move to make up for it."""
 
+from functools import partial
+
 import torch
 
-from pruning.curvature.approximations import Approximation, layer_hessian, require
+from pruning.curvature.approximations import Approximation, approximated, block_hessian, layer_hessian
+from pruning.curvature.cotangents import Curvature
 from pruning.evidence import Evidence, Scores
 
 
 def obs(evidence: Evidence, hessian: Approximation = layer_hessian) -> Scores:
-    """w_q²/(2[H⁻¹]_qq), the rise of the loss when w_q goes and all others follow. Hassibi & Stork 1993 (OBS), eq. 5.
+    """w_q²/(2[H⁻¹]_qq), the rise of what H is the Hessian of, when w_q goes and all others follow.
 
-    H is restricted to live weights (`evidence.masks`). Remove by it, then let `pruning.recovery.compensate` move the
-    others; with one weight a round that is the paper's procedure.
+    Hassibi & Stork 1993 (OBS), equation 5. H is restricted to live weights (`evidence.masks`). Remove by it, then let
+    `pruning.recovery.compensate` move the others; with one weight a round that is the paper's procedure.
 
     Args:
-        hessian: how H is approximated: `full_hessian`, `layer_hessian` (as in SparseGPT) or `block_hessian` (as in
-            WoodFisher) of `pruning.curvature`, with options bound by `functools.partial`.
+        hessian: a function of `pruning.curvature`, with options bound by `functools.partial`. `full_hessian`: of the
+            loss. `layer_hessian`: of the squared change of the layer's own outputs (L-OBS, SparseGPT), whose scale
+            differs from layer to layer: let tensors compete within themselves. `block_hessian`: see `woodfisher`.
 
     Raises:
         ScoreError: see the approximation.
@@ -24,6 +28,34 @@ def obs(evidence: Evidence, hessian: Approximation = layer_hessian) -> Scores:
     """
     alive = evidence.masks or {n: torch.ones_like(p, dtype=torch.bool) for n, p in evidence.parameters.items()}
     scores: Scores = {}
-    for quadratic in require(hessian(evidence), evidence):
+    for quadratic in approximated(hessian, evidence):
         scores |= quadratic.costs(evidence.parameters, alive)
     return {name: scores[name] for name in evidence.parameters}
+
+
+def woodfisher(
+    evidence: Evidence,
+    size: int = 64,
+    curvature: Curvature = "empirical_fisher",
+    damping: float = 1e-2,
+    relative: bool = True,
+    samples: int | None = None,
+    seed: int = 0,
+) -> Scores:
+    """w_q²/(2[F⁻¹]_qq) as in OBS, with F the Fisher in blocks of consecutive weights. Singh & Alistarh 2020.
+
+    Args:
+        size, curvature, damping, relative, samples, seed: as in `pruning.curvature.block_hessian`.
+
+    Raises, warns: as `obs`.
+    """
+    blocks = partial(
+        block_hessian,
+        size=size,
+        curvature=curvature,
+        damping=damping,
+        relative=relative,
+        samples=samples,
+        seed=seed,
+    )
+    return obs(evidence, blocks)

@@ -219,6 +219,9 @@ def test_the_sweep_command_and_its_repetition(tmp_path):
         (["scorer=taylor", "scorer.form=cube"], "cube"),
         (["scorer._target_=pruning.scorers.nothing"], "nothing"),
         (["scorer._target_=no.such.module"], "no.such.module"),
+        (["scorer=inverted", "scorer.scorer._target_=pruning.scorers.nothing"], "scorer.scorer._target_"),
+        (["scorer=inverted", "+scorer.scorer.power=2"], "scorer.scorer.power"),
+        (["scorer._target_=pruning.scorers.magnitude", "~scorer._partial_"], "_partial_: true"),
         (["recovery.epochs=-1"], "recovery.epochs"),
         (["training.batch_size=0"], "training.batch_size"),
         (["training.clip=-1"], "training.clip"),
@@ -316,7 +319,8 @@ def own(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str, name: str = "o
     (folder / f"{name}.py").write_text(code)
     monkeypatch.syspath_prepend(str(folder))
     sys.modules.pop(name, None)
-    sources._digest.cache_clear()
+    for cached in (sources._digest, sources._file):
+        cached.cache_clear()
     importlib.invalidate_caches()
     shutil.rmtree(folder / "__pycache__", ignore_errors=True)
     return name
@@ -336,6 +340,30 @@ def test_an_edited_scorer_is_run_anew(tmp_path, monkeypatch):
     magnitude = run(tmp_path, "density=0.2")[1]
     assert rows["-1"]["test_accuracy"] != rows["+1"]["test_accuracy"]
     assert rows["+1"]["test_accuracy"] == magnitude["test_accuracy"]
+
+
+def test_a_scorer_whose_imports_are_edited_is_run_anew(tmp_path, monkeypatch):
+    """Directly and by a detour: own_code imports helper, which imports deeper."""
+    found = []
+    for sign in ("-1", "+1"):
+        own(tmp_path, monkeypatch, f"SIGN = {sign}\n", "deeper")
+        own(tmp_path, monkeypatch, "import deeper\ndef signed(w):\n    return deeper.SIGN * w\n", "helper")
+        code = "def mine(evidence):\n    from helper import signed\n"
+        code += "    return {n: signed(w.detach().abs()) for n, w in evidence.parameters.items()}\n"
+        name = own(tmp_path, monkeypatch, code)
+        found.append(run(tmp_path, "density=0.2", f"scorer._target_={name}.mine")[1]["test_accuracy"])
+    assert found[0] != found[1] == run(tmp_path, "density=0.2")[1]["test_accuracy"]
+
+
+def test_the_code_behind_a_path_does_not_depend_on_where_it_lies(tmp_path, monkeypatch):
+    found = []
+    for folder in (tmp_path / "a", tmp_path / "z"):
+        folder.mkdir()
+        own(folder, monkeypatch, "SIGN = 1\n", "helper")
+        name = own(folder, monkeypatch, "import helper\ndef mine(evidence): pass\n")
+        found.append(sources.digests({"_target_": f"{name}.mine"}))
+    assert found[0] == found[1]
+    assert list(found[0]) == ["own_code.mine"]
 
 
 def test_an_edited_model_is_trained_anew(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from pruning import Evidence
@@ -27,6 +28,10 @@ def test_every_scorers_file_is_in_the_catalogue_with_its_function() -> None:
     assert all(entry.summary for entry in CATALOGUE)
 
 
+def elsewhere(case: Evidence) -> dict[str, torch.Tensor]:
+    return {name: p.detach() + 1 for name, p in case.parameters.items()}
+
+
 def passes(entry: Entry, batches: int) -> tuple[int, int]:
     """Forward passes through the first layer, and gradients that come back to its outputs."""
     case = reference_case(6)
@@ -39,7 +44,7 @@ def passes(entry: Entry, batches: int) -> tuple[int, int]:
 
     case.model[0].register_forward_hook(count)
     many = list(case.batches) * batches
-    entry.scorer(Evidence(case.model, case.parameters, many, case.loss, initial=case.parameters))
+    entry.scorer(Evidence(case.model, case.parameters, many, case.loss, initial=elsewhere(case)))
     return len(forward), len(backward)
 
 
@@ -58,7 +63,7 @@ def test_needs_are_as_told(entry: Entry) -> None:
     case = reference_case(6)
     without = {
         "nothing": Evidence(case.model, case.parameters),
-        "initial weights": Evidence(case.model, case.parameters, initial=case.parameters),
+        "initial weights": Evidence(case.model, case.parameters, initial=elsewhere(case)),
         "a shape": Evidence(case.model, case.parameters, case.batches),
     }
     enough = without.get(entry.needs, case)

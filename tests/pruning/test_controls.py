@@ -1,6 +1,7 @@
 """Controls that wrap a scorer, and the small scorers of gradients and of change."""
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,8 @@ def test_change_is_the_distance_to_the_initial_weights() -> None:
     assert_scores(found, {name: torch.ones_like(p).detach() for name, p in case.parameters.items()})
     with pytest.raises(ScoreError, match="initial="):
         scorers.change(case)
+    with pytest.raises(ScoreError, match="no weight has moved.*give"):
+        scorers.change(Evidence(case.model, case.parameters, initial=case.parameters))
 
 
 def test_shuffled_scores_are_the_same_ones_elsewhere_in_the_same_layer() -> None:
@@ -69,3 +72,9 @@ def test_inverted_keeps_what_would_have_gone() -> None:
     assert all(torch.equal(inverted[name], ~kept[name]) for name in kept)
     nested = scorers.inverted(case, partial(scorers.inverted, scorer=scorers.snip))
     assert_scores(nested, scorers.snip(case), 0)
+
+
+@pytest.mark.parametrize("control", [scorers.layer_shuffled, scorers.inverted])
+def test_a_control_of_what_is_no_scorer_is_refused(control: Any) -> None:
+    with pytest.raises(ScoreError, match="'snip' is no scorer: give"):
+        control(reference_case(6), scorer="snip")

@@ -56,6 +56,8 @@ def pooled_by_loop(scores, alive, unit_of, pooling):
 
 
 def assert_pooled(granularity, scores, alive, unit_of):
+    if granularity.pooling == "l2":
+        scores = scores.abs()
     units = granularity.pool("w", scores, alive)
     expected = pooled_by_loop(scores, alive, unit_of, granularity.pooling)
     assert units.shape == scores.shape
@@ -167,6 +169,14 @@ def test_l2_neither_vanishes_nor_overflows(granularity, scale):
     assert granularity.pool("w", scores, None).scores.view(-1)[1] == pytest.approx(5.0 * scale, rel=1e-5)
 
 
+@pytest.mark.parametrize("granularity", [Blocks((1, 2), "l2"), Vectors(0, "l2"), Vectors((0, 1), "l2")])
+def test_l2_of_scores_below_zero_is_refused(granularity):
+    """It would rank -3 above 1: an inverted scorer would keep what the scorer keeps."""
+    with pytest.raises(GranularityError, match=r"head\.weight: .*sum, mean or max") as caught:
+        prune({"head.weight": torch.tensor([[-3.0, 1.0], [2.0, 1.0]])}, 0.5, granularity)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("granularity", [Blocks((1, 2)), Vectors(0)])
 def test_a_pooled_score_that_overflows_is_an_error(granularity):
     scores = torch.tensor([[1.0, 1.0], [3e38, 3e38], [2e38, 3e38]])
@@ -178,6 +188,7 @@ def test_a_pooled_score_that_overflows_is_an_error(granularity):
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_a_unit_of_one_weight_pools_alike_in_every_granularity(pooling):
     scores = torch.tensor([[-3.0, 1.0], [2.0, -1.0]])
+    scores = scores.abs() if pooling == "l2" else scores
     blocks = Blocks((1, 1), pooling).pool("w", scores, None).scores
     assert torch.equal(Vectors((0, 1), pooling).pool("w", scores, None).scores, blocks)
 

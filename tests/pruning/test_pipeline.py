@@ -23,7 +23,7 @@ CHOICES = [
 def draw_scores(seed=0, dtype=torch.float32):
     generator = torch.Generator().manual_seed(seed)
     shapes = {"a": (4, 6), "b": (6, 4, 2, 2), "c": (2, 8)}
-    return {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()}
+    return {name: torch.rand(shape, generator=generator).to(dtype) for name, shape in shapes.items()}
 
 
 def assert_refused(error, call, *parts):

@@ -372,6 +372,7 @@ def test_compensation_follows_any_scorers_masks_and_brings_outputs_nearer(scorer
         (partial(block_hessian, size=0), "size"),
         (partial(block_hessian, curvature="hessian"), "curvature"),
         (lambda evidence: layer_hessian(evidence)[1:], "0.weight: is in 0 quadratics"),
+        (layer_hessian(classifier()), "is no function: give"),
         (lambda evidence: layer_hessian(evidence) * 2, "0.weight: is in 2 quadratics"),
     ],
 )
