@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.errors import ScoreError
+from pruning.parameters import storage
 
 Batch = Any
 """Whatever the loss takes, mostly (inputs, targets). Its first tensor's first dimension counts the examples."""
@@ -22,11 +23,14 @@ Scores = dict[str, Tensor]
 class Evidence:
     """What a scorer sees.
 
+    Raises:
+        ScoreError: two Parameters of the model, not one in two places, share the memory of a prunable weight.
+
     Attributes:
         model: in the mode (train or eval) in which it is to be scored; scorers do not change it.
         parameters: the prunable ones, as `prunable` gives them.
         batches: re-iterable; data-free scorers ignore it.
-        loss: mean over the batch.
+        loss: mean over the batch's examples, all of equal weight, as the mean over all batches weights them so.
         masks: what is still alive, name → bool tensor; None: everything. Removed weights are zero in the model.
         initial: the weights at initialisation, by name, for scorers that compare with them.
     """
@@ -37,6 +41,16 @@ class Evidence:
     loss: Callable[[nn.Module, Batch], Tensor] | None = None
     masks: Mapping[str, Tensor] | None = None
     initial: Mapping[str, Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        prunable = {storage(p): (name, p) for name, p in self.parameters.items()}
+        for other, parameter in self.model.named_parameters():
+            name, known = prunable.get(storage(parameter), (other, parameter))
+            if known is not parameter:  # a gradient reaches only one of them
+                raise ScoreError(
+                    f"{other}: shares the memory of {name}, but is another Parameter: tie them as one, "
+                    "as in decoder.weight = encoder.weight"
+                )
 
 
 Scorer = Callable[[Evidence], Scores]
@@ -161,7 +175,9 @@ def accumulated(tensor: Tensor) -> Tensor:
 def examples(batch: Batch) -> int:
     """How many examples `batch` holds: the first dimension of the first tensor in it."""
     if isinstance(batch, Tensor):
-        return int(batch.shape[0]) if batch.dim() else 1
+        if batch.dim() and not len(batch):
+            raise ScoreError("a batch holds no examples: leave it out")
+        return len(batch) if batch.dim() else 1
     parts = batch.values() if isinstance(batch, Mapping) else batch
     if isinstance(parts, Iterable) and not isinstance(parts, str | bytes):
         for part in parts:

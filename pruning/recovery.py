@@ -35,7 +35,11 @@ def compensate(evidence: Evidence, masks: Mapping[str, Tensor], hessian: Approxi
     for name in kept.keys() ^ evidence.parameters.keys():
         raise MaskError(f"{name}: in only one of the masks and the prunable parameters: give masks for exactly those")
     kept.check(evidence.model)
-    for quadratic in approximated(hessian, evidence):
-        for name, weight in quadratic.moved(evidence.parameters, kept).items():
+    quadratics = approximated(hessian, evidence)
+    moved = [
+        quadratic.moved(evidence.parameters, kept) for quadratic in quadratics
+    ]  # all of them, or an error and none
+    for weights in moved:
+        for name, weight in weights.items():
             evidence.parameters[name].copy_(weight)
     kept.apply_(evidence.model)

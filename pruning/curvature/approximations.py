@@ -81,6 +81,10 @@ def block_hessian(
             padded = torch.nn.functional.pad(flat, (0, blocks[name] * size - flat.shape[1]))
             by_block = padded.view(len(flat), blocks[name], size).transpose(0, 1)
             total[name].baddbmm_(by_block.mT, by_block)
+    for name, matrix in total.items():  # what the last block lacks must not draw the mean of its diagonal down
+        diagonal = matrix[-1].diagonal()
+        present = evidence.parameters[name].numel() - (blocks[name] - 1) * size
+        diagonal[present:] = diagonal[:present].mean()
     return [Quadratic((name,), matrix / count, blocks[name], damping, relative) for name, matrix in total.items()]
 
 

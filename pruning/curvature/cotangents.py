@@ -40,7 +40,7 @@ def gauss_newton(loss: Tensor, outputs: Tensor) -> Iterator[Tensor]:
     equal to the true Fisher, with the expectation over labels taken in full.
 
     Raises:
-        ScoreError: the loss is not convex in the outputs, so that there is no such V.
+        ScoreError: the loss is not convex in the outputs, so that there is no such V, or has no curvature in any.
     """
     size = len(outputs)
     (gradient,) = torch.autograd.grad(loss, outputs, create_graph=True)
@@ -48,6 +48,13 @@ def gauss_newton(loss: Tensor, outputs: Tensor) -> Iterator[Tensor]:
     rows = [torch.autograd.grad(flat[:, c].sum(), outputs, retain_graph=True)[0] for c in range(flat.shape[1])]
     hessian = torch.stack([row.reshape(size, -1) for row in rows], dim=1).double()
     values, vectors = torch.linalg.eigh((hessian + hessian.mT) / 2)
+    if not bool(torch.isfinite(hessian).all()):
+        raise ScoreError("the loss has NaN or infinite curvature in the outputs: check the data and the network")
+    if not bool(hessian.any()):
+        raise ScoreError(
+            "the loss has no curvature in the outputs (log-probabilities, an absolute error): use the true Fisher, or "
+            "let the model give logits"
+        )
     # where the network is sure of its labels the curvature is as small as the rounding of probabilities
     rounding = 8 * torch.finfo(outputs.dtype).eps * hessian.shape[1]
     if float(values.min()) < -rounding - 1e-6 * float(values.max().clamp(min=0)):
@@ -63,16 +70,20 @@ def true_fisher(samples: int | None = None, seed: int = 0) -> Cotangents:
 
     `samples` labels are drawn per example; None takes the expectation over all classes, p_y weighting the squares.
     """
+    if samples is not None and samples < 1:
+        raise ScoreError(f"samples={samples}: give at least 1 label an example, or None for the expectation")
     generator = torch.Generator("cpu").manual_seed(seed)
     return partial(_true_fisher, samples, generator)
 
 
 def _true_fisher(samples: int | None, generator: torch.Generator, loss: Tensor, outputs: Tensor) -> Iterator[Tensor]:
-    if outputs.dim() != 2:
+    if outputs.dim() != 2 or outputs.shape[1] < 2:
         raise ScoreError(
             f"the true Fisher needs outputs [examples, classes], not {list(outputs.shape)}: use the empirical one"
         )
     p = outputs.detach().double().softmax(1)
+    if not _is_cross_entropy(loss, outputs, p):
+        raise ScoreError("the true Fisher needs the mean cross-entropy of the outputs as loss: use the empirical one")
     if samples is None:
         for c in range(p.shape[1]):
             yield _away_from(p, torch.full((len(p),), c, device=p.device), p[:, c].sqrt()).to(outputs.dtype)
@@ -81,6 +92,18 @@ def _true_fisher(samples: int | None, generator: torch.Generator, loss: Tensor, 
         labels = torch.multinomial(p.cpu(), 1, generator=generator)[:, 0].to(p.device)
         weight = torch.full((len(p),), samples**-0.5, dtype=p.dtype, device=p.device)
         yield _away_from(p, labels, weight).to(outputs.dtype)
+
+
+def _is_cross_entropy(loss: Tensor, outputs: Tensor, p: Tensor) -> bool:
+    """Whether ∂L_n/∂z = p - q with probabilities q, the labels; of log-probabilities z it is -q itself."""
+    (gradient,) = torch.autograd.grad(loss, outputs, retain_graph=True)
+    gradient = gradient.double() * len(outputs)
+    tolerance = 1e-3 if outputs.dtype in (torch.float32, torch.float64) else 0.05
+    normal = bool((outputs.detach().double().logsumexp(1).abs() < tolerance).all())
+    return any(
+        bool((labels > -tolerance).all()) and bool(((labels.sum(1) - 1).abs() < tolerance).all())
+        for labels in ([p - gradient, -gradient] if normal else [p - gradient])
+    )
 
 
 def _away_from(p: Tensor, labels: Tensor, weight: Tensor) -> Tensor:

@@ -4,25 +4,21 @@ A gradient of an example is J_nᵀv_n: the Jacobian of its outputs, transposed, 
 is makes it a row of the empirical Fisher, of the true one, or of the Gauss-Newton matrix; see `cotangents`.
 
 Linear layers and convolutions need one backward pass for all examples: their inputs and the gradients of their outputs
-hold every example's gradient. Whether that is so is checked on the very first example, against its gradient alone. All
-other parameters go through `torch.func.vmap`, and where an operator has no rule for that, one by one.
+hold every example's gradient, where `passes` has found it so. All other parameters go through `torch.func.vmap`, and
+where an operator has no rule for that, one by one.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_map
 
-from pruning.curvature.linear_maps import Use, factors, linear_modules, uses
-from pruning.errors import ScoreError
-from pruning.evidence import Batch, Evidence, Scores, accumulated, examples, output_tensor, untouched
+from pruning.curvature.linear_maps import Use
+from pruning.curvature.passes import Pass, one_by_one, output_gradients, passes, read_off, sliced
+from pruning.evidence import Batch, Evidence, Scores, accumulated, examples, output_tensor
 from pruning.parameters import unwrapped
 
 Cotangents = Callable[[Tensor, Tensor], Iterable[Tensor]]
@@ -30,17 +26,6 @@ Cotangents = Callable[[Tensor, Tensor], Iterable[Tensor]]
 
 MEMORY = 2**27
 """Bytes that the gradients of a chunk of examples may take, unless told otherwise."""
-
-
-@dataclass(frozen=True)
-class _Pass:
-    """One forward pass: the batch, its outputs, and the calls of each parameter's modules."""
-
-    batch: Batch
-    size: int
-    loss: Tensor
-    outputs: Tensor
-    calls: Mapping[str, list[Use]]
 
 
 def mean_squares(evidence: Evidence, cotangents: Cotangents, memory: int = MEMORY) -> Scores:
@@ -51,21 +36,25 @@ def mean_squares(evidence: Evidence, cotangents: Cotangents, memory: int = MEMOR
     Raises:
         ScoreError: as `example_gradients`.
     """
-    total = {name: torch.zeros_like(accumulated(p)) for name, p in evidence.parameters.items()}
+    total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in evidence.parameters.items()}
     count = 0
-    for taken in _passes(evidence):
+    for taken in passes(evidence):
         count += taken.size
-        for cotangent in cotangents(taken.loss, taken.outputs):
-            found = _output_gradients(taken, cotangent)
+        for whole in cotangents(taken.loss, taken.outputs):
+            largest = float(whole.abs().max())
+            if not largest:
+                continue
+            cotangent = whole / largest  # squares of small gradients are zero in float32
+            found = output_gradients(taken, cotangent)
             outer = {name for name, calls in found.items() if _is_outer_product(calls)}
             for name in outer:
                 ((use, gradient),) = found.pop(name)
                 rows, columns = accumulated(gradient).square(), accumulated(use.unchanged()).square()
-                total[name] += rows.flatten(0, -2).T @ columns.flatten(0, -2)
+                total[name].add_(rows.flatten(0, -2).T @ columns.flatten(0, -2), alpha=largest**2)
             rest = [name for name in evidence.parameters if name not in outer]
             for chunk in _chunks(evidence, taken, cotangent, found, rest, memory):
                 for name, gradients in chunk.items():
-                    total[name] += gradients.square().sum(0)
+                    total[name].add_(gradients.square().sum(0), alpha=largest**2)
     return {name: value.div_(count) for name, value in total.items()}
 
 
@@ -75,76 +64,14 @@ def example_gradients(evidence: Evidence, cotangents: Cotangents, memory: int = 
     The second number counts examples at their first cotangent only, so that its sum is N.
 
     Raises:
-        ScoreError: no loss or data; outputs that are not one tensor; batch norm or dropout in train mode, where
-            examples do not have gradients of their own.
+        ScoreError: see `passes`.
     """
-    for taken in _passes(evidence):
+    for taken in passes(evidence):
         for number, cotangent in enumerate(cotangents(taken.loss, taken.outputs)):
-            found = _output_gradients(taken, cotangent)
+            found = output_gradients(taken, cotangent)
             for chunk in _chunks(evidence, taken, cotangent, found, list(evidence.parameters), memory):
                 size = len(next(iter(chunk.values())))
                 yield chunk, size if number == 0 else 0
-
-
-def _passes(evidence: Evidence) -> Iterator[_Pass]:
-    if evidence.loss is None:
-        raise ScoreError("curvature needs gradients: give Evidence a loss")
-    for name, module in evidence.model.named_modules():
-        if module.training and (isinstance(module, _BatchNorm) or (isinstance(module, _DropoutNd) and module.p > 0)):
-            raise ScoreError(f"{name}: {type(module).__name__} in train mode mixes examples: call model.eval() first")
-    modules = linear_modules(evidence.model, evidence.parameters)
-    trusted: set[str] | None = None
-    with untouched(evidence.model, evidence.parameters.values()), torch.enable_grad():
-        for batch in evidence.batches:
-            taken = _forward(evidence, batch, modules)
-            if trusted is None:
-                trusted = _trusted(evidence, taken)
-            calls = {name: found for name, found in _by_example(taken).items() if name in trusted}
-            yield replace(taken, calls=calls)
-    if trusted is None:
-        raise ScoreError("curvature needs data: batches is empty, or could be iterated only once (give a list)")
-
-
-def _forward(evidence: Evidence, batch: Batch, modules: Mapping[nn.Module, str]) -> _Pass:
-    assert evidence.loss is not None
-    with uses(modules) as calls, _outputs(evidence.model) as outputs:
-        loss = evidence.loss(evidence.model, batch)
-    by_name: dict[str, list[Use]] = {}
-    for use in calls:
-        by_name.setdefault(modules[use.module], []).append(use)
-    size = examples(batch)
-    whole = output_tensor(outputs[-1] if outputs else None)
-    if len(whole) != size:
-        raise ScoreError(f"the model's output has {len(whole)} rows for {size} examples: put examples first")
-    return _Pass(batch, size, loss, whole, by_name)
-
-
-@contextmanager
-def _outputs(model: nn.Module) -> Iterator[list[Any]]:
-    found: list[Any] = []
-
-    def hook(module: nn.Module, inputs: Any, outputs: Any) -> None:
-        found.append(outputs)
-
-    handle = model.register_forward_hook(hook)
-    try:
-        yield found
-    finally:
-        handle.remove()
-
-
-def _output_gradients(taken: _Pass, cotangent: Tensor) -> dict[str, list[tuple[Use, Tensor]]]:
-    """∂(outputs · cotangent) by the outputs of every call, in one backward pass."""
-    calls = [(name, use) for name, uses_ in taken.calls.items() for use in uses_]
-    if not calls:
-        return {}
-    gradients = torch.autograd.grad(
-        taken.outputs, [use.outputs for _, use in calls], cotangent, retain_graph=True, allow_unused=True
-    )
-    found: dict[str, list[tuple[Use, Tensor]]] = {}
-    for (name, use), gradient in zip(calls, gradients, strict=True):
-        found.setdefault(name, []).append((use, torch.zeros_like(use.outputs) if gradient is None else gradient))
-    return found
 
 
 def _is_outer_product(calls: list[tuple[Use, Tensor]]) -> bool:
@@ -154,7 +81,7 @@ def _is_outer_product(calls: list[tuple[Use, Tensor]]) -> bool:
 
 def _chunks(
     evidence: Evidence,
-    taken: _Pass,
+    taken: Pass,
     cotangent: Tensor,
     found: Mapping[str, list[tuple[Use, Tensor]]],
     names: list[str],
@@ -168,18 +95,8 @@ def _chunks(
     others = [name for name in names if name not in found]
     for start in range(0, taken.size, step):
         part = slice(start, min(start + step, taken.size))
-        chunk = {name: _read_off(found[name], part, evidence.parameters[name].shape) for name in names if name in found}
+        chunk = {name: read_off(found[name], part, evidence.parameters[name].shape) for name in names if name in found}
         yield chunk | (_mapped(evidence, taken.batch, cotangent, others, part) if others else {})
-
-
-def _read_off(calls: list[tuple[Use, Tensor]], part: slice, shape: torch.Size) -> Tensor:
-    total: Tensor | None = None
-    for use, gradient in calls:
-        rows, columns = factors(use.module, accumulated(use.unchanged()[part]), accumulated(gradient[part]))
-        term = (rows @ columns.transpose(2, 3)).reshape(len(rows), *shape)
-        total = term if total is None else total + term
-    assert total is not None
-    return total
 
 
 def _mapped(evidence: Evidence, batch: Batch, cotangent: Tensor, names: list[str], part: slice) -> Scores:
@@ -201,59 +118,10 @@ def _mapped(evidence: Evidence, batch: Batch, cotangent: Tensor, names: list[str
         evidence.loss(model, tree_map(lambda t: t[None] if isinstance(t, Tensor) else t, example))  # type: ignore[arg-type]  # called, no more
         return (output_tensor(outputs[-1]) * v[None]).sum()
 
-    some = _sliced(batch, part, size)
+    some = sliced(batch, part, size)
     dims = tree_map(lambda t: 0 if isinstance(t, Tensor) and t.dim() and len(t) == len(cotangent[part]) else None, some)
     try:
         gradients: Scores = vmap(grad(product), in_dims=(None, dims, 0))(chosen, some, cotangent[part])
     except (RuntimeError, ValueError, AttributeError):
-        return _one_by_one(evidence, batch, cotangent, names, part)
+        return one_by_one(evidence, batch, cotangent, names, part)
     return {name: accumulated(gradient) for name, gradient in gradients.items()}
-
-
-def _one_by_one(evidence: Evidence, batch: Batch, cotangent: Tensor, names: list[str], part: slice) -> Scores:
-    assert evidence.loss is not None
-    parameters = [evidence.parameters[name] for name in names]
-    rows = []
-    for number in range(part.start, part.stop):
-        one = slice(number, number + 1)
-        taken = _forward(evidence, _sliced(batch, one, examples(batch)), {})
-        rows.append(torch.autograd.grad(taken.outputs, parameters, cotangent[one], allow_unused=True))
-    return {
-        name: torch.stack([accumulated(torch.zeros_like(p) if row[i] is None else row[i]) for row in rows])
-        for i, (name, p) in enumerate(zip(names, parameters, strict=True))
-    }
-
-
-def _sliced(batch: Batch, part: slice, size: int) -> Batch:
-    return tree_map(lambda t: t[part] if isinstance(t, Tensor) and t.dim() and len(t) == size else t, batch)
-
-
-def _by_example(taken: _Pass) -> dict[str, list[Use]]:
-    """The parameters all of whose calls have examples first."""
-    return {
-        name: calls
-        for name, calls in taken.calls.items()
-        if all(len(call.inputs) == len(call.outputs) == taken.size for call in calls)
-    }
-
-
-def _trusted(evidence: Evidence, taken: _Pass) -> set[str]:
-    """The parameters whose gradient of the first example, read off their modules, is that of this example alone.
-
-    Not so where a weight is also used outside its module, or where something else than examples comes first within.
-    """
-    calls = _by_example(taken)
-    if not calls:
-        return set()
-    generator = torch.Generator().manual_seed(0)
-    cotangent = torch.randn(taken.outputs.shape, generator=generator).to(taken.outputs)
-    found = _output_gradients(replace(taken, calls=calls), cotangent)
-    first = slice(0, 1)
-    alone = _one_by_one(evidence, taken.batch, cotangent, list(calls), first)
-    return {
-        name for name in calls if _close(_read_off(found[name], first, evidence.parameters[name].shape), alone[name])
-    }
-
-
-def _close(found: Tensor, wanted: Tensor) -> bool:
-    return bool((found - wanted).abs().max() <= 1e-3 * wanted.abs().max() + 1e-30)

@@ -21,7 +21,8 @@ def hessian_product(evidence: Evidence, vectors: Mapping[str, Tensor] | None = N
     Raises:
         ScoreError: no loss, no data, or a loss without a gradient.
     """
-    batches = list(evidence.batches)
+    with untouched(evidence.model):  # a loader draws from the global random state
+        batches = list(evidence.batches)
     if evidence.loss is None or not batches:
         raise ScoreError("curvature needs a loss and data: give Evidence a loss and batches")
     if vectors is None and len(batches) > 1:
@@ -60,12 +61,13 @@ class Estimate:
     probes: int
 
 
-def hutchinson(evidence: Evidence, tolerance: float = 0.1, least: int = 4, most: int = 100, seed: int = 0) -> Estimate:
+def hutchinson(evidence: Evidence, tolerance: float = 0.1, least: int = 10, most: int = 100, seed: int = 0) -> Estimate:
     """diag(H) ≈ mean of z ⊙ (H·z) with z = ±1 (Hutchinson 1990); the variance of entry i is Σ_{j≠i} H_ij² a probe.
 
     Args:
         tolerance: probes are drawn until ‖standard error‖₂ ≤ tolerance · ‖diagonal‖₂ over all weights together.
-        least, most: number of probes at least (2 or more) and at most.
+        least, most: number of probes at least (2 or more) and at most; of very few weights the first few probes may
+            all agree by chance, and tell no error.
         seed: of the probes; torch's global random state is not touched.
     """
     if not 2 <= least <= most:

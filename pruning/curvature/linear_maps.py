@@ -64,12 +64,12 @@ def uses(modules: Iterable[nn.Module]) -> Iterator[list[Use]]:
     """The calls of `modules` in the forward passes within the block, in their order."""
     found: list[Use] = []
 
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> Tensor:
-        entered = inputs[0].detach()
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], outputs: Tensor) -> Tensor:
+        entered = (inputs[0] if inputs else named["input"]).detach()
         found.append(Use(module, entered, outputs, entered._version))
         return outputs.clone()  # an in-place activation must not write over what is differentiated
 
-    handles = [module.register_forward_hook(hook) for module in modules]
+    handles = [module.register_forward_hook(hook, with_kwargs=True) for module in modules]
     try:
         yield found
     finally:
@@ -91,15 +91,16 @@ def forward_uses(evidence: Evidence) -> Iterator[tuple[dict[str, list[Use]], int
     modules = {module: name for module, name in known.items() if not isinstance(module, _ConvTransposeNd)}
     seen: set[str] = set()
     empty = True
-    for batch in evidence.batches:
-        empty = False
-        with untouched(evidence.model), torch.no_grad(), uses(modules) as calls:
-            evidence.loss(evidence.model, batch)
-        by_name: dict[str, list[Use]] = {}
-        for call in calls:
-            by_name.setdefault(modules[call.module], []).append(call)
-        seen |= by_name.keys()
-        yield by_name, examples(batch)
+    with untouched(evidence.model):
+        for batch in evidence.batches:
+            empty = False
+            with torch.no_grad(), uses(modules) as calls:
+                evidence.loss(evidence.model, batch)
+            by_name: dict[str, list[Use]] = {}
+            for call in calls:
+                by_name.setdefault(modules[call.module], []).append(call)
+            seen |= by_name.keys()
+            yield by_name, examples(batch)
     if empty:
         raise ScoreError(
             "the inputs of layers need data: batches is empty, or could be iterated only once (give a list)"

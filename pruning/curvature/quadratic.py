@@ -41,12 +41,17 @@ class Quadratic:
             raise ScoreError(f"{', '.join(self.names)}: curvature has NaN or infinity: check the data and the network")
 
     def costs(self, weights: Mapping[str, Tensor], alive: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """w²/(2[H⁻¹]_qq), float64, H restricted to what is `alive`; 0 for what is not. Hassibi & Stork 1993, eq. 5."""
+        """w²/(2[H⁻¹]_qq), float64, H restricted to what is `alive`; 0 for what is not. Hassibi & Stork 1993, eq. 5.
+
+        Where a matrix is zero so is the cost, as a share of nothing is nothing.
+        """
         w, live = self._matrix(weights), self._matrix(alive)
         inverse = torch.ones_like(w)
         for part in self._parts(live):
             diagonals = torch.cholesky_inverse(part.factor).diagonal(dim1=1, dim2=2)
             inverse[part.rows] = inverse[part.rows].scatter(1, part.columns[part.pattern], diagonals[part.pattern])
+        if self.relative:
+            live = live * (self._scale > 0)[self._group, None]
         return self._tensors(w.square() / (2 * inverse) * live, weights)
 
     def moved(self, weights: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -66,6 +71,16 @@ class Quadratic:
             moved[part.rows] = moved[part.rows].scatter_add(1, columns, solved * live[part.rows].gather(1, columns))
         return self._tensors(moved, weights)
 
+    @property
+    def _group(self) -> Tensor:
+        """The number of every row's matrix."""
+        return torch.arange(self.rows, device=self.hessian.device) // (self.rows // len(self.hessian))
+
+    @property
+    def _scale(self) -> Tensor:
+        """The mean of every matrix' diagonal."""
+        return self.hessian.diagonal(dim1=1, dim2=2).mean(1)
+
     def _matrix(self, tensors: Mapping[str, Tensor]) -> Tensor:
         flat = torch.cat([tensors[name].detach().reshape(-1).to(self.hessian) for name in self.names])
         size = self.hessian.shape[1]
@@ -78,8 +93,7 @@ class Quadratic:
 
     def _parts(self, live: Tensor) -> Iterator["_Part"]:
         """Rows with equal matrices and live weights share a factor; as many factors at a time as memory allows."""
-        group = torch.arange(self.rows, device=live.device) // (self.rows // len(self.hessian))
-        keys, pattern = torch.unique(torch.cat([group[:, None].to(live), live], 1), dim=0, return_inverse=True)
+        keys, pattern = torch.unique(torch.cat([self._group[:, None].to(live), live], 1), dim=0, return_inverse=True)
         groups, patterns = keys[:, 0].long(), keys[:, 1:]
         most = int(pattern.bincount().max())
         counts = patterns.sum(1).long()
@@ -109,7 +123,7 @@ class Quadratic:
         matrices = self.hessian[groups[:, None, None], columns[:, :, None], columns[:, None, :]]
         if not bool(live.all()):  # fewer live weights than others of this chunk: 1 on the diagonal, 0 beside it
             matrices.mul_(live[:, :, None]).mul_(live[:, None, :]).diagonal(dim1=1, dim2=2).add_(1 - live)
-        scale = self.hessian.diagonal(dim1=1, dim2=2).mean(1)[groups]
+        scale = self._scale[groups]
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
         damping = torch.full_like(scale, self.damping) * (scale if self.relative else 1)
         matrices.diagonal(dim1=1, dim2=2).add_(damping[:, None] * live)

@@ -58,5 +58,5 @@ def _diagonal(
     evidence: Evidence, curvature: Diagonal, tolerance: float, probes: int, samples: int | None, seed: int
 ) -> Scores:
     if curvature == "hutchinson":
-        return hutchinson(evidence, tolerance, least=min(4, probes), most=probes, seed=seed).diagonal
+        return hutchinson(evidence, tolerance, least=min(10, probes), most=probes, seed=seed).diagonal
     return mean_squares(evidence, cotangents(curvature, samples, seed))

@@ -25,5 +25,5 @@ def _lamp(weight: Tensor) -> Tensor:
     squares = weight.reshape(-1).double().square()  # float32 sums of millions of squares lose the small ones
     ordered, order = squares.sort(descending=True, stable=True)
     at_least_as_large = ordered.cumsum(0)
-    ratios = torch.where(ordered > 0, ordered / at_least_as_large, 0.0)  # an all-zero tensor scores 0, not 0/0
+    ratios = torch.where(ordered == 0, 0.0, ordered / at_least_as_large)  # an all-zero tensor scores 0, not 0/0
     return torch.empty_like(ratios).scatter_(0, order, ratios).view(weight.shape)

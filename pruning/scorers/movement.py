@@ -12,7 +12,7 @@ from itertools import cycle, islice
 import torch
 from torch import Tensor, nn
 
-from pruning.allocation import Allocation
+from pruning.allocation import Allocation, check_density
 from pruning.errors import ScoreError
 from pruning.evidence import Batch, Evidence, Scores, accumulated, scalar_loss, untouched
 from pruning.granularity import Granularity, Weights
@@ -113,11 +113,14 @@ def movement(
     Raises:
         ScoreError: no loss or data, or arguments that do not fit together.
     """
-    batches = list(evidence.batches)
+    with untouched(evidence.model):  # a loader draws from the global random state
+        batches = list(evidence.batches)
     if evidence.loss is None or not batches:
         raise ScoreError("movement: trains: give Evidence a loss and batches")
     if density is not None and threshold is not None:
         raise ScoreError("movement: density (hard) and threshold (soft) exclude each other: give one")
+    if density is not None:
+        check_density(density)
     if threshold is not None and not 0.0 <= threshold < 1.0:
         raise ScoreError(f"movement: threshold={threshold}: give one in [0, 1)")
     steps = len(batches) if steps is None else steps

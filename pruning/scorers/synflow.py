@@ -33,7 +33,7 @@ def synflow(evidence: Evidence) -> Scores:
     try:
         with untouched(model), torch.enable_grad():
             model.eval()
-            outputs = functional_call(model, state | weights, (_ones(evidence),))
+            outputs = _run(model, state | weights, _ones(evidence))
             flow = output_tensor(outputs).sum()
             found = torch.autograd.grad(flow, list(weights.values()), allow_unused=True)
     finally:
@@ -47,11 +47,22 @@ def synflow(evidence: Evidence) -> Scores:
     }
 
 
+def _run(model: nn.Module, state: dict[str, Tensor], ones: Tensor) -> Any:
+    try:
+        return functional_call(model, state, (ones,))
+    except (RuntimeError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ScoreError(
+            f"synflow: the model does not run on one float64 input of shape {list(ones.shape)} ({reason}): wrap it in "
+            "one that does"
+        ) from error
+
+
 def _positive(name: str, value: Tensor) -> Tensor:
     if not value.is_floating_point():
         return value
     value = value.detach().double()
-    return torch.zeros_like(value) if name.rsplit(".", 1)[-1].endswith("bias") else value.abs()
+    return torch.zeros_like(value) if "bias" in name.rsplit(".", 1)[-1] else value.abs()
 
 
 def _passed_on(module: nn.Module, inputs: Any, outputs: Any) -> Any:
@@ -60,7 +71,8 @@ def _passed_on(module: nn.Module, inputs: Any, outputs: Any) -> Any:
 
 def _ones(evidence: Evidence) -> Tensor:
     for batch in evidence.batches:
-        first = batch if isinstance(batch, Tensor) else next(iter(batch.values() if isinstance(batch, dict) else batch))
+        parts = [batch] if isinstance(batch, Tensor) else batch.values() if isinstance(batch, dict) else batch
+        first = next(iter(parts), None)
         if not isinstance(first, Tensor) or not first.is_floating_point():
             raise ScoreError(
                 "synflow: needs floating-point inputs, first in the batch: embeddings have no flow of ones"

@@ -23,7 +23,7 @@ def test_change_is_the_distance_to_the_initial_weights() -> None:
     assert_scores(found, {name: torch.ones_like(p).detach() for name, p in case.parameters.items()})
     with pytest.raises(ScoreError, match="initial="):
         scorers.change(case)
-    with pytest.raises(ScoreError, match="no weight has moved.*give"):
+    with pytest.raises(ScoreError, match=r"no weight has moved.*give"):
         scorers.change(Evidence(case.model, case.parameters, initial=case.parameters))
 
 

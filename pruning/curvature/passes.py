@@ -1,0 +1,202 @@
+"""Forward passes whose calls tell every example's gradient, and the proof that they do.
+
+The inputs of a linear layer or convolution and the gradients of its outputs hold the gradient of every example. That is
+not so where a weight is also used outside its module, or something else than examples comes first within; and nothing
+can be read off at all where the loss sees the weights past the model's outputs. The first batch is checked for it: its
+first example against its gradient alone, the sum of all against the gradient of the batch.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.utils._pytree import tree_map
+
+from pruning.curvature.linear_maps import Use, factors, linear_modules, uses
+from pruning.errors import ScoreError
+from pruning.evidence import Batch, Evidence, Scores, accumulated, examples, output_tensor, untouched
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass: the batch, its outputs, and the calls of each parameter's modules."""
+
+    batch: Batch
+    size: int
+    loss: Tensor
+    outputs: Tensor
+    calls: Mapping[str, list[Use]]
+
+
+def passes(evidence: Evidence) -> Iterator[Pass]:
+    """A pass for every batch, with the calls of those parameters whose gradients can be read off.
+
+    Raises:
+        ScoreError: no loss or data; outputs that are not one tensor; batch norm or dropout in train mode, where
+            examples do not have gradients of their own; a loss that sees the weights past the model's outputs.
+    """
+    if evidence.loss is None:
+        raise ScoreError("curvature needs gradients: give Evidence a loss")
+    for name, module in evidence.model.named_modules():
+        mixing = isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
+        if mixing and not module.training:
+            raise ScoreError(f"{name}: {type(module).__name__} without running statistics mixes examples: replace it")
+        if mixing or (module.training and isinstance(module, _DropoutNd) and module.p > 0):
+            raise ScoreError(f"{name}: {type(module).__name__} in train mode mixes examples: call model.eval() first")
+    modules = linear_modules(evidence.model, evidence.parameters)
+    trusted: set[str] | None = None
+    with untouched(evidence.model, evidence.parameters.values()), torch.enable_grad():
+        for batch in evidence.batches:
+            taken = _forward(evidence, batch, modules)
+            if trusted is None:
+                _check_loss(evidence, taken)
+                trusted = _trusted(evidence, taken)
+            calls = {name: found for name, found in _by_example(taken).items() if name in trusted}
+            yield replace(taken, calls=calls)
+    if trusted is None:
+        raise ScoreError("curvature needs data: batches is empty, or could be iterated only once (give a list)")
+
+
+def _forward(evidence: Evidence, batch: Batch, modules: Mapping[nn.Module, str]) -> Pass:
+    assert evidence.loss is not None
+    with uses(modules) as calls, _outputs(evidence.model) as outputs:
+        loss = evidence.loss(evidence.model, batch)
+    by_name: dict[str, list[Use]] = {}
+    for use in calls:
+        by_name.setdefault(modules[use.module], []).append(use)
+    size = examples(batch)
+    whole = output_tensor(outputs[-1] if outputs else None)
+    if not whole.dim() or len(whole) != size:
+        raise ScoreError(f"the model's output has shape {list(whole.shape)} for {size} examples: put examples first")
+    if not whole.requires_grad:
+        raise ScoreError("the model's output has no gradient: its weights are used under no_grad, or detached")
+    return Pass(batch, size, loss, whole, by_name)
+
+
+@contextmanager
+def _outputs(model: nn.Module) -> Iterator[list[Any]]:
+    found: list[Any] = []
+
+    def hook(module: nn.Module, inputs: Any, outputs: Any) -> None:
+        found.append(outputs)
+
+    handle = model.register_forward_hook(hook)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+def output_gradients(taken: Pass, cotangent: Tensor) -> dict[str, list[tuple[Use, Tensor]]]:
+    """∂(outputs · cotangent) by the outputs of every call, in one backward pass."""
+    calls = [(name, use) for name, uses_ in taken.calls.items() for use in uses_]
+    if not calls:
+        return {}
+    gradients = torch.autograd.grad(
+        taken.outputs, [use.outputs for _, use in calls], cotangent, retain_graph=True, allow_unused=True
+    )
+    found: dict[str, list[tuple[Use, Tensor]]] = {}
+    for (name, use), gradient in zip(calls, gradients, strict=True):
+        found.setdefault(name, []).append((use, torch.zeros_like(use.outputs) if gradient is None else gradient))
+    return found
+
+
+def _by_example(taken: Pass) -> dict[str, list[Use]]:
+    """The parameters all of whose calls have examples first."""
+    return {
+        name: calls
+        for name, calls in taken.calls.items()
+        if all(len(call.inputs) == len(call.outputs) == taken.size for call in calls)
+    }
+
+
+def _trusted(evidence: Evidence, taken: Pass) -> set[str]:
+    """The parameters whose gradient of the first example, read off their modules, is that of this example alone.
+
+    Not so where a weight is also used outside its module, or where something else than examples comes first within.
+    """
+    calls = _by_example(taken)
+    if not calls:
+        return set()
+    generator = torch.Generator().manual_seed(0)
+    cotangent = torch.randn(taken.outputs.shape, generator=generator).to(taken.outputs)
+    found = output_gradients(replace(taken, calls=calls), cotangent)
+    first = slice(0, 1)
+    alone = one_by_one(evidence, taken.batch, cotangent, list(calls), first)
+    together = torch.autograd.grad(
+        taken.outputs, [evidence.parameters[name] for name in calls], cotangent, retain_graph=True
+    )
+    return {
+        name
+        for name, whole in zip(calls, together, strict=True)
+        if _close(read_off(found[name], first, whole.shape), alone[name])
+        and _close(_summed(found[name], whole.shape), accumulated(whole))
+    }
+
+
+def _check_loss(evidence: Evidence, taken: Pass) -> None:
+    """The gradient of the loss must be that through the outputs; else examples' gradients are not what is read off."""
+    parameters = list(evidence.parameters.values())
+    (cotangent,) = torch.autograd.grad(taken.loss, taken.outputs, retain_graph=True, allow_unused=True)
+    if cotangent is None:
+        raise ScoreError("the loss does not depend on what the model gave last: call the model once in the loss")
+    through = torch.autograd.grad(taken.outputs, parameters, cotangent, retain_graph=True, allow_unused=True)
+    whole = torch.autograd.grad(taken.loss, parameters, retain_graph=True, allow_unused=True)
+    for name, found, wanted in zip(evidence.parameters, through, whole, strict=True):
+        tolerance = 1e-3 if wanted is None or torch.finfo(wanted.dtype).bits >= 32 else 0.05
+        if wanted is not None and (found is None or not _close(accumulated(found), accumulated(wanted), tolerance)):
+            raise ScoreError(
+                f"{name}: the loss sees it past the model's outputs: call the model once in the loss, without penalties"
+            )
+
+
+def read_off(calls: list[tuple[Use, Tensor]], part: slice, shape: torch.Size) -> Tensor:
+    """The gradients of the examples in `part`, [examples, *shape], summed over calls and their positions."""
+    total: Tensor | None = None
+    for use, gradient in calls:
+        rows, columns = factors(use.module, accumulated(use.unchanged()[part]), accumulated(gradient[part]))
+        term = (rows @ columns.transpose(2, 3)).reshape(len(rows), *shape)
+        total = term if total is None else total + term
+    assert total is not None
+    return total
+
+
+def _summed(calls: list[tuple[Use, Tensor]], shape: torch.Size) -> Tensor:
+    """`read_off`, summed over all examples."""
+    total = torch.zeros((), device=calls[0][1].device)
+    for use, gradient in calls:
+        for x, g in zip(
+            torch.split(accumulated(use.unchanged()), 64), torch.split(accumulated(gradient), 64), strict=True
+        ):
+            rows, columns = factors(use.module, x, g)
+            total = total + torch.einsum("ngrl,ngcl->grc", rows, columns).reshape(shape)
+    return total
+
+
+def _close(found: Tensor, wanted: Tensor, tolerance: float = 1e-3) -> bool:
+    return bool((found - wanted).abs().max() <= tolerance * wanted.abs().max() + 1e-30)
+
+
+def one_by_one(evidence: Evidence, batch: Batch, cotangent: Tensor, names: list[str], part: slice) -> Scores:
+    """The same by the definition: every example goes through the network alone."""
+    assert evidence.loss is not None
+    parameters = [evidence.parameters[name] for name in names]
+    rows = []
+    for number in range(part.start, part.stop):
+        one = slice(number, number + 1)
+        taken = _forward(evidence, sliced(batch, one, examples(batch)), {})
+        rows.append(torch.autograd.grad(taken.outputs, parameters, cotangent[one], allow_unused=True))
+    return {
+        name: torch.stack([accumulated(torch.zeros_like(p) if row[i] is None else row[i]) for row in rows])
+        for i, (name, p) in enumerate(zip(names, parameters, strict=True))
+    }
+
+
+def sliced(batch: Batch, part: slice, size: int) -> Batch:
+    """The examples `part` of a batch of `size`."""
+    return tree_map(lambda t: t[part] if isinstance(t, Tensor) and t.dim() and len(t) == size else t, batch)
