@@ -141,6 +141,8 @@ def _trusted(evidence: Evidence, taken: Pass) -> set[str]:
 
 def _check_loss(evidence: Evidence, taken: Pass) -> None:
     """The gradient of the loss must be that through the outputs; else examples' gradients are not what is read off."""
+    if not bool(torch.isfinite(taken.loss)):
+        raise ScoreError("the loss is NaN or infinite: check the data, and that the network has not diverged")
     parameters = list(evidence.parameters.values())
     (cotangent,) = torch.autograd.grad(taken.loss, taken.outputs, retain_graph=True, allow_unused=True)
     if cotangent is None:
@@ -170,10 +172,9 @@ def _summed(calls: list[tuple[Use, Tensor]], shape: torch.Size) -> Tensor:
     """`read_off`, summed over all examples."""
     total = torch.zeros((), device=calls[0][1].device)
     for use, gradient in calls:
-        for x, g in zip(
-            torch.split(accumulated(use.unchanged()), 64), torch.split(accumulated(gradient), 64), strict=True
-        ):
-            rows, columns = factors(use.module, x, g)
+        inputs, slopes = (torch.split(accumulated(tensor), 64) for tensor in (use.unchanged(), gradient))
+        for x, slope in zip(inputs, slopes, strict=True):
+            rows, columns = factors(use.module, x, slope)
             total = total + torch.einsum("ngrl,ngcl->grc", rows, columns).reshape(shape)
     return total
 

@@ -12,7 +12,7 @@ from itertools import cycle, islice
 import torch
 from torch import Tensor, nn
 
-from pruning.allocation import Allocation, check_density
+from pruning.allocation import Allocation
 from pruning.errors import ScoreError
 from pruning.evidence import Batch, Evidence, Scores, accumulated, scalar_loss, untouched
 from pruning.granularity import Granularity, Weights
@@ -119,8 +119,8 @@ def movement(
         raise ScoreError("movement: trains: give Evidence a loss and batches")
     if density is not None and threshold is not None:
         raise ScoreError("movement: density (hard) and threshold (soft) exclude each other: give one")
-    if density is not None:
-        check_density(density)
+    if density is not None and not 0.0 < density <= 1.0:
+        raise ScoreError(f"movement: density={density}: give one in (0, 1]")
     if threshold is not None and not 0.0 <= threshold < 1.0:
         raise ScoreError(f"movement: threshold={threshold}: give one in [0, 1)")
     steps = len(batches) if steps is None else steps

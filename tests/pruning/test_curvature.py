@@ -216,6 +216,39 @@ def test_hessian_products_through_fused_attention(training: bool) -> None:
     torch.testing.assert_close(flat(hessian_product(evidence, v)), wanted)
 
 
+def likelihood(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return F.nll_loss(model(batch[0]), batch[1])
+
+
+def detached(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    with torch.no_grad():
+        outputs = model(batch[0])
+    return F.cross_entropy(outputs, batch[1])
+
+
+def test_the_true_fisher_of_log_probabilities_is_that_of_the_logits() -> None:
+    plain, normal = small(), small(nn.LogSoftmax(1))
+    cases = [
+        Evidence(model, prunable(model), [data(4)], loss)
+        for model, loss in ((plain, cross_entropy), (normal, likelihood))
+    ]
+    found, wanted = (mean_squares(case, cotangents.true_fisher()) for case in reversed(cases))
+    torch.testing.assert_close(found, wanted)
+
+
+def test_the_true_fisher_of_one_output_or_no_samples_is_refused() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1).double()
+
+    def logistic(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return F.binary_cross_entropy_with_logits(model(batch[0])[:, 0], batch[1].clamp(max=1).double())
+
+    case = Evidence(model, prunable(model), [data(4)], logistic)
+    refused(case, cotangents.true_fisher(), "classes")
+    with pytest.raises(ScoreError, match="samples=0: give"):
+        cotangents.true_fisher(samples=0)
+
+
 def v_parameters(evidence: Evidence) -> list[nn.Parameter]:
     return list(evidence.parameters.values())
 
@@ -231,10 +264,86 @@ def test_true_fisher_is_gauss_newton_and_its_samples_approach_it() -> None:
     torch.testing.assert_close(sampled, again, rtol=0, atol=0)
 
 
+class Besides(nn.Module):
+    """Its first weight is also used by function, with inputs that are zero for the first example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4, bias=False)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(self.first(x)) + torch.tanh(F.linear(x * (x[:, :1] > 0), self.first.weight))
+        return self.head(hidden)
+
+
+class Named(Besides):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.first(input=x)))
+
+
+@pytest.mark.parametrize("kind", [Besides, Named])
+def test_squares_of_a_weight_that_is_used_in_an_unusual_way(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = kind().double()
+    inputs, targets = data(4)
+    inputs[0, 0], inputs[1:, 0] = -1.0, inputs[1:, 0].abs()
+    evidence = Evidence(model, prunable(model), [(inputs, targets)], cross_entropy)
+    wanted = {name: torch.zeros_like(p) for name, p in evidence.parameters.items()}
+    for i in range(7):
+        loss = cross_entropy(model, (inputs[i : i + 1], targets[i : i + 1]))
+        for name, g in zip(wanted, torch.autograd.grad(loss, list(evidence.parameters.values())), strict=True):
+            wanted[name] += g.square() / 7
+    torch.testing.assert_close(mean_squares(evidence, cotangents.empirical), wanted)
+
+
+@pytest.mark.parametrize("factor", [1.0, 1e-25])
+def test_squares_of_small_gradients_do_not_vanish(factor: float) -> None:
+    model = small().float()
+    inputs, targets = data(4)
+    single = Evidence(model, prunable(model), [(inputs.float(), targets)], lambda m, b: factor * cross_entropy(m, b))
+    exact = Evidence(small(), prunable(small()), [(inputs, targets)], cross_entropy)
+    for name, found in mean_squares(single, cotangents.empirical).items():
+        wanted = mean_squares(exact, cotangents.empirical)[name] * factor**2
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6 * float(wanted.max()))
+
+
+def twice(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return cross_entropy(model, batch) + cross_entropy(model, (2 * batch[0], batch[1]))
+
+
+def penalised(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return cross_entropy(model, batch) + 0.1 * sum(p.square().sum() for p in model.parameters())
+
+
+@pytest.mark.parametrize("loss", [twice, penalised])
+def test_a_loss_that_sees_the_weights_past_the_outputs_is_refused(loss: Callable[..., Tensor]) -> None:
+    """The examples' gradients would be those of another loss."""
+    model = small()
+    refused(Evidence(model, prunable(model), [data(4)], loss), cotangents.empirical, "past the model's outputs: call")
+
+
+def test_two_weights_are_not_taken_for_sure_by_chance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    sure = 0
+    for seed in range(60):
+        x = torch.randn(8, 2, generator=generator) @ torch.randn(2, 2, generator=generator)
+        model = nn.Linear(2, 1, bias=False)
+        case = Evidence(model, prunable(model), [(x, x[:, :1])], lambda m, b: F.mse_loss(m(b[0]), b[1]))
+        found = hutchinson(case, seed=seed)
+        exact = 2 * x.square().mean(0)
+        wrong = float((found.diagonal["weight"][0] - exact).norm() / exact.norm()) > 1e-3
+        sure += wrong and not found.standard_error["weight"].any()
+    assert sure == 0
+
+
 def refused(evidence: Evidence, kind: Cotangents, said: str) -> None:
     with pytest.raises(ScoreError, match=said) as caught:
         mean_squares(evidence, kind)
     assert "\n" not in str(caught.value)
+
+
+EMPTY, BROKEN = torch.zeros(0, 4, dtype=torch.float64), torch.full((2, 4), torch.nan, dtype=torch.float64)
 
 
 @pytest.mark.parametrize(
@@ -244,6 +353,21 @@ def refused(evidence: Evidence, kind: Cotangents, said: str) -> None:
         ({"batches": []}, cotangents.empirical, "batches is empty"),
         ({"model": small(nn.BatchNorm1d(3).double())}, cotangents.empirical, "model.eval"),
         ({"model": small(nn.Dropout(0.5))}, cotangents.empirical, "model.eval"),
+        ({"model": small(nn.BatchNorm1d(3, track_running_stats=False)).eval()}, cotangents.empirical, "replace it"),
+        ({"model": small(nn.LogSoftmax(1)), "loss": likelihood}, cotangents.gauss_newton, "no curvature"),
+        ({"model": small(nn.Flatten(0)), "loss": lambda m, b: m(b[0]).square().mean()}, cotangents.empirical, "shape"),
+        ({"loss": squared_error}, cotangents.true_fisher(), "cross-entropy"),
+        ({"loss": detached}, cotangents.empirical, "no gradient"),
+        (
+            {"batches": [(torch.zeros(0, 4, dtype=torch.float64), torch.zeros(0).long())]},
+            cotangents.empirical,
+            "no examples",
+        ),
+        (
+            {"batches": [(torch.full((2, 4), torch.nan, dtype=torch.float64), torch.tensor([0, 1]))]},
+            cotangents.gauss_newton,
+            "NaN",
+        ),
         ({"model": small(nn.Unflatten(1, (3, 1)))}, cotangents.true_fisher(), "classes"),
         ({"loss": lambda m, b: -squared_error(m, b)}, cotangents.gauss_newton, "convex"),
     ],

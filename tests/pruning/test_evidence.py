@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pruning import Evidence, prunable
 from pruning.errors import ScoreError
 from pruning.evidence import Batch, accumulated, examples, gradients, mean_gradient, untouched
+from pruning.scorers.catalogue import CATALOGUE
 
 
 class Moving(nn.Module):
@@ -319,3 +320,31 @@ def test_random_numbers_of_python_and_numpy_are_put_back() -> None:
         random.random()
         np.random.rand(3)
     assert (random.random(), np.random.rand()) == expected
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_two_parameters_over_one_memory_are_refused(transposed: bool) -> None:
+    """A gradient reaches only one of them, so the score would miss the other's use."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = nn.Parameter(model[0].weight.data.t() if transposed else model[0].weight.data)
+    with pytest.raises(ScoreError, match=r"1\.weight: shares the memory of 0\.weight.*tie them as one") as caught:
+        Evidence(model, prunable(model))
+    assert "\n" not in str(caught.value)
+    model[1].weight = model[0].weight
+    Evidence(model, prunable(model))
+
+
+def drawn(scorer: Any) -> bool:
+    """Whether scoring with a loader, which draws a seed for its workers, moves the global random state."""
+    model = plain()
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*data(dtype=torch.float64)), batch_size=5)
+    initial = {name: p.detach() + 1 for name, p in prunable(model).items()}
+    case = Evidence(model, prunable(model), loader, loss, initial=initial)
+    before = torch.random.get_rng_state()
+    scorer(case)
+    return not torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("entry", [entry for entry in CATALOGUE if entry.needs != "a scorer"], ids=lambda e: e.name)
+def test_a_loader_leaves_no_trace_either(entry: Any) -> None:
+    assert not drawn(entry.scorer)

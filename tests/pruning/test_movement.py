@@ -140,6 +140,7 @@ def test_allocation_shares_out_what_trains() -> None:
     "options",
     [
         {"density": 0.5, "threshold": 0.5},
+        {"density": 7.0},
         {"threshold": 1.5},
         {"steps": 0},
         {"granularity": Blocks((2, 2), "max")},

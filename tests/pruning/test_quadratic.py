@@ -281,6 +281,18 @@ def test_blocks_are_those_of_the_whole_fisher(size: int) -> None:
             torch.testing.assert_close(mean, wanted.diagonal().mean())
 
 
+def test_what_never_has_a_gradient_costs_nothing() -> None:
+    """A damping that is a share of the curvature must not make up a cost where there is none."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    x = torch.randn(20, 16, dtype=torch.float64) * torch.tensor([0.0, 1.0]).double().repeat_interleave(8)
+    batch = x, torch.arange(20) % 3
+    case = Evidence(model, prunable(model), [batch], lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1]))
+    scores = scorers.woodfisher(case, size=4)["0.weight"]  # its blocks lie wholly in what is dead or alive
+    assert not bool(scores[:, :8].any())
+    assert bool((scores[:, 8:] > 0).all())
+
+
 @pytest.mark.parametrize("curvature", ["gauss_newton", "empirical_fisher", "true_fisher"])
 def test_a_block_of_one_weight_is_obd_and_a_whole_block_is_the_full_matrix(curvature: Any) -> None:
     case = classifier()
@@ -324,6 +336,19 @@ def test_a_singular_hessian_is_survived_and_reported(kind: str) -> None:
         outputs, after = outputs.softmax(1), after.softmax(1)
     if kind != "block":
         torch.testing.assert_close(after, outputs, rtol=0.1, atol=1e-4)  # five weights a row for two examples
+
+
+def test_a_compensation_that_fails_changes_nothing() -> None:
+    case = classifier()
+    case.batches[0][0][:, 1] = case.batches[0][0][:, 0]
+    case.batches[1][0][:, 1] = case.batches[1][0][:, 0]  # the first layer's H is singular
+    before = {name: p.detach().clone() for name, p in case.parameters.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(DampingWarning):
+            compensate(case, prune(scorers.random(case), 0.5), partial(layer_hessian, damping=0.0))
+    for name, p in case.parameters.items():
+        assert torch.equal(p, before[name])
 
 
 def test_enough_damping_is_not_reported() -> None:

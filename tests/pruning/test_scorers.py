@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from pruning import Evidence, prunable, scorers
+from pruning import Evidence, prunable, prune, scorers
 from pruning.curvature import block_hessian, full_hessian
 from pruning.errors import ScoreError
 from pruning.evidence import Scores
@@ -302,3 +302,13 @@ def test_lamp_ranks_beside_an_outlier() -> None:
     w = nn.Parameter(torch.cat([torch.rand(200), torch.tensor([1e25])]))
     case = Evidence(nn.ParameterDict({"w": w}), {"w": w})
     assert scorers.lamp(case)["w"].argsort().tolist() == w.abs().argsort().tolist()
+
+
+@pytest.mark.parametrize("scorer", [scorers.magnitude, scorers.lamp])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_network_that_has_diverged_is_not_pruned_by_its_weights(scorer: Any, bad: float) -> None:
+    case = reference_case(6)
+    with torch.no_grad():
+        case.parameters["0.weight"].fill_(bad)
+    with pytest.raises(ScoreError, match=r"0\.weight: .*diverged"):
+        prune(scorer(case), 0.5)

@@ -135,6 +135,25 @@ def test_a_tied_weight_sums_its_uses() -> None:
     assert_scores(scorers.synflow(evidence(model, 4)), {"a.weight": two["0.weight"] + two["2.weight"]}, 1e-12)
 
 
+class Recurrent(nn.Module):
+    """Its biases are named bias_ih_l0 and bias_hh_l0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.RNN(3, 4, nonlinearity="relu", batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cell(x)[0]
+
+
+def test_biases_are_zero_whatever_their_name() -> None:
+    """One step from a state of zeros: R = Σ |w|, so every weight scores its size."""
+    model = Recurrent()
+    found = scorers.synflow(Evidence(model, prunable(model), [torch.zeros(2, 1, 3)]))
+    wanted = model.cell.weight_ih_l0.detach().abs().double()
+    assert_scores({"w": found["cell.weight_ih_l0"]}, {"w": wanted}, 1e-12)
+
+
 @pytest.mark.parametrize(
     ("case", "said"),
     [
@@ -142,6 +161,8 @@ def test_a_tied_weight_sums_its_uses() -> None:
         (lambda: Evidence(chain(3, 2), prunable(chain(3, 2)), [torch.zeros(2, 3, dtype=torch.long)]), "floating"),
         (lambda: evidence(huge(), 4), "float64"),
         (lambda: evidence(Several(), 3), "tensor"),
+        (lambda: evidence(nn.Sequential(nn.Bilinear(3, 3, 2)), 3), "does not run on one float64 input"),
+        (lambda: Evidence(chain(3, 2), prunable(chain(3, 2)), [()]), "floating"),
     ],
 )
 def test_what_has_no_flow_is_refused(case, said: str) -> None:
