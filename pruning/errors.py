@@ -33,6 +33,10 @@ class ScheduleError(PruningError):
     """A schedule that cannot be met."""
 
 
+class RewindError(PruningError):
+    """A rewind point that lacks what is asked of it, or is of another training."""
+
+
 class ArtefactError(PruningError):
     """A file that is missing, cut, damaged, foreign or of another format."""
 

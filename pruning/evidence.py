@@ -32,7 +32,7 @@ class Evidence:
         batches: re-iterable; data-free scorers ignore it.
         loss: mean over the batch's examples, all of equal weight, as the mean over all batches weights them so.
         masks: what is still alive, name → bool tensor; None: everything. Removed weights are zero in the model.
-        initial: the weights at initialisation, by name, for scorers that compare with them.
+        initial: the prunable weights at initialisation, by name, for scorers that compare with them.
     """
 
     model: nn.Module

@@ -24,10 +24,10 @@ from matplotlib.figure import Figure
 from experiments import data, figures
 from experiments.data import Splits
 from experiments.replications import dots
-from experiments.replications.at_initialisation import batch, ends, initial, paired, pruned, trained
+from experiments.replications.at_initialisation import batch, cross_entropy, ends, initial, paired, trained
 from experiments.replications.claims import Claim, Study, arguments, run
 from experiments.statistics import mean_interval
-from pruning import scorers
+from pruning import Evidence, prunable, prune, scorers
 
 ERROR = "test_error_(%)"
 DENSITIES = (0.1, 0.05, 0.02)
@@ -55,8 +55,9 @@ def measure(
         MAGNITUDE: (dense, scorers.magnitude, epochs // 2, 0.01),
     }
     for method, (origin, scorer, duration, rate) in plans.items():
+        scores = scorer(Evidence(origin, prunable(origin), examples, cross_entropy))
         for density in densities:
-            masks = pruned(origin, scorer, [density], examples)
+            masks = prune(scores, density)
             error = trained(deepcopy(origin), splits, duration, seed, masks, rate)
             row = {"method": method, "seed": seed, "requested_density": density, "density": masks.density, ERROR: error}
             rows.append(row)

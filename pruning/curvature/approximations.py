@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pruning.curvature.cotangents import Curvature, cotangents
+from pruning.curvature.cotangents import Curvature, check_curved, cotangents
 from pruning.curvature.examples import example_gradients
 from pruning.curvature.linear_maps import Use, columns, forward_uses
 from pruning.curvature.quadratic import Quadratic
@@ -36,8 +36,11 @@ def full_hessian(
         damping, relative: see `Quadratic`.
         samples, seed: of `true_fisher`: labels drawn an example; None takes the expectation.
 
+    Returns:
+        One quadratic over all tensors, of one row.
+
     Raises:
-        ScoreError: more weights than `LARGEST`; else see `example_gradients`.
+        ScoreError: more weights than `LARGEST`, no curvature at all; else see `example_gradients`.
     """
     total = sum(p.numel() for p in evidence.parameters.values())
     if total > LARGEST:
@@ -49,14 +52,15 @@ def full_hessian(
         matrix = rows.T @ rows if matrix is None else matrix.addmm_(rows.T, rows)
         count += size
     assert matrix is not None
-    return [Quadratic(tuple(evidence.parameters), matrix[None] / count, 1, damping, relative)]
+    check_curved([matrix])
+    return [Quadratic(tuple(evidence.parameters), matrix[None] / count, total, damping, relative)]
 
 
 def block_hessian(
     evidence: Evidence,
     size: int = 64,
     curvature: Curvature = "empirical_fisher",
-    damping: float = 1e-3,
+    damping: float = 1e-2,
     relative: bool = True,
     samples: int | None = None,
     seed: int = 0,
@@ -64,7 +68,14 @@ def block_hessian(
     """A matrix for every `size` consecutive weights of a tensor. Singh & Alistarh 2020 (WoodFisher), section 3.
 
     Args:
+        size: at least 1.
         curvature, damping, relative, samples, seed: as in `full_hessian`.
+
+    Returns:
+        One quadratic a tensor, with a row and a matrix a block.
+
+    Raises:
+        ScoreError: no curvature at all; else see `example_gradients`.
     """
     if size < 1:
         raise ScoreError(f"block_hessian: size={size}: give at least 1")
@@ -81,11 +92,11 @@ def block_hessian(
             padded = torch.nn.functional.pad(flat, (0, blocks[name] * size - flat.shape[1]))
             by_block = padded.view(len(flat), blocks[name], size).transpose(0, 1)
             total[name].baddbmm_(by_block.mT, by_block)
-    for name, matrix in total.items():  # what the last block lacks must not draw the mean of its diagonal down
-        diagonal = matrix[-1].diagonal()
-        present = evidence.parameters[name].numel() - (blocks[name] - 1) * size
-        diagonal[present:] = diagonal[:present].mean()
-    return [Quadratic((name,), matrix / count, blocks[name], damping, relative) for name, matrix in total.items()]
+    check_curved(total.values())
+    return [
+        Quadratic((name,), matrix / count, evidence.parameters[name].numel(), damping, relative)
+        for name, matrix in total.items()
+    ]
 
 
 def layer_hessian(evidence: Evidence, damping: float = 1e-2, relative: bool = True) -> list[Quadratic]:
@@ -113,7 +124,7 @@ def layer_hessian(evidence: Evidence, damping: float = 1e-2, relative: bool = Tr
         Quadratic(
             tuple(names),
             sums[names[0]] / count,
-            sum(evidence.parameters[name].numel() for name in names) // sums[names[0]].shape[1],
+            sum(evidence.parameters[name].numel() for name in names),
             damping,
             relative,
         )

@@ -3,7 +3,7 @@
 The loss is the mean over examples, so N times its gradient is the gradient of each example's own loss.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Literal
 
@@ -27,6 +27,15 @@ def cotangents(curvature: Curvature, samples: int | None = None, seed: int = 0) 
     raise ScoreError(f"curvature={curvature!r} is unknown: choose gauss_newton, empirical_fisher or true_fisher")
 
 
+def check_curved(found: Iterable[Tensor]) -> None:
+    """Raise `ScoreError` where all that was found is zero: no ranking follows from it."""
+    if not any(bool(tensor.any()) for tensor in found):
+        raise ScoreError(
+            "there is no curvature: of a loss that is linear in the outputs (log-probabilities, an absolute error) use "
+            "the true Fisher, or let the model give logits; else check that the weights have a gradient"
+        )
+
+
 def empirical(loss: Tensor, outputs: Tensor) -> Iterator[Tensor]:
     """v = ∂L_n/∂z: the empirical Fisher, squares of the gradients of the examples' losses with the labels given."""
     (gradient,) = torch.autograd.grad(loss, outputs, retain_graph=True)
@@ -40,29 +49,23 @@ def gauss_newton(loss: Tensor, outputs: Tensor) -> Iterator[Tensor]:
     equal to the true Fisher, with the expectation over labels taken in full.
 
     Raises:
-        ScoreError: the loss is not convex in the outputs, so that there is no such V, or has no curvature in any.
+        ScoreError: the loss is not convex in the outputs, so that there is no such V.
     """
     size = len(outputs)
     (gradient,) = torch.autograd.grad(loss, outputs, create_graph=True)
     flat = gradient.reshape(size, -1) * size
     rows = [torch.autograd.grad(flat[:, c].sum(), outputs, retain_graph=True)[0] for c in range(flat.shape[1])]
     hessian = torch.stack([row.reshape(size, -1) for row in rows], dim=1).double()
-    values, vectors = torch.linalg.eigh((hessian + hessian.mT) / 2)
     if not bool(torch.isfinite(hessian).all()):
         raise ScoreError("the loss has NaN or infinite curvature in the outputs: check the data and the network")
-    if not bool(hessian.any()):
-        raise ScoreError(
-            "the loss has no curvature in the outputs (log-probabilities, an absolute error): use the true Fisher, or "
-            "let the model give logits"
-        )
+    values, vectors = torch.linalg.eigh((hessian + hessian.mT) / 2)
     # where the network is sure of its labels the curvature is as small as the rounding of probabilities
     rounding = 8 * torch.finfo(outputs.dtype).eps * hessian.shape[1]
     if float(values.min()) < -rounding - 1e-6 * float(values.max().clamp(min=0)):
         raise ScoreError("Gauss-Newton needs a loss that is convex in the outputs: use the empirical Fisher")
     roots = (vectors * values.clamp(min=0).sqrt()[:, None]).to(outputs.dtype)
     for c in range(roots.shape[2]):
-        if bool(roots[:, :, c].any()):
-            yield roots[:, :, c].reshape(outputs.shape)
+        yield roots[:, :, c].reshape(outputs.shape)
 
 
 def true_fisher(samples: int | None = None, seed: int = 0) -> Cotangents:

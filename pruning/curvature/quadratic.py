@@ -23,14 +23,14 @@ class Quadratic:
     Attributes:
         names: the tensors.
         hessian: [groups, size, size], float64, symmetric; consecutive rows share a matrix, equally many each.
-        rows: how many rows of `size` weights; what is missing in the last one counts as removed.
+        weights: how many there are; the last row may lack some, which count as removed.
         damping: added to the diagonal: as it is, or as a share of the mean of its matrix' diagonal.
         relative: whether it is a share.
     """
 
     names: tuple[str, ...]
     hessian: Tensor
-    rows: int
+    weights: int
     damping: float
     relative: bool
 
@@ -72,14 +72,23 @@ class Quadratic:
         return self._tensors(moved, weights)
 
     @property
+    def rows(self) -> int:
+        """How many rows of `size` weights."""
+        return -(-self.weights // self.hessian.shape[1])
+
+    @property
     def _group(self) -> Tensor:
         """The number of every row's matrix."""
         return torch.arange(self.rows, device=self.hessian.device) // (self.rows // len(self.hessian))
 
     @property
     def _scale(self) -> Tensor:
-        """The mean of every matrix' diagonal."""
-        return self.hessian.diagonal(dim1=1, dim2=2).mean(1)
+        """The mean of every matrix' diagonal, over the weights that there are."""
+        size = self.hessian.shape[1]
+        present = torch.full_like(self.hessian[:, 0, 0], size)
+        if self.rows == len(self.hessian):
+            present[-1] = self.weights - (self.rows - 1) * size
+        return self.hessian.diagonal(dim1=1, dim2=2).sum(1) / present
 
     def _matrix(self, tensors: Mapping[str, Tensor]) -> Tensor:
         flat = torch.cat([tensors[name].detach().reshape(-1).to(self.hessian) for name in self.names])

@@ -12,6 +12,9 @@ def change(evidence: Evidence) -> Scores:
     """
     if evidence.initial is None:
         raise ScoreError("change: needs the weights at initialisation: give Evidence initial={name: tensor}")
+    for name, p in evidence.parameters.items():
+        if name not in evidence.initial or evidence.initial[name].shape != p.shape:
+            raise ScoreError(f"{name}: change: initial= has no tensor of shape {list(p.shape)} for it: give one")
     scores = {
         name: (accumulated(p) - accumulated(evidence.initial[name]).to(p.device)).abs()
         for name, p in evidence.parameters.items()

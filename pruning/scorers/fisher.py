@@ -2,29 +2,28 @@
 
 from typing import Literal
 
-from pruning.curvature.cotangents import empirical, true_fisher
+from pruning.curvature.cotangents import cotangents
 from pruning.curvature.examples import mean_squares
-from pruning.errors import ScoreError
 from pruning.evidence import Evidence, Scores
 
 
 def fisher(
-    evidence: Evidence, labels: Literal["empirical", "true"] = "empirical", samples: int | None = None, seed: int = 0
+    evidence: Evidence,
+    curvature: Literal["empirical_fisher", "true_fisher"] = "empirical_fisher",
+    samples: int | None = None,
+    seed: int = 0,
 ) -> Scores:
     """(1/N) Σ_n (∂L_n/∂w)²: how much the output distribution depends on w. Sung et al. 2021 (FISH), equation 3.
 
     The mean over examples of squares, however they are cut into batches; never the square of a batch's mean gradient.
 
     Args:
-        labels: `empirical`: those of the data. `true`: the network's own, as the Fisher information is defined.
-        samples: of `true`: labels drawn an example; None takes the expectation over all classes.
+        curvature: `empirical_fisher`: with the labels of the data. `true_fisher`: with the network's own, as the Fisher
+            information is defined.
+        samples: of `true_fisher`: labels drawn an example; None takes the expectation over all classes.
         seed: of the samples.
 
     Raises:
         ScoreError: an unknown choice; else see `pruning.curvature.examples.mean_squares`.
     """
-    if labels == "empirical":
-        return mean_squares(evidence, empirical)
-    if labels == "true":
-        return mean_squares(evidence, true_fisher(samples, seed))
-    raise ScoreError(f"fisher: labels={labels!r} is unknown: choose empirical or true")
+    return mean_squares(evidence, cotangents(curvature, samples, seed))

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pruning.curvature.cotangents import Curvature, cotangents
+from pruning.curvature.cotangents import Curvature, check_curved, cotangents
 from pruning.curvature.examples import mean_squares
 from pruning.curvature.hessian import hutchinson
 from pruning.errors import ScoreError
@@ -48,6 +48,7 @@ def obd(
     if negative not in _NEGATIVE:
         raise ScoreError(f"obd: negative={negative!r} is unknown: choose one of {', '.join(_NEGATIVE)}")
     diagonal = _diagonal(evidence, curvature, tolerance, probes, samples, seed)
+    check_curved(diagonal.values())
     return {
         name: _NEGATIVE[negative](h).mul_(accumulated(evidence.parameters[name]).square()).mul_(0.5)
         for name, h in diagonal.items()

@@ -128,7 +128,9 @@ def movement(
         raise ScoreError(f"movement: steps={steps}: give at least 1")
     learned = Movement(evidence.parameters, rate, penalty, granularity)
     alive = Masks.dense(evidence.parameters) if evidence.masks is None else Masks(evidence.masks)
-    densities = None if density is None or density >= alive.density else cubic(density, steps, alive.density)
+    densities = None  # of every step, the last at `density`
+    if density is not None and density < alive.density and steps > 1:
+        densities = cubic(density, steps - 1, alive.density)
     with _copy(evidence) as copy:
         for number, batch in enumerate(islice(cycle(batches), steps)):
             masks = alive

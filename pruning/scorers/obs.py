@@ -1,11 +1,8 @@
 """Second-order cost of a removal with the whole inverse Hessian: the other weights move to make up for it."""
 
-from functools import partial
-
 import torch
 
 from pruning.curvature.approximations import Approximation, approximated, block_hessian, layer_hessian
-from pruning.curvature.cotangents import Curvature
 from pruning.evidence import Evidence, Scores
 
 
@@ -33,29 +30,12 @@ def obs(evidence: Evidence, hessian: Approximation = layer_hessian) -> Scores:
     return {name: scores[name] for name in evidence.parameters}
 
 
-def woodfisher(
-    evidence: Evidence,
-    size: int = 64,
-    curvature: Curvature = "empirical_fisher",
-    damping: float = 1e-2,
-    relative: bool = True,
-    samples: int | None = None,
-    seed: int = 0,
-) -> Scores:
+def woodfisher(evidence: Evidence, hessian: Approximation = block_hessian) -> Scores:
     """w_q²/(2[F⁻¹]_qq) as in OBS, with F the Fisher in blocks of consecutive weights. Singh & Alistarh 2020.
 
     Args:
-        size, curvature, damping, relative, samples, seed: as in `pruning.curvature.block_hessian`.
+        hessian: `pruning.curvature.block_hessian`, with its options bound by `functools.partial`.
 
     Raises, warns: as `obs`.
     """
-    blocks = partial(
-        block_hessian,
-        size=size,
-        curvature=curvature,
-        damping=damping,
-        relative=relative,
-        samples=samples,
-        seed=seed,
-    )
-    return obs(evidence, blocks)
+    return obs(evidence, hessian)

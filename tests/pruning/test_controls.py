@@ -23,6 +23,9 @@ def test_change_is_the_distance_to_the_initial_weights() -> None:
     assert_scores(found, {name: torch.ones_like(p).detach() for name, p in case.parameters.items()})
     with pytest.raises(ScoreError, match="initial="):
         scorers.change(case)
+    for wrong in ({}, {name: torch.zeros(1) for name in case.parameters}):
+        with pytest.raises(ScoreError, match=r"0\.weight: change: initial= has no tensor of shape"):
+            scorers.change(Evidence(case.model, case.parameters, initial=wrong))
     with pytest.raises(ScoreError, match=r"no weight has moved.*give"):
         scorers.change(Evidence(case.model, case.parameters, initial=case.parameters))
 

@@ -354,7 +354,6 @@ EMPTY, BROKEN = torch.zeros(0, 4, dtype=torch.float64), torch.full((2, 4), torch
         ({"model": small(nn.BatchNorm1d(3).double())}, cotangents.empirical, "model.eval"),
         ({"model": small(nn.Dropout(0.5))}, cotangents.empirical, "model.eval"),
         ({"model": small(nn.BatchNorm1d(3, track_running_stats=False)).eval()}, cotangents.empirical, "replace it"),
-        ({"model": small(nn.LogSoftmax(1)), "loss": likelihood}, cotangents.gauss_newton, "no curvature"),
         ({"model": small(nn.Flatten(0)), "loss": lambda m, b: m(b[0]).square().mean()}, cotangents.empirical, "shape"),
         ({"loss": squared_error}, cotangents.true_fisher(), "cross-entropy"),
         ({"loss": detached}, cotangents.empirical, "no gradient"),

@@ -49,7 +49,7 @@ def by_autograd(
             start = 1.0 if alive is None else alive.density
             # one score a unit: units of several weights are chosen by a pooled score of the same order
             masks = dict(
-                prune(spread, schedules.cubic(density, steps, start)[step], mean_of(granularity), within=alive)
+                prune(spread, schedules.cubic(density, steps - 1, start)[step], mean_of(granularity), within=alive)
             )
         else:
             masks = {name: torch.ones_like(s, dtype=torch.bool) for name, s in spread.items()}

@@ -44,7 +44,7 @@ OF_SINGLE_EXAMPLES: dict[str, Callable[[Evidence], Scores]] = {  # not defined u
     "obd": scorers.obd,
     "obd-sampled": partial(scorers.obd, curvature="true_fisher", samples=2),
     "fisher": scorers.fisher,
-    "fisher-true": partial(scorers.fisher, labels="true"),
+    "fisher-true": partial(scorers.fisher, curvature="true_fisher"),
     "obs-full": partial(scorers.obs, hessian=full_hessian),
     "obs-block": partial(scorers.obs, hessian=block_hessian),
 }

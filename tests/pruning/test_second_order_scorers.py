@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning import Evidence, prunable, prune, scorers
+from pruning.curvature import full_hessian
 from pruning.curvature.hessian import hutchinson
 from pruning.errors import ScoreError
 from pruning.evidence import Scores
@@ -28,7 +29,7 @@ def test_obd_and_fisher_equal_the_reference_however_data_are_cut(sizes: tuple[in
     assert_scores(scorers.obd(case, "true_fisher"), half_h_w2(case, gauss_newton))
     assert_scores(scorers.obd(case, "empirical_fisher"), half_h_w2(case, empirical))
     assert_scores(scorers.fisher(case), empirical)
-    assert_scores(scorers.fisher(case, "true"), gauss_newton)
+    assert_scores(scorers.fisher(case, "true_fisher"), gauss_newton)
 
 
 @pytest.mark.parametrize("sizes", CUTS)
@@ -63,6 +64,44 @@ def test_obd_of_a_network_that_is_sure_of_its_labels(sure: float) -> None:
     wanted = scorers.obd(Evidence(double, prunable(double), [(x.double(), model(x).argmax(1))], loss))
     for name, score in scorers.obd(case).items():
         torch.testing.assert_close(score.double(), wanted[name], rtol=1e-3, atol=1e-4 * sure**2 * float(score.max()))
+
+
+def log_probabilities() -> Evidence:
+    case = reference_case(6)
+    model = nn.Sequential(case.model, nn.LogSoftmax(1))
+    return Evidence(model, prunable(model), case.batches, lambda m, b: nn.functional.nll_loss(m(b[0]), b[1]))
+
+
+@pytest.mark.parametrize(
+    "scorer", [scorers.obd, partial(scorers.obs, hessian=partial(full_hessian, curvature="gauss_newton"))]
+)
+def test_a_loss_without_curvature_in_the_outputs_is_refused(scorer: Any) -> None:
+    """Gauss-Newton of log-probabilities is zero, though the network is the same as with logits."""
+    with pytest.raises(ScoreError, match=r"there is no curvature.*use the true Fisher"):
+        scorer(log_probabilities())
+    wanted = scorers.obd(reference_case(6), "true_fisher")
+    assert_scores(dict(zip(wanted, scorers.obd(log_probabilities(), "true_fisher").values(), strict=True)), wanted)
+
+
+def test_a_batch_of_which_the_network_is_sure_counts_as_the_others() -> None:
+    """In float32 its probabilities are 0 and 1, so it has no curvature; but it has examples."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 3, bias=False))
+    x = torch.randn(6, 3)
+    batches = [(x[:2] * 1e4, (model(x[:2]).argmax(1))), (x[2:], torch.tensor([0, 1, 2, 0]))]
+    case = Evidence(model, prunable(model), batches, loss)
+    (whole,) = full_hessian(case)
+    diagonal = scorers.obd(case)["0.weight"].flatten() * 2 / model[0].weight.detach().flatten().square()
+    torch.testing.assert_close(whole.hessian[0].diagonal(), diagonal, rtol=1e-4, atol=1e-7)
+    alone = scorers.obd(Evidence(model, prunable(model), batches[1:], loss))["0.weight"]
+    torch.testing.assert_close(scorers.obd(case)["0.weight"], alone * 4 / 6)
+
+
+def test_data_that_break_later_are_named_as_such() -> None:
+    case = reference_case(2, 4)
+    bad = [case.batches[0], (torch.full_like(case.batches[1][0], torch.nan), case.batches[1][1])]
+    with pytest.raises(ScoreError, match="NaN"):
+        scorers.obd(Evidence(case.model, case.parameters, bad, loss))
 
 
 class Named(nn.Module):
@@ -148,7 +187,8 @@ def test_temperature_divides_the_outputs() -> None:
 
 
 @pytest.mark.parametrize(
-    "scorer", [scorers.obd, scorers.fisher, partial(scorers.fisher, labels="true"), scorers.grasp, scorers.wanda]
+    "scorer",
+    [scorers.obd, scorers.fisher, partial(scorers.fisher, curvature="true_fisher"), scorers.grasp, scorers.wanda],
 )
 def test_a_tied_weight_is_scored_as_one(scorer: Any) -> None:
     """With one network evaluated as y = W·tanh(W·x), the same is W a parameter used twice by hand."""
