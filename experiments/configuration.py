@@ -12,6 +12,7 @@ from typing import Any
 
 from hydra.utils import get_object, instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError
 
 from pruning.allocation import check_density
 from pruning.errors import ConfigurationError, PruningError
@@ -102,7 +103,11 @@ _AT_LEAST = {
 
 def checked(config: DictConfig) -> dict[str, Any]:
     """`config` as plain, resolved data, after the checks. Raises `ConfigurationError`, naming the field."""
-    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    try:
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except InterpolationKeyError as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigurationError(f"{error.full_key}: {reason}; choose a scorer that has it, or set it here") from None
     assert isinstance(plain, dict)
     _check_fields(plain)
     _check_numbers(plain, "")
