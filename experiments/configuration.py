@@ -15,7 +15,8 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError
 
 from pruning.allocation import check_density
-from pruning.errors import ConfigurationError, PruningError
+from pruning.errors import ConfigurationError, PruningError, RewindError
+from pruning.rewind import step_of
 
 
 @dataclass
@@ -42,14 +43,29 @@ class Scoring:
 
 @dataclass
 class Recovery:
-    """What follows a pruning: `epochs` at the `last` learning rate of training, or with its schedule in `replay`.
+    """What follows a pruning. Renda et al. 2020 name three: see `conf/recovery/`.
 
-    `rounds`: after `every` round, or only after the `last` of a density.
+    `weights`: `keep` them, or `rewind` them, with the optimizer's state, to the moment `to` of the dense training.
+    `learning_rate`: `epochs` more at the `last` one; or `replay` the training from `to` on until its end, which
+    is as long as it is, whatever `epochs` says.
+    `to`: "500it" (optimizer steps) or "2ep" (epochs). `rounds`: after `every` round, or only after the `last` of a
+    density. `batchnorm_batches`: so many batches estimate batch norm's statistics anew, right after the pruning.
     """
 
+    weights: str = "keep"
     learning_rate: str = "last"
-    epochs: int = 6
+    epochs: int | None = 6
+    to: str = "0ep"
     rounds: str = "every"
+    batchnorm_batches: int = 0
+
+
+@dataclass
+class Checkpoint:
+    """How often a training saves itself, to go on after it was killed: every so many `seconds`, or `steps`, or both."""
+
+    seconds: float | None = 60.0
+    steps: int | None = None
 
 
 @dataclass
@@ -68,7 +84,10 @@ class Configuration:
     training: Training = field(default_factory=Training)
     scoring: Scoring = field(default_factory=Scoring)
     recovery: Recovery = field(default_factory=Recovery)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
     compensate: dict[str, Any] = field(default_factory=dict)
+    dynamic: dict[str, Any] = field(default_factory=dict)
+    controls: list[str] = field(default_factory=list)
     include: Any = None
     exclude: Any = None
     density: Any = 0.1
@@ -82,9 +101,13 @@ class Configuration:
     experiment: str | None = None
 
 
+CONTROLS = ("reinit", "shuffle", "random", "small_dense")
+"""Networks to compare a ticket with: see `experiments.controls`."""
+
 _CHOICES = {
     "when": ("init", "trained"),
     "scoring.mode": ("train", "eval"),
+    "recovery.weights": ("keep", "rewind"),
     "recovery.learning_rate": ("last", "replay"),
     "recovery.rounds": ("every", "last"),
     "training.precision": ("no", "bf16", "fp16"),
@@ -97,6 +120,9 @@ _AT_LEAST = {
     "scoring.examples": 1,
     "scoring.batch_size": 1,
     "recovery.epochs": 0,
+    "recovery.batchnorm_batches": 0,
+    "checkpoint.seconds": 0,
+    "checkpoint.steps": 1,
     "seed": 0,
 }
 
@@ -121,8 +147,9 @@ def checked(config: DictConfig) -> dict[str, Any]:
             raise ConfigurationError(f"{name}={value}: give at least {least}")
     for group in ("scorer", "granularity", "allocation", "schedule", "learning_rate", "model", "optimizer", "tracker"):
         _check_target(group, plain[group])
-    if plain["compensate"]:
-        _check_target("compensate", plain["compensate"])
+    for group in ("compensate", "dynamic"):
+        if plain[group]:
+            _check_target(group, plain[group])
     _check_target("data.load", plain["data"].get("load") or {})
     if plain["data"].get("augment") is not None:
         _check_target("data.augment", plain["data"]["augment"])
@@ -138,14 +165,44 @@ def _check_values(plain: Mapping[str, Any]) -> None:
         raise ConfigurationError(f"training.clip={clip}: give the largest gradient norm, above 0, or null")
     if plain["threads"] != "auto" and not (plain["threads"].isdigit() and int(plain["threads"]) > 0):
         raise ConfigurationError(f"threads={plain['threads']}: give a number of at least 1, or auto")
-    if densities(plain) == (None,) and short_name(plain["schedule"]) != "one_shot":
-        raise ConfigurationError("density=null: a schedule needs one to head for: set schedule=one_shot, or a density")
     if not isinstance(plain["data"].get("name"), str):
         raise ConfigurationError(f"data.name={plain['data'].get('name')}: give the data set a name, for its rows")
+    _check_recovery(plain)
     for name in ("include", "exclude"):
         globs = plain[name] if isinstance(plain[name], list) else [plain[name]]
         if plain[name] is not None and not all(isinstance(glob, str) for glob in globs):
             raise ConfigurationError(f"{name}={plain[name]}: give a glob or a list of them, as in {name}=[fc1.*]")
+
+
+def _check_recovery(plain: Mapping[str, Any]) -> None:
+    """What would be silently without effect, or has no meaning."""
+    recovery, dynamic = plain["recovery"], plain["dynamic"]
+    try:
+        later = step_of(recovery["to"], 1) > 0
+    except RewindError as error:
+        raise ConfigurationError(f"recovery.to: {error}") from None
+    if recovery["learning_rate"] == "last" and recovery["epochs"] is None:
+        raise ConfigurationError("recovery.epochs=null: say how many follow at the last learning rate, 0 for none")
+    if recovery["learning_rate"] == "last" and (recovery["weights"] == "rewind" or later):
+        raise ConfigurationError(
+            "recovery: rewinding goes with the schedule of the learning rate: set recovery.learning_rate=replay"
+        )
+    if recovery["weights"] == "rewind" and plain["compensate"]:
+        raise ConfigurationError("compensate: what it moves is rewound: set compensate=none, or recovery=lr_rewind")
+    if dynamic and plain["training"]["best_on_validation"]:
+        raise ConfigurationError("training.best_on_validation: the best epoch may have other masks: unset it")
+    if dynamic and plain["training"]["precision"] == "fp16":
+        raise ConfigurationError("training.precision=fp16: dynamic masks read gradients unscaled: choose no or bf16")
+    for control in plain["controls"]:
+        if control not in CONTROLS:
+            raise ConfigurationError(f"controls={control}: choose among {', '.join(CONTROLS)}")
+
+
+def arrives(config: Mapping[str, Any]) -> bool:
+    """Whether masks that change reach the density by themselves: then nothing is pruned before the training."""
+    if not config["dynamic"]:
+        return False
+    return "density" in inspect.signature(get_object(config["dynamic"]["_target_"])).parameters
 
 
 def densities(config: Mapping[str, Any]) -> tuple[float | None, ...]:
@@ -185,6 +242,7 @@ def _check_fields(config: Mapping[str, Any]) -> None:
     """A field that no schema knows is a misspelt one: it would be silently without effect."""
     parts = {"": (config, Configuration), "training.": (config["training"], Training)}
     parts |= {"scoring.": (config["scoring"], Scoring), "recovery.": (config["recovery"], Recovery)}
+    parts |= {"checkpoint.": (config["checkpoint"], Checkpoint)}
     for prefix, (part, schema) in parts.items():
         known = [entry.name for entry in fields(schema)]
         for key in part:

@@ -3,7 +3,8 @@
 import json
 import math
 import platform
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from experiments.course import Epoch
 from experiments.store import Artefact
 from pruning import Masks
 from pruning.errors import ArtefactError
 
 WEIGHTS, MASKS, HISTORY = "weights.safetensors", "masks.safetensors", "history.json"
+POINT = "point.safetensors"
+NO_STEPS = {"steps": 0, "position": 0, "epoch_steps": 1}
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,8 @@ class Network:
     @property
     def key(self) -> str:
         """What identifies it."""
-        return self.weights.key if self.masks is None else f"{self.weights.key}+{self.masks.key}"
+        alone = self.masks is None or self.masks == self.weights
+        return self.weights.key if alone else f"{self.weights.key}+{self.masks.key}"
 
     @property
     def history(self) -> dict[str, Any]:
@@ -64,11 +69,15 @@ def save(
     folder: Path,
     model: nn.Module,
     masks: Masks | None,
-    history: list[dict[str, Any]],
-    seconds: float,
+    course: Mapping[str, int],
+    epochs: Sequence[Epoch],
     start: Network | None,
 ) -> None:
-    """Weights, tied ones once, of masked tensors only what is kept; the masks themselves; and how it came about."""
+    """Weights, tied ones once, of masked tensors only what is kept; the masks themselves; and how it came about.
+
+    `course` tells the optimizer steps of this training, their number in an epoch, and the position in the order of the
+    data at which it ended.
+    """
     tied = _tied(model)
     state: dict[str, Tensor] = {
         name: value.detach().cpu().clone() for name, value in model.state_dict().items() if name not in tied
@@ -81,12 +90,13 @@ def save(
     except SafetensorError as error:  # the library's own word for a full disk
         raise OSError(f"{folder / WEIGHTS}: cannot be written ({error})") from error
     versions = {"python": platform.python_version(), "torch": torch.__version__}
-    for epoch in history:
-        epoch["loss"] = finite(epoch["loss"])
+    history = [asdict(epoch) | {"loss": finite(epoch.loss)} for epoch in epochs]
     before = {"total_epochs": 0, "total_seconds": 0.0} if start is None else start.history
+    passes, seconds = course["steps"] / course["epoch_steps"], sum(epoch.seconds for epoch in epochs)
     record = {
-        "epochs": len(history),
-        "total_epochs": before["total_epochs"] + len(history),
+        "epochs": passes,
+        "total_epochs": before["total_epochs"] + passes,
+        "position": course["position"],
         "seconds": round(seconds, 3),
         "total_seconds": round(before["total_seconds"] + seconds, 3),
         "threads": torch.get_num_threads(),

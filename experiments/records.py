@@ -21,7 +21,10 @@ FORMAT = 1
 FILE = "rows.jsonl"
 
 BOOKKEEPING = frozenset(
-    {"seed", "density", "folder", "store", "threads", "device", "name", "tracker", "experiment", "progress"}
+    {
+        *("seed", "density", "folder", "store", "threads", "device", "name", "tracker", "experiment", "progress"),
+        *("checkpoint", "controls"),
+    }
 )
 """Top-level keys of a configuration that do not make another method: which repetition, which densities, where."""
 
@@ -34,6 +37,7 @@ PRUNING = frozenset(
         "allocation",
         "schedule",
         "compensate",
+        "dynamic",
         "recovery",
         "include",
         "exclude",
@@ -55,7 +59,7 @@ def write(folder: str | Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     """
     path = Path(folder) / FILE
     lines = []
-    seen: dict[tuple[str, int], int] = {}
+    seen: _Seen = {}
     for number, row in enumerate(rows, start=1):
         _check(row, seen, f"{path}, row {number}", number)
         lines.append(json.dumps(_finite(row), allow_nan=False) + "\n")
@@ -120,12 +124,18 @@ def methods(frame: pd.DataFrame) -> pd.Series:
     "taylor (form=abs)", "magnitude (recovery.epochs=20)". Model and data appear where the frame has several. So a
     label depends on the frame, but not on the order of its rows.
 
+    The rows of a control (see `experiments.controls`) are another method, and its name ends the label: "magnitude,
+    reinit".
+
     A nested "folder" is a place and is ignored; a nested "seed" is ignored where it follows the run's own seed in
     all rows that otherwise agree, and is an ordinary option (a fixed split, say) where it does not.
 
     Raises `RecordsError` where a row lacks its scorer, model, data, seed or configuration.
     """
-    return _labels(frame, "scorer", BOOKKEEPING)
+    labels = _labels(frame, "scorer", BOOKKEEPING)
+    if "control" not in frame:
+        return labels
+    return labels.where(frame["control"].isna(), labels + ", " + frame["control"].astype(str))
 
 
 def baselines(frame: pd.DataFrame) -> pd.Series:
@@ -164,7 +174,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     rows = []
-    seen: dict[tuple[str, int], int] = {}
+    seen: _Seen = {}
     # Split the bytes, not the text: JSON may hold U+2028, which str.splitlines takes for the end of a line.
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not line.strip():
@@ -182,7 +192,11 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _check(row: Any, seen: dict[tuple[str, int], int], where: str, number: int) -> None:
+_Seen = dict[tuple[str, int, str | None], int]
+"""Run, level and control of the rows of a file -> their numbers."""
+
+
+def _check(row: Any, seen: _Seen, where: str, number: int) -> None:
     """What every row must have to be told from others; `seen` remembers the levels of this file."""
     if not isinstance(row, Mapping):
         raise RecordsError(f"{where}: a row is a JSON object, this is {type(row).__name__}; repeat this run")
@@ -194,11 +208,12 @@ def _check(row: Any, seen: dict[tuple[str, int], int], where: str, number: int) 
     run, level = row.get("run"), row.get("level")
     if not isinstance(run, str) or type(level) is not int or level < 0:
         raise RecordsError(f'{where}: "run" must be a name and "level" a count from 0; repeat this run')
-    if (run, level) in seen:
-        raise RecordsError(
-            f"{where}: level {level} of run {run} was in line {seen[run, level]} already; repeat this run"
-        )
-    seen[run, level] = number
+    control = row.get("control")
+    if control is not None and not isinstance(control, str):
+        raise RecordsError(f'{where}: "control" must be a name or null; repeat this run')
+    first = seen.setdefault((run, level, control), number)
+    if first != number:
+        raise RecordsError(f"{where}: level {level} of run {run} was in line {first} already; repeat this run")
 
 
 def _refuse(constant: str) -> NoReturn:

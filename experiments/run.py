@@ -14,6 +14,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from functools import lru_cache, partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments import records, stages
-from experiments.configuration import Configuration, built, checked, densities, short_name
+from experiments.configuration import Configuration, arrives, built, checked, densities, short_name
+from experiments.controls import check as check_controls
+from experiments.controls import controls
+from experiments.networks import Network
 from experiments.setting import Setting
 from experiments.stages import Level
 from experiments.store import Store, identity_key
 from experiments.tracking import Guarded
-from pruning.errors import DampingWarning, PruningError
+from pruning.errors import ConfigurationError, DampingWarning, PruningError
 
 log = logging.getLogger("experiments")
 _CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -55,38 +59,51 @@ def _levels(setting: Setting, folder: Path, name: str, tracker: Guarded) -> list
     rows: list[dict[str, Any]] = []
     schedule = _parts(setting)
 
-    def report(network: stages.Network, level: Level) -> None:
-        row = stages.evaluate(setting, network, level, dense)
+    def report(row: dict[str, Any]) -> None:
         rows.append({"format": records.FORMAT, "run": name, **row, "config": config})
         records.write(folder, rows)
         tracker.row(row)
+        title = f"{name}, {row['control']}" if row["control"] else name
         emptied = f" (emptied: {', '.join(row['emptied'])})" if row["emptied"] else ""
-        log.info("%s: density %.4g, test accuracy %.4f%s", name, row["density"], row["test_accuracy"], emptied)
+        log.info("%s: density %.4g, test accuracy %.4f%s", title, row["density"], row["test_accuracy"], emptied)
 
     scoring = lru_cache(maxsize=1)(partial(stages.score, setting))  # densities that branch from one network share it
+    numbers = count(1)
     dense = stages.dense(setting)
-    report(dense, Level(0, 0, 0, 1.0, 1.0))
+    report(stages.evaluate(setting, dense, Level(0, 0, 0, 1.0, 1.0), dense))
     for target in densities(config):
         network = stages.initial(setting) if config["when"] == "init" else dense
-        steps = (None,) if target is None else schedule(target)[1:]
+        steps = schedule(target)[1:]
         for number, density in enumerate(steps, start=1):
-            network = stages.prune(setting, network, density, scoring)
-            if number == len(steps) or config["recovery"]["rounds"] == "every":
-                network = stages.recover(setting, network)
-                report(network, Level(len(rows), number, len(steps), density, target))
+            begun = network if arrives(config) else stages.prune(setting, network, density, scoring)
+            network = begun
+            if number == len(steps) or config["recovery"]["rounds"] == "every" or arrives(config):
+                network = stages.recover(setting, begun, density)
+                level = Level(next(numbers), number, len(steps), density, target)
+                ticket = stages.evaluate(setting, network, level, dense)
+                report(ticket)
+                for row in controls(setting, Network(begun.weights, network.masks), ticket, level, dense):
+                    report(row)
     return rows
 
 
-def _parts(setting: Setting) -> Callable[[float], tuple[float, ...]]:
+def _parts(setting: Setting) -> Callable[[float | None], tuple[float | None, ...]]:
     """The schedule, after a look at all that can be wrong before hours of training rather than after."""
     config = setting.config
-    for group in ("granularity", "allocation", "scorer", "compensate"):
+    for group in ("granularity", "allocation", "scorer", "compensate", "dynamic"):
         if config[group]:
             built(group, config[group])
-    schedule: Callable[[float], tuple[float, ...]] = built("schedule", config["schedule"])
+    schedule: Callable[[float | None], tuple[float | None, ...]] = built("schedule", config["schedule"])
     for target in densities(config):
-        if target is not None:
-            schedule(target)
+        schedule(target)
+    if config["recovery"]["learning_rate"] == "replay" and setting.rewind_step > setting.total_steps:
+        raise ConfigurationError(
+            f"recovery.to={config['recovery']['to']}: training ends after {setting.total_steps} steps, of "
+            f"{setting.epoch_steps} an epoch: name an earlier moment"
+        )
+    if config["recovery"]["learning_rate"] == "replay" and config["recovery"]["epochs"] is not None:
+        log.info("recovery.epochs has no effect here: a replay goes on until the end of training")
+    check_controls(setting)
     setting.prunable(setting.new_model())
     setting.learning_rate(0.0)
     return schedule
@@ -113,7 +130,7 @@ def _prepared(config: DictConfig) -> None:
     plain = checked(config)
     jobs = _parallel_jobs()
     torch.set_num_threads(_threads(jobs) if plain["threads"] == "auto" else int(plain["threads"]))
-    ignored = records.BOOKKEEPING - {"seed", "density"}
+    ignored = records.BOOKKEEPING - {"seed", "density", "controls"}
     identity = {key: value for key, value in plain.items() if key not in ignored}
     parts = (short_name(plain["scorer"]), short_name(plain["model"]), plain["data"]["name"], f"seed{plain['seed']}")
     name = "-".join((*parts, identity_key(identity)[:8]))

@@ -18,17 +18,22 @@ def derived_seed(seed: int, *purpose: str | int) -> int:
 @contextmanager
 def seeded(seed: int, *purpose: str | int) -> Iterator[None]:
     """Python's, NumPy's and torch's global random numbers are those of `purpose` within, and as before afterwards."""
-    own = derived_seed(seed, *purpose)
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        random.seed(own)
-        np.random.seed(own % 2**32)
-        torch.manual_seed(own)
+        reseed(seed, *purpose)
         try:
             yield
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
+
+
+def reseed(seed: int, *purpose: str | int) -> None:
+    """Begin Python's, NumPy's and torch's global random numbers anew for `purpose`; use it within `seeded`."""
+    own = derived_seed(seed, *purpose)
+    random.seed(own)
+    np.random.seed(own % 2**32)
+    torch.manual_seed(own)
 
 
 def generator(seed: int, *purpose: str | int) -> torch.Generator:

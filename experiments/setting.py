@@ -1,6 +1,6 @@
 """What the stages of one run share: the checked configuration and what is built from it, when it is first needed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -8,14 +8,16 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
+from experiments.checkpoints import Checkpoints
 from experiments.configuration import built
 from experiments.data import Splits
 from experiments.progress import Progress, progress
 from experiments.seeding import seeded
 from experiments.store import Store
-from experiments.training import Recipe, accelerator
+from experiments.training import Recipe, accelerator, steps_per_epoch
 from pruning import prunable
 from pruning.errors import ConfigurationError, ModelError
+from pruning.rewind import step_of
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,18 @@ class Setting:
     config: dict[str, Any]
     store: Store
     alone: bool = True
+    loaded: Splits | None = None
 
     @cached_property
     def splits(self) -> Splits:
         """The data."""
-        splits: Splits = built("data.load", self.config["data"]["load"])
+        splits: Splits = self.loaded or built("data.load", self.config["data"]["load"])
         return splits
+
+    def narrowed(self, width: float) -> "Setting":
+        """The same with a model of which all hidden widths are multiplied by `width`."""
+        model = self.config["model"] | {"width": width * self.config["model"].get("width", 1.0)}
+        return Setting(self.config | {"model": model}, self.store, self.alone, self.splits)
 
     @cached_property
     def accelerator(self) -> Accelerator:
@@ -41,9 +49,21 @@ class Setting:
             raise ConfigurationError("training.precision=fp16: needs a GPU; on a CPU choose no or bf16")
         return made
 
-    def new_model(self) -> nn.Module:
-        """The model at its initialisation, a function of the seed."""
-        with seeded(self.config["seed"], "initial weights"):
+    @property
+    def rewind_step(self) -> int:
+        """The step of the dense training that `recovery.to` names."""
+        return step_of(self.config["recovery"]["to"], self.epoch_steps)
+
+    def checkpoints(self, kind: str, identity: Mapping[str, Any]) -> Checkpoints | None:
+        """Where the training of this artefact saves itself; None if it never does."""
+        often = self.config["checkpoint"]
+        if often["seconds"] is None and often["steps"] is None:
+            return None
+        return Checkpoints(self.store.scratch(kind, identity) / "checkpoint.safetensors", **often)
+
+    def new_model(self, draw: str = "initial weights") -> nn.Module:
+        """The model at its initialisation, a function of the seed; each `draw` is another one."""
+        with seeded(self.config["seed"], draw):
             model = built("model", self.config["model"])
         if not isinstance(model, nn.Module):
             raise ModelError(f"model={self.config['model']['_target_']}: makes a {type(model).__name__}, not a module")
@@ -53,17 +73,28 @@ class Setting:
         """The parameters that may be pruned."""
         return prunable(model, self.config["include"], self.config["exclude"])
 
-    def recipe(self, epochs: int, factor: Callable[[float], float], first_epoch: int = 0) -> Recipe:
-        """The training recipe for `epochs` with the learning-rate `factor`."""
+    @cached_property
+    def epoch_steps(self) -> int:
+        """Optimizer steps of an epoch."""
+        return steps_per_epoch(len(self.splits.train), self.config["training"]["batch_size"])
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the dense network's training."""
+        epochs: int = self.config["training"]["epochs"]
+        return epochs * self.epoch_steps
+
+    def recipe(self, steps: range, factor: Callable[[float], float], total: int) -> Recipe:
+        """The training recipe for `steps` of the data's order, with the learning-rate `factor` spread over `total`."""
         training = self.config["training"]
         augment = self.config["data"].get("augment")
         return Recipe(
-            epochs=epochs,
+            steps=steps,
+            total=max(1, total),
             batch_size=training["batch_size"],
             optimizer=built("optimizer", self.config["optimizer"]),
             factor=factor,
             seed=self.config["seed"],
-            first_epoch=first_epoch,
             accumulate=training["accumulate"],
             clip=training["clip"],
             label_smoothing=training["label_smoothing"],

@@ -6,30 +6,34 @@ a seed share the dense network, and a repeated command finds everything made.
 
 import json
 import logging
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 
-from experiments.configuration import built, short_name
-from experiments.networks import MASKS, WEIGHTS, Network, finite, load, save
+from experiments.configuration import arrives, built, short_name
+from experiments.evaluation import evaluate as measured
+from experiments.networks import MASKS, NO_STEPS, POINT, WEIGHTS, Network, finite, load, save
 from experiments.records import FORMAT
 from experiments.seeding import generator, seeded
 from experiments.setting import Setting
 from experiments.sources import digests
 from experiments.store import Artefact
-from experiments.training import evaluate as measured
-from experiments.training import train
+from experiments.training import TRAINING_FORMAT, Recipe, Regime, batches, train
 from pruning import Evidence, Masks
 from pruning import prune as selected
 from pruning.cost import cost
+from pruning.dynamic import Held
 from pruning.errors import ScoreError
 from pruning.evidence import Scores
+from pruning.recovery import reestimate_batchnorm
+from pruning.rewind import RewindPoint
 
 log = logging.getLogger("experiments")
 _ROW = "row.json"
@@ -49,23 +53,42 @@ class Level:
 Scoring = Callable[[Network], Scores]
 
 
-def initial(setting: Setting) -> Network:
-    """The network at its initialisation."""
-    identity = _part(setting, "model") | {"seed": setting.config["seed"]}
+def initial(setting: Setting, draw: str = "initial weights") -> Network:
+    """The network at its initialisation; another `draw` is another initialisation with the same seed."""
+    identity = _part(setting, "model") | {"seed": setting.config["seed"], "draw": draw}
 
     def make(folder: Path) -> None:
-        save(folder, setting.new_model(), None, [], 0.0, None)
+        save(folder, setting.new_model(draw), None, NO_STEPS, [], None)
 
     return Network(setting.store.obtain("initial", identity, make))
 
 
 def dense(setting: Setting) -> Network:
     """The network trained without masks; all scorers of a sweep share it."""
-    start = initial(setting)
-    epochs = setting.config["training"]["epochs"]
-    identity = {"from": start.key, "epochs": epochs} | _training_part(setting)
-    recipe = setting.recipe(epochs, setting.learning_rate)
-    return Network(_trained(setting, "dense", identity, start, None, recipe, "dense"))
+    return _dense(setting, "dense", setting.total_steps)
+
+
+def rewind_point(setting: Setting) -> Network:
+    """The network of the dense training at step `recovery.to`, where its optimizer is kept too."""
+    step = setting.rewind_step
+    return initial(setting) if step == 0 else _dense(setting, "point", step)
+
+
+def _dense(setting: Setting, kind: str, stop: int) -> Network:
+    recipe = replace(setting.recipe(range(stop), setting.learning_rate, setting.total_steps), keep_end=kind == "point")
+    return _plainly(setting, kind, initial(setting), recipe)
+
+
+def train_whole(setting: Setting, start: Network, title: str) -> Network:
+    """`start` under its masks, trained as the dense network was, from the first step to the last."""
+    total = setting.total_steps
+    recipe = setting.recipe(range(total), setting.learning_rate, total)
+    return _plainly(setting, "recovered", start, recipe, title)
+
+
+def _plainly(setting: Setting, kind: str, start: Network, recipe: Recipe, title: str = "dense") -> Network:
+    identity = {"from": start.key} | _training_part(setting, recipe)
+    return Network(_trained(setting, kind, identity, start, start, recipe, title), start.masks)
 
 
 def score(setting: Setting, network: Network) -> Scores:
@@ -125,24 +148,46 @@ def prune(setting: Setting, network: Network, density: float | None, scoring: Sc
     return Network(network.weights, setting.store.obtain("masks", identity, make))
 
 
-def recover(setting: Setting, network: Network) -> Network:
+def recover(setting: Setting, network: Network, density: float | None, changing: bool = True) -> Network:
     """`network` under its masks: what stays is compensated if asked for, then trained as `recovery` says.
 
-    Fine-tuned, retrained, or not at all (0 epochs).
+    Fine-tuned, rewound, retrained, or not at all (0 epochs). With `dynamic`, and if they are to be `changing`, the
+    masks change meanwhile, until `density` if that is theirs to reach.
     """
     config = setting.config["recovery"]
-    how = {"epochs": config["epochs"], "learning_rate schedule": config["learning_rate"]}
-    identity = {"from": network.key, "recovery": how} | _training_part(setting)
-    if setting.config["compensate"]:
+    dynamic = changing and bool(setting.config["dynamic"])
+    weights = rewind_point(setting) if config["weights"] == "rewind" else network
+    if config["learning_rate"] == "replay":  # the data come as training saw them
+        total = setting.total_steps
+        recipe = setting.recipe(range(setting.rewind_step, total), setting.learning_rate, total)
+    else:  # fine-tuning goes on where the order of the data ended
+        ended = network.history["position"]
+        steps = range(ended, ended + config["epochs"] * setting.epoch_steps)
+        recipe = setting.recipe(steps, setting.last_learning_rate, total=0)
+    identity = {"from": network.key, "weights": weights.key} | _training_part(setting, recipe)
+    identity |= {"last learning rate": config["learning_rate"] == "last"}
+    identity |= {"batchnorm_batches": config["batchnorm_batches"]}
+    if dynamic:
+        identity |= {"density": density} | _part(setting, "dynamic")
+    if dynamic or setting.config["compensate"]:
         identity |= _part(setting, "compensate", "scoring", "include", "exclude")
-    last = config["learning_rate"] == "last"
-    factor = setting.last_learning_rate if last else setting.learning_rate
-    # fine-tuning goes on where the order of the data ended; a replay sees the data as training saw them
-    first_epoch = network.history["total_epochs"] if last else 0
-    recipe = setting.recipe(config["epochs"], factor, first_epoch)
     title = f"{short_name(setting.config['scorer'])}, recovery"
-    weights = _trained(setting, "recovered", identity, network, network.load_masks(), recipe, title)
-    return Network(weights, network.masks)
+    regime = _regime(setting, network.load_masks(), len(recipe.steps), density) if dynamic else None
+    trained = _trained(setting, "recovered", identity, network, weights, recipe, title, regime)
+    return Network(trained, trained if dynamic else network.masks)
+
+
+def _regime(setting: Setting, masks: Masks | None, steps: int, density: float | None) -> Regime:
+    config = setting.config
+    options: dict[str, Any] = {"steps": steps, "seed": config["seed"]}
+    if arrives(config):
+        options["density"] = density
+
+    def regime(model: nn.Module, optimizer: Optimizer) -> Held:
+        made: Held = built("dynamic", config["dynamic"])(_evidence(setting, model, masks), optimizer, **options)
+        return made
+
+    return regime
 
 
 def evaluate(setting: Setting, network: Network, level: Level, dense_network: Network) -> dict[str, Any]:
@@ -191,7 +236,7 @@ def evaluate(setting: Setting, network: Network, level: Level, dense_network: Ne
         "round": level.round,
         "rounds": level.rounds,
         "requested_density": level.density if level.density is not None else row["density"],
-        "target_density": level.target if level.target is not None else row["density"],
+        "target_density": level.target,
         **row,
         "epochs": history["epochs"],
         "total_epochs": history["total_epochs"],
@@ -199,6 +244,7 @@ def evaluate(setting: Setting, network: Network, level: Level, dense_network: Ne
         "total_seconds": history["total_seconds"],
         "threads": history["threads"],
         "versions": history["versions"],
+        "control": None,
         "dense": dense_network.key,
         "network": network.key,
     }
@@ -209,22 +255,55 @@ def _loaded(setting: Setting, network: Network) -> nn.Module:
 
 
 def _trained(
-    setting: Setting, kind: str, identity: dict[str, Any], start: Network, masks: Masks | None, recipe: Any, title: str
+    setting: Setting,
+    kind: str,
+    identity: dict[str, Any],
+    start: Network,
+    weights: Network,
+    recipe: Recipe,
+    title: str,
+    regime: Regime | None = None,
 ) -> Artefact:
+    """What comes after `start`: the masks of `start`, with the `weights` of the same network or another, trained."""
+    seed, masks = setting.config["seed"], start.load_masks()
+
     def make(folder: Path) -> None:
-        compensating = masks is not None and setting.config["compensate"]
-        model = _compensated(setting, start, masks) if compensating else _loaded(setting, start)
+        if masks is not None and setting.config["compensate"]:
+            model = _compensated(setting, start, masks)
+        else:
+            model = _loaded(setting, Network(weights.weights, start.masks))
+        if setting.config["recovery"]["batchnorm_batches"] and masks is not None:
+            _reestimate(setting, model, recipe)
         if kind == "dense":
-            log.info("seed %s: training the dense network, %s epochs", setting.config["seed"], recipe.epochs)
-        began = time.perf_counter()
-        progress = setting.progress(f"seed {setting.config['seed']}, {title}")
-        history = train(
-            model, setting.splits.train, setting.splits.validation, recipe, setting.accelerator, masks, progress
+            log.info("seed %s: training the dense network, %s steps", seed, len(recipe.steps))
+        trained = train(
+            model,
+            setting.splits.train,
+            setting.splits.validation,
+            recipe,
+            setting.accelerator,
+            masks=None if regime is not None else masks,
+            regime=regime,
+            begin=RewindPoint.load(weights.weights.file(POINT)) if weights.weights.has(POINT) else None,
+            progress=setting.progress(f"seed {seed}, {title}"),
+            checkpoints=setting.checkpoints(kind, identity),
         )
-        seconds = time.perf_counter() - began
-        save(folder, model.to("cpu"), masks, [asdict(epoch) for epoch in history], seconds, start)
+        if trained.end is not None:
+            trained.end.save(folder / POINT)
+        final = None if trained.masks is None else trained.masks.to("cpu")
+        course = {"steps": len(recipe.steps), "position": recipe.steps.stop, "epoch_steps": setting.epoch_steps}
+        save(folder, model.to("cpu"), final, course, trained.epochs, start)
 
     return setting.store.obtain(kind, identity, make)
+
+
+def _reestimate(setting: Setting, model: nn.Module, recipe: Recipe) -> None:
+    """Batch norm's statistics of the pruned network, from the batches that an epoch begins with."""
+    first = recipe.steps.start // setting.epoch_steps
+    found = batches(setting.splits.train, recipe.batch_size, recipe.seed, first)
+    device = setting.accelerator.device
+    inputs = [part.to(device) for part, _ in islice(found, setting.config["recovery"]["batchnorm_batches"])]
+    reestimate_batchnorm(model.to(device), inputs)
 
 
 def _compensated(setting: Setting, network: Network, masks: Masks) -> nn.Module:
@@ -237,13 +316,13 @@ def _compensated(setting: Setting, network: Network, masks: Masks) -> nn.Module:
     return evidence.model
 
 
-def _training_part(setting: Setting) -> dict[str, Any]:
-    """What every training depends on, besides where it starts and how long it goes on."""
+def _training_part(setting: Setting, recipe: Recipe) -> dict[str, Any]:
+    """What every training depends on, besides where it starts."""
+    steps = [recipe.steps.start, recipe.steps.stop, recipe.total]
     training = {key: value for key, value in setting.config["training"].items() if key != "epochs"}
     data = _data(setting, "load", "augment")
-    return {"training": training, "data": data, "seed": setting.config["seed"]} | _part(
-        setting, "optimizer", "learning_rate"
-    )
+    own = {"format": TRAINING_FORMAT, "steps": steps, "training": training, "data": data}
+    return own | {"seed": setting.config["seed"]} | _part(setting, "optimizer", "learning_rate")
 
 
 def _part(setting: Setting, *names: str) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def summarise(frame: pd.DataFrame, value: str = "test_accuracy") -> pd.DataFrame
     pruned = pruned.assign(method=methods(frame)[frame["level"] > 0])
     last = pruned["round"] == pruned["rounds"]
     if "target_density" in pruned:
-        last |= pruned.groupby("method")["target_density"].transform("nunique") == 1
+        last |= pruned.groupby("method")["target_density"].transform("nunique", dropna=False) == 1
     final = pruned[last]
     if final.empty:
         raise RecordsError("no level in these rows is the last round of its chain; let the runs go on")

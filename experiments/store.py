@@ -91,6 +91,11 @@ class Store:
         _check(artefact, identity)
         return artefact
 
+    def scratch(self, kind: str, identity: Mapping[str, Any]) -> Path:
+        folder = self.root / "unfinished" / f"{kind}-{identity_key({'format': FORMAT, 'identity': identity})}.scratch"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
     def _make(self, artefact: Artefact, identity: Mapping[str, Any], make: Callable[[Path], None]) -> None:
         unfinished = self.root / "unfinished"
         unfinished.mkdir(exist_ok=True)

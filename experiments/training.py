@@ -1,9 +1,13 @@
-"""One training loop, and evaluation. Data are tensors on the device, sliced by a permutation of (seed, epoch)."""
+"""One training loop, and evaluation. Data are tensors on the device, sliced by a permutation of (seed, epoch).
+
+A training is a range of steps in the order of its data, so that it can begin and end anywhere in it: at a rewind point,
+or where a checkpoint was written. Whatever it draws at random is begun anew with every epoch.
+"""
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from accelerate import Accelerator
@@ -12,14 +16,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from experiments.checkpoints import Checkpoints
+from experiments.course import Course, Epoch, restored, saved
 from experiments.data import Examples
+from experiments.evaluation import evaluate
 from experiments.progress import Progress
-from experiments.seeding import generator, seeded
+from experiments.seeding import generator, reseed, seeded
 from pruning import Masks
+from pruning.dynamic import Held
 from pruning.errors import ConfigurationError, MaskError
+from pruning.rewind import RewindPoint
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
-_EVALUATION_BATCH = 1000
+Regime = Callable[[nn.Module, Optimizer], Held]
+"""From a model and its optimizer to masks that change while it trains: see `pruning.dynamic`."""
+
+TRAINING_FORMAT = 2
+"""Of the order in which a training draws and sums: a change of it is another result."""
 
 
 @dataclass(frozen=True)
@@ -27,50 +40,43 @@ class Recipe:
     """How a network is trained.
 
     Attributes:
-        epochs: passes over the training data; 0 leaves the network as it is.
+        steps: the optimizer steps that are done, by their numbers in the order of the data, where an epoch follows the
+            other; an empty range leaves the network as it is.
+        total: steps over which `factor` is spread.
         batch_size: examples a step; the last step of an epoch takes what is left, and a single example left over joins
             the step before it: batch norm cannot train on one.
         optimizer: from parameters to an optimizer; its own learning rate is the base rate.
-        factor: from progress in [0, 1) through this training to a factor of the base rate.
+        factor: from progress in [0, 1), the number of a step by `total`, to a factor of the base rate.
         seed: of data order, augmentation and dropout.
-        first_epoch: number of the first epoch in the order of the data; any epoch can be replayed.
         accumulate: parts into which a batch is cut to save memory; the step is the same, unless batch norm or dropout
             see the parts.
         clip: largest norm of the whole gradient, or None.
         label_smoothing: in [0, 1).
         best_on_validation: end with the weights of the epoch with the best validation accuracy of *this* training.
+        keep_end: give back a rewind point of the end.
     """
 
-    epochs: int
+    steps: range
+    total: int
     batch_size: int
     optimizer: Callable[[Iterator[nn.Parameter]], Optimizer]
     factor: Callable[[float], float]
     seed: int
-    first_epoch: int = 0
     accumulate: int = 1
     clip: float | None = None
     label_smoothing: float = 0.0
     best_on_validation: bool = False
     augment: Augmentation | None = None
+    keep_end: bool = False
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Accuracy in [0, 1] = correct / seen, and the mean cross-entropy over all examples."""
+class Trained:
+    """The epochs of a training, the masks at its end, and a rewind point of its end if the recipe asks for one."""
 
-    accuracy: float
-    loss: float
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What one epoch left: its number, learning rate at its end, mean training loss, validation, seconds."""
-
-    number: int
-    learning_rate: float
-    loss: float
-    validation_accuracy: float | None
-    seconds: float
+    epochs: list[Epoch]
+    masks: Masks | None
+    end: RewindPoint | None
 
 
 def accelerator(device: str = "auto", precision: str = "no") -> Accelerator:
@@ -80,6 +86,11 @@ def accelerator(device: str = "auto", precision: str = "no") -> Accelerator:
     return Accelerator(cpu=device == "cpu", mixed_precision=precision)
 
 
+def steps_per_epoch(count: int, batch_size: int) -> int:
+    """Batches into which `count` examples are cut."""
+    return len(_cut(torch.arange(count), batch_size))
+
+
 def train(
     model: nn.Module,
     examples: Examples,
@@ -87,65 +98,112 @@ def train(
     recipe: Recipe,
     accelerated: Accelerator,
     masks: Masks | None = None,
+    regime: Regime | None = None,
+    begin: RewindPoint | None = None,
     progress: Progress | None = None,
-) -> list[Epoch]:
-    """Train `model` in place, under `masks` if given; its removed weights are zero at the end. The epochs' records."""
+    checkpoints: Checkpoints | None = None,
+) -> Trained:
+    """Train `model` in place; removed weights are zero at the end.
+
+    Args:
+        model: begins with the weights that it has.
+        examples, validation: the data.
+        recipe: how.
+        accelerated: device and precision.
+        masks: hold throughout.
+        regime: instead, masks that change.
+        begin: whose optimizer state and random state the training begins with; None: fresh ones.
+        progress: is told of every epoch.
+        checkpoints: where it saves itself. What lies there is gone on with; who calls removes it in the end.
+    """
     device = accelerated.device
     model.to(device)
-    try:
-        optimizer = recipe.optimizer(p for p in model.parameters() if p.requires_grad)
-    except (TypeError, ValueError) as error:
-        raise ConfigurationError(f"optimizer: {error}: check its options") from error
+    optimizer = _optimizer(recipe, model)
     base_rates = [group["lr"] for group in optimizer.param_groups]
     examples, validation = examples.to(device), validation.to(device)
-    total = recipe.epochs * len(_cut(torch.arange(len(examples)), recipe.batch_size))
-    history: list[Epoch] = []
-    best: tuple[float, dict[str, Tensor]] | None = None
-    step = 0
-    held = nullcontext() if masks is None else masks.to(device).attach(model, optimizer)
+    length = steps_per_epoch(len(examples), recipe.batch_size)
+    epochs = -(-len(recipe.steps) // length)
     prepared = accelerated.prepare(model)
     # accelerate's wrapper of an optimizer only matters to a gradient scaler, and costs a small network 5 % of a step
     stepper = optimizer if accelerated.scaler is None else accelerated.prepare(optimizer)
-    with held, seeded(recipe.seed, "training", recipe.first_epoch):
-        for number in range(recipe.first_epoch, recipe.first_epoch + recipe.epochs):
-            start = time.perf_counter()
-            prepared.train()
-            loss_sum = torch.zeros((), device=device)
-            for inputs, targets in batches(examples, recipe.batch_size, recipe.seed, number, recipe.augment):
-                factor = recipe.factor(step / total)
-                for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
-                    group["lr"] = rate * factor
-                loss_sum += _step(prepared, stepper, inputs, targets, recipe, accelerated)
-                step += 1
-            accuracy = None
-            if recipe.best_on_validation:
-                accuracy = evaluate(model, validation).accuracy
-                if best is None or accuracy > best[0]:
-                    best = accuracy, {name: value.clone() for name, value in model.state_dict().items()}
-            loss = float(loss_sum) / len(examples)
-            seconds = time.perf_counter() - start
-            history.append(Epoch(number, optimizer.param_groups[0]["lr"], loss, accuracy, seconds))
-            if progress is not None:
-                progress.epoch(number - recipe.first_epoch + 1, recipe.epochs, loss)
-    if best is not None:
-        model.load_state_dict(best[1])
+    course = Course(recipe.steps.start, torch.zeros((), device=device))
+    with seeded(recipe.seed, "training", course.step // length):
+        if begin is not None:
+            begin.restore(optimizer=optimizer, random=True)
+        held = _held(prepared, optimizer, None if masks is None else masks.to(device), regime)
+        tree = None if checkpoints is None else checkpoints.read(device)
+        if tree is not None:
+            course = restored(tree, model, optimizer, held, accelerated)
+        prepared.train()
+        began, last_saved = time.perf_counter() - course.seconds, time.monotonic()
+        for inputs, targets in _upcoming(examples, recipe, range(course.step, recipe.steps.stop), length):
+            number, first = divmod(course.step, length)
+            if first == 0:
+                reseed(recipe.seed, "training", number)
+            factor = recipe.factor(course.step / recipe.total)
+            for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
+                group["lr"] = rate * factor
+            course.loss += _step(prepared, stepper, inputs, targets, recipe, accelerated, held)
+            course.seen += len(inputs)
+            course.step += 1
+            ends = course.step % length == 0 or course.step == recipe.steps.stop
+            accuracy = evaluate(model, validation).accuracy if ends and recipe.best_on_validation else None
+            course.seconds = time.perf_counter() - began
+            if ends:
+                epoch = course.close(number, optimizer.param_groups[0]["lr"], accuracy, model)
+                began = time.perf_counter()
+                if progress is not None:
+                    progress.epoch(len(course.epochs), epochs, epoch.loss)
+            if checkpoints is not None and checkpoints.due(course.step, last_saved):
+                checkpoints.write(saved(course, model, optimizer, held, accelerated), device)
+                last_saved = time.monotonic()
+        end = RewindPoint.capture(model, optimizer, step=course.step) if recipe.keep_end else None
+    if course.best is not None:
+        model.load_state_dict(course.best[1])
     accelerated.free_memory()  # it would keep every model that it ever prepared
-    if masks is not None:
-        if recipe.epochs and not masks.agree(model):
-            raise MaskError("removed weights came back in training: something writes to them past the optimizer")
-        masks.apply_(model)
-    return history
+    if held is None:
+        return Trained(course.epochs, None, end)
+    if recipe.steps and not held.masks.agree(model):
+        raise MaskError("removed weights came back in training: something writes to them past the optimizer")
+    final = held.finish()
+    final.apply_(model)
+    return Trained(course.epochs, final, end)
+
+
+def _optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
+    try:
+        return recipe.optimizer(p for p in model.parameters() if p.requires_grad)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"optimizer: {error}: check its options") from error
+
+
+def _held(model: nn.Module, optimizer: Optimizer, masks: Masks | None, regime: Regime | None) -> Held | None:
+    if regime is not None:
+        return regime(model, optimizer)
+    return None if masks is None else Held(model, optimizer, masks)
 
 
 def batches(
-    examples: Examples, size: int, seed: int, epoch: int, augment: Augmentation | None = None
+    examples: Examples, size: int, seed: int, epoch: int, augment: Augmentation | None = None, first: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of an epoch, in an order that is a function of (seed, epoch)."""
+    """The batches of an epoch from number `first` on, a function of (seed, epoch, number)."""
     order = torch.randperm(len(examples), generator=generator(seed, "order", epoch)).to(examples.inputs.device)
-    noise = generator(seed, "augmentation", epoch)
-    for chosen in _cut(order, size):
-        inputs = examples.inputs[chosen]
-        yield (inputs if augment is None else augment(inputs, noise)), examples.targets[chosen]
+    for number, chosen in enumerate(_cut(order, size)):
+        if number >= first:
+            inputs = examples.inputs[chosen]
+            if augment is not None:
+                inputs = augment(inputs, generator(seed, "augmentation", epoch, number))
+            yield inputs, examples.targets[chosen]
+
+
+def _upcoming(examples: Examples, recipe: Recipe, steps: range, length: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of `steps`, of which an epoch has `length`."""
+    left = len(steps)
+    for epoch in range(steps.start // length, -(-steps.stop // length)):
+        first = max(0, steps.start - epoch * length)
+        for batch in islice(batches(examples, recipe.batch_size, recipe.seed, epoch, recipe.augment, first), left):
+            left -= 1
+            yield batch
 
 
 def _cut(order: Tensor, size: int) -> list[Tensor]:
@@ -155,24 +213,6 @@ def _cut(order: Tensor, size: int) -> list[Tensor]:
     return parts
 
 
-@torch.no_grad()
-def evaluate(model: nn.Module, examples: Examples) -> Measured:
-    """Accuracy and loss in eval mode; the model's mode is put back."""
-    device = next(model.parameters()).device
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    correct, loss = 0, 0.0
-    for start in range(0, len(examples), _EVALUATION_BATCH):
-        inputs = examples.inputs[start : start + _EVALUATION_BATCH].to(device)
-        targets = examples.targets[start : start + _EVALUATION_BATCH].to(device)
-        outputs = model(inputs)
-        correct += int((outputs.argmax(1) == targets).sum())
-        loss += float(F.cross_entropy(outputs.float(), targets, reduction="sum"))
-    for module, training in modes:
-        module.training = training
-    return Measured(correct / len(examples), loss / len(examples))
-
-
 def _step(
     model: nn.Module,
     optimizer: Optimizer,
@@ -180,6 +220,7 @@ def _step(
     targets: Tensor,
     recipe: Recipe,
     accelerated: Accelerator,
+    held: Held | None,
 ) -> Tensor:
     """One optimizer step; the sum of the losses of its examples, on the device."""
     optimizer.zero_grad()
@@ -192,5 +233,9 @@ def _step(
         loss_sum += loss.detach()
     if recipe.clip is not None:
         accelerated.clip_grad_norm_(model.parameters(), recipe.clip)
+    if held is not None:
+        held.before_step()
     optimizer.step()
+    if held is not None:
+        held.after_step()
     return loss_sum

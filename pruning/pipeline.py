@@ -24,7 +24,7 @@ def prune(
     Args:
         scores: parameter name → tensor of the parameter's shape, any real dtype; higher = keep.
         density: share of units kept, in (0, 1], cumulative (of all units, not of those still alive). None only where
-            the allocation has a density of its own (`NofM`).
+            the allocation has a density of its own (`NofM`, `Rates`).
         granularity: what is removed together; `Weights()` if None.
         allocation: which units compete, and how many of each group stay; `Global()` if None.
         within: earlier masks; only what they keep competes, so the result is a subset of them.

@@ -1,13 +1,15 @@
 """Steps after a removal that need no training."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pruning.curvature.approximations import Approximation, approximated, layer_hessian
+from pruning.curvature.linear_maps import column_sums, forward_uses
 from pruning.errors import MaskError
-from pruning.evidence import Evidence
+from pruning.evidence import Evidence, accumulated
 from pruning.masks import Masks
 
 
@@ -31,10 +33,7 @@ def compensate(evidence: Evidence, masks: Mapping[str, Tensor], hessian: Approxi
     Warns:
         DampingWarning: H was singular, so its damping grew.
     """
-    kept = Masks(masks)
-    for name in kept.keys() ^ evidence.parameters.keys():
-        raise MaskError(f"{name}: in only one of the masks and the prunable parameters: give masks for exactly those")
-    kept.check(evidence.model)
+    kept = _checked(evidence, masks)
     quadratics = approximated(hessian, evidence)
     moved = [
         quadratic.moved(evidence.parameters, kept) for quadratic in quadratics
@@ -43,3 +42,76 @@ def compensate(evidence: Evidence, masks: Mapping[str, Tensor], hessian: Approxi
         for name, weight in weights.items():
             evidence.parameters[name].copy_(weight)
     kept.apply_(evidence.model)
+
+
+@torch.no_grad()
+def compensate_bias(evidence: Evidence, masks: Mapping[str, Tensor]) -> None:
+    """Remove what `masks` removes, and add to each bias what the removed weights gave on average: b + Σ_R w·E[x].
+
+    Exact where what is lost was constant, as the output of a dead channel is. In general the mean of every output
+    channel over examples and positions stays as it was, for the inputs that the layer had before the removal. One
+    forward pass of all batches. Layers without a bias have nowhere to put it and are left alone; where batch norm
+    follows, `reestimate_batchnorm` does as much.
+
+    Args:
+        evidence: the model *before* the removal, with data and a loss, which runs the model.
+        masks: name → bool tensor for every prunable tensor, True = kept.
+
+    Raises:
+        MaskError: the masks do not fit.
+        ScoreError: no data, or a prunable weight that is not used by a Linear or a convolution.
+    """
+    kept = _checked(evidence, masks)
+    sums: dict[nn.Module, tuple[str, Tensor, int]] = {}
+    for by_name, _ in forward_uses(evidence):
+        for name, calls in by_name.items():
+            for call in calls:
+                total = column_sums(call.module, accumulated(call.unchanged()).double())
+                count = call.outputs.numel() // evidence.parameters[name].shape[0]
+                if call.module in sums:
+                    _, earlier, seen = sums[call.module]
+                    total, count = total.add(earlier), count + seen
+                sums[call.module] = name, total, count
+    for module, (name, total, count) in sums.items():
+        bias, weight = getattr(module, "bias", None), evidence.parameters[name]
+        if isinstance(bias, nn.Parameter):
+            groups, columns = total.shape
+            removed = weight.double().masked_fill(kept[name], 0).reshape(groups, -1, columns)
+            bias.add_((removed @ (total / count)[:, :, None]).reshape(-1).to(bias.dtype))
+    kept.apply_(evidence.model)
+
+
+@torch.no_grad()
+def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Set the running statistics of batch norm to the plain mean over `batches` of the batches' own statistics.
+
+    They were gathered by the network that was before the pruning. Batch norm alone is in train mode meanwhile, so that
+    dropout does not take part; modes and momenta are as before afterwards. Without batches nothing changes.
+
+    Args:
+        batches: inputs of the model, on its device, all of about one size: each counts the same.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    before = [(module, module.training) for module in model.modules()]
+    momenta = [norm.momentum for norm in norms]
+    model.eval()
+    try:
+        for number, inputs in enumerate(batches):
+            for norm in norms if number == 0 else ():
+                norm.reset_running_stats()
+                norm.momentum = None  # torch's word for the plain mean
+                norm.train()
+            model(inputs)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for module, training in before:
+            module.training = training
+
+
+def _checked(evidence: Evidence, masks: Mapping[str, Tensor]) -> Masks:
+    kept = Masks(masks)
+    for name in kept.keys() ^ evidence.parameters.keys():
+        raise MaskError(f"{name}: in only one of the masks and the prunable parameters: give masks for exactly those")
+    kept.check(evidence.model)
+    return kept

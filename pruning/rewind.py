@@ -110,9 +110,13 @@ class RewindPoint:
         if random:
             _set_random_state(self.random)
 
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data and tensors; `RewindPoint(**point.as_dict())` is the point again."""
+        return {name: getattr(self, name) for name in _FIELDS}
+
     def save(self, path: str | PathLike[str]) -> None:
         """As one file, without pickle. Raises `OSError`, or `ArtefactError` for a state that is no plain data."""
-        snapshot.save(path, {name: getattr(self, name) for name in _FIELDS})
+        snapshot.save(path, self.as_dict())
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> "RewindPoint":

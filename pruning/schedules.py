@@ -13,9 +13,21 @@ Shape = Literal["linear", "exponential", "cubic"]
 _SHAPES = ("linear", "exponential", "cubic")
 
 
-def one_shot(density: float, start: float = 1.0) -> tuple[float, ...]:
-    """From `start` to `density` in one round."""
-    return _rounds("linear", density, 1, start)
+def one_shot(density: float | None, start: float = 1.0) -> tuple[float | None, ...]:
+    """From `start` to `density` in one round; None is that of an allocation with a density of its own."""
+    return (start, None) if density is None else _rounds("linear", density, 1, start)
+
+
+def repeat(density: None, rounds: int, start: float = 1.0) -> tuple[float | None, ...]:
+    """So many `rounds` of an allocation that says itself how much each removes; `density` is None.
+
+    Raises:
+        ScheduleError: a density, or no number of rounds.
+    """
+    if density is not None:
+        raise ScheduleError(f"repeat: the allocation says where it ends, not density={density}: set density to None")
+    _check_rounds("repeat", rounds)
+    return (start, *(None for _ in range(rounds)))
 
 
 def linear(density: float, rounds: int, start: float = 1.0) -> tuple[float, ...]:
@@ -75,9 +87,13 @@ def during_training(
 
 def _rounds(shape: Shape, density: float, rounds: int, start: float) -> tuple[float, ...]:
     _check_ends(density, start)
-    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
-        raise ScheduleError(f"{shape}: rounds={rounds} is no number of rounds: give an integer of at least 1")
+    _check_rounds(shape, rounds)
     return tuple(_between(shape, k / rounds, density, start) for k in range(rounds + 1))
+
+
+def _check_rounds(name: str, rounds: int) -> None:
+    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
+        raise ScheduleError(f"{name}: rounds={rounds} is no number of rounds: give an integer of at least 1")
 
 
 def _between(shape: Shape, progress: float, density: float, start: float) -> float:
@@ -92,7 +108,9 @@ def _between(shape: Shape, progress: float, density: float, start: float) -> flo
     return density + (start - density) * (1.0 - progress) ** 3
 
 
-def _check_ends(density: float, start: float) -> None:
+def _check_ends(density: float | None, start: float) -> None:
+    if density is None:
+        raise ScheduleError("no density to head for: give one, or use one_shot, or repeat with an allocation's own")
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (density, start))
     if not numbers or not 0.0 < density <= start <= 1.0:
         raise ScheduleError(

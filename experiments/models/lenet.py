@@ -9,10 +9,10 @@ from torch import nn
 
 from experiments.models.initialisation import initialise
 from experiments.models.mlp import mlp
-from experiments.models.shapes import example_shape, image_shape
+from experiments.models.shapes import example_shape, image_shape, scaled
 
 
-def lenet_300_100(inputs: Sequence[int], classes: int, init: str = "xavier_normal") -> nn.Module:
+def lenet_300_100(inputs: Sequence[int], classes: int, init: str = "xavier_normal", width: float = 1.0) -> nn.Module:
     """LeNet-300-100 (LeCun et al. 1998): two hidden layers of 300 and 100 ReLUs; parameters fc1, fc2, fc3.
 
     On [1, 28, 28] and 10 classes: 266,200 weights and 410 biases. Glorot normal weights and zero biases as in
@@ -22,6 +22,7 @@ def lenet_300_100(inputs: Sequence[int], classes: int, init: str = "xavier_norma
         inputs: the shape of one example, of one dimension or more.
         classes: how many logits.
         init: see `initialise`.
+        width: factor of all hidden widths, above 0.
 
     Returns:
         A module from [batch, *inputs] to [batch, classes].
@@ -30,10 +31,10 @@ def lenet_300_100(inputs: Sequence[int], classes: int, init: str = "xavier_norma
         ModelError: a shape or initialisation that does not exist.
     """
     example_shape("lenet_300_100", inputs, classes)  # so that an error names this model rather than mlp
-    return mlp(inputs, classes, hidden=(300, 100), init=init)
+    return mlp(inputs, classes, hidden=scaled("lenet_300_100", width, 300, 100), init=init)
 
 
-def lenet_5(inputs: Sequence[int], classes: int, init: str = "xavier_normal") -> nn.Module:
+def lenet_5(inputs: Sequence[int], classes: int, init: str = "xavier_normal", width: float = 1.0) -> nn.Module:
     """LeNet-5 in the form of Caffe, which Han et al. 2015 and SNIP (Lee et al. 2019) prune: 20-50-500.
 
     No activation follows the convolutions, only max pooling; one ReLU follows fc1. On [1, 28, 28] and 10 classes:
@@ -43,6 +44,7 @@ def lenet_5(inputs: Sequence[int], classes: int, init: str = "xavier_normal") ->
         inputs: [channels, height, width], at least 16x16 pixels.
         classes: how many logits.
         init: see `initialise`.
+        width: factor of all hidden widths, above 0.
 
     Returns:
         A module from [batch, *inputs] to [batch, classes].
@@ -50,16 +52,17 @@ def lenet_5(inputs: Sequence[int], classes: int, init: str = "xavier_normal") ->
     Raises:
         ModelError: images too small, or a shape or initialisation that does not exist.
     """
-    channels, height, width = image_shape("lenet_5", inputs, classes, smallest=16)
-    rows, columns = (((size - 4) // 2 - 4) // 2 for size in (height, width))  # a 5x5 kernel takes 4, pooling halves
+    channels, *sides = image_shape("lenet_5", inputs, classes, smallest=16)
+    first, second, hidden = scaled("lenet_5", width, 20, 50, 500)
+    rows, columns = (((size - 4) // 2 - 4) // 2 for size in sides)  # a 5x5 kernel takes 4, pooling halves
     layers: OrderedDict[str, nn.Module] = OrderedDict(
-        conv1=nn.Conv2d(channels, 20, kernel_size=5),
+        conv1=nn.Conv2d(channels, first, kernel_size=5),
         pool1=nn.MaxPool2d(2),
-        conv2=nn.Conv2d(20, 50, kernel_size=5),
+        conv2=nn.Conv2d(first, second, kernel_size=5),
         pool2=nn.MaxPool2d(2),
         flatten=nn.Flatten(),
-        fc1=nn.Linear(50 * rows * columns, 500),
+        fc1=nn.Linear(second * rows * columns, hidden),
         relu1=nn.ReLU(),
-        fc2=nn.Linear(500, classes),
+        fc2=nn.Linear(hidden, classes),
     )
     return initialise(nn.Sequential(layers), init)

@@ -11,7 +11,7 @@ from torch import nn
 
 from experiments.models.initialisation import initialise
 from experiments.models.names import unknown_name
-from experiments.models.shapes import example_shape, is_count
+from experiments.models.shapes import example_shape, is_count, scaled
 from pruning.errors import ModelError
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -34,6 +34,7 @@ def mlp(
     batch_norm: bool = False,
     activation: str = "relu",
     init: str = "kaiming_normal",
+    width: float = 1.0,
 ) -> nn.Module:
     """Flatten, then linear layers fc1, fc2, ... with an activation between them; the last one gives the logits.
 
@@ -46,6 +47,7 @@ def mlp(
             subtracts it again, and brings a shift of its own.
         activation: relu, leaky_relu, elu, gelu, silu, tanh or sigmoid.
         init: see `initialise`.
+        width: factor of all hidden widths, above 0; each is rounded, and at least 1.
 
     Returns:
         A module from [batch, *inputs] to [batch, classes].
@@ -56,7 +58,7 @@ def mlp(
     shape = example_shape("mlp", inputs, classes)
     if not all(is_count(width) for width in hidden):
         raise ModelError(f"mlp: hidden={list(hidden)} are no widths: give positive integers, such as [300, 100], or []")
-    widths = [prod(shape), *hidden]
+    widths = [prod(shape), *scaled("mlp", width, *hidden)]
     if activation not in ACTIVATIONS:
         raise ModelError(unknown_name("mlp: activation", activation, ACTIVATIONS))
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())

@@ -9,13 +9,15 @@ from torch import Tensor, nn
 
 from experiments.models.initialisation import initialise
 from experiments.models.names import unknown_name
-from experiments.models.shapes import image_shape
+from experiments.models.shapes import image_shape, scaled
 from pruning.errors import ModelError
 
 SHORTCUTS = ("A", "B")
 
 
-def resnet20(inputs: Sequence[int], classes: int, shortcut: str = "A", init: str = "kaiming_normal") -> nn.Module:
+def resnet20(
+    inputs: Sequence[int], classes: int, shortcut: str = "A", init: str = "kaiming_normal", width: float = 1.0
+) -> nn.Module:
     """ResNet-20: 269,722 parameters on [3, 32, 32] and 10 classes.
 
     Kaiming normal weights (He et al. 2015) and no biases but the last layer's, which is 0; batch norm starts as the
@@ -27,6 +29,7 @@ def resnet20(inputs: Sequence[int], classes: int, shortcut: str = "A", init: str
         shortcut: where a block changes the shape, "A" subsamples the identity and appends channels of zeros, without
             parameters, as in the paper's CIFAR networks; "B" is a 1x1 convolution with batch norm.
         init: see `initialise`.
+        width: factor of all hidden widths, above 0.
 
     Returns:
         A module from [batch, *inputs] to [batch, classes].
@@ -34,41 +37,50 @@ def resnet20(inputs: Sequence[int], classes: int, shortcut: str = "A", init: str
     Raises:
         ModelError: a shape, shortcut or initialisation that does not exist.
     """
-    return _resnet(20, inputs, classes, shortcut, init)
+    return _resnet(20, inputs, classes, shortcut, init, width)
 
 
-def resnet32(inputs: Sequence[int], classes: int, shortcut: str = "A", init: str = "kaiming_normal") -> nn.Module:
+def resnet32(
+    inputs: Sequence[int], classes: int, shortcut: str = "A", init: str = "kaiming_normal", width: float = 1.0
+) -> nn.Module:
     """ResNet-32: 464,154 parameters on [3, 32, 32] and 10 classes; arguments and errors of `resnet20`."""
-    return _resnet(32, inputs, classes, shortcut, init)
+    return _resnet(32, inputs, classes, shortcut, init, width)
 
 
-def resnet56(inputs: Sequence[int], classes: int, shortcut: str = "A", init: str = "kaiming_normal") -> nn.Module:
+def resnet56(
+    inputs: Sequence[int], classes: int, shortcut: str = "A", init: str = "kaiming_normal", width: float = 1.0
+) -> nn.Module:
     """ResNet-56: 853,018 parameters on [3, 32, 32] and 10 classes; arguments and errors of `resnet20`."""
-    return _resnet(56, inputs, classes, shortcut, init)
+    return _resnet(56, inputs, classes, shortcut, init, width)
 
 
-def _resnet(depth: int, inputs: Sequence[int], classes: int, shortcut: str, init: str) -> nn.Module:
+def _resnet(depth: int, inputs: Sequence[int], classes: int, shortcut: str, init: str, width: float) -> nn.Module:
     channels, _, _ = image_shape(f"resnet{depth}", inputs, classes)
     if shortcut not in SHORTCUTS:
         raise ModelError(unknown_name(f"resnet{depth}: shortcut", shortcut, SHORTCUTS))
     blocks = (depth - 2) // 6  # three stages of blocks of two convolutions, and the first and last layer
-    return initialise(CifarResNet(blocks, channels, classes, shortcut), init)
+    return initialise(
+        CifarResNet(blocks, channels, classes, shortcut, scaled(f"resnet{depth}", width, 16, 32, 64)), init
+    )
 
 
 class CifarResNet(nn.Module):
     """Three stages of `blocks` basic blocks each, the second and third starting with stride 2; then global pooling."""
 
-    def __init__(self, blocks: int, channels: int, classes: int, shortcut: str) -> None:
+    def __init__(
+        self, blocks: int, channels: int, classes: int, shortcut: str, widths: Sequence[int] = (16, 32, 64)
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, 16, kernel_size=3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
+        first, second, third = widths
+        self.conv1 = nn.Conv2d(channels, first, kernel_size=3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(first)
         self.relu = nn.ReLU()
-        self.layer1 = _stage(16, 16, blocks, 1, shortcut)
-        self.layer2 = _stage(16, 32, blocks, 2, shortcut)
-        self.layer3 = _stage(32, 64, blocks, 2, shortcut)
+        self.layer1 = _stage(first, first, blocks, 1, shortcut)
+        self.layer2 = _stage(first, second, blocks, 2, shortcut)
+        self.layer3 = _stage(second, third, blocks, 2, shortcut)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
-        self.fc = nn.Linear(64, classes)
+        self.fc = nn.Linear(third, classes)
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.relu(self.bn1(self.conv1(images)))

@@ -44,3 +44,16 @@ def image_shape(model: str, inputs: Sequence[int], classes: int, smallest: int =
 def is_count(value: object) -> bool:
     """Whether `value` is a positive integer; True and False are none."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def scaled(model: str, width: float, *sizes: int) -> list[int]:
+    """`sizes`, numbers of hidden units or channels, times `width`, each rounded and at least 1.
+
+    Raises:
+        ModelError: a width that is not above 0.
+    """
+    if isinstance(width, bool) or not isinstance(width, int | float) or not 0.0 < width < float("inf"):
+        raise ModelError(
+            f"{model}: width={width!r} is no factor of its hidden widths: give a number above 0, such as 1"
+        )
+    return [max(1, round(width * size)) for size in sizes]

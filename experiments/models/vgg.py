@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from torch import nn
 
 from experiments.models.initialisation import initialise
-from experiments.models.shapes import image_shape
+from experiments.models.shapes import image_shape, scaled
 
 # Configuration D of the paper: the widths of the 3x3 convolutions between two poolings
 WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
 
-def vgg16_bn(inputs: Sequence[int], classes: int, init: str = "kaiming_normal") -> nn.Module:
+def vgg16_bn(inputs: Sequence[int], classes: int, init: str = "kaiming_normal", width: float = 1.0) -> nn.Module:
     """VGG-16 with batch norm as lottery-ticket and SynFlow studies prune it: one linear layer, 512 to `classes`.
 
     On [3, 32, 32] and 10 classes: 14,724,042 parameters. (Codes whose convolutions keep a bias have 4,224 more; before
@@ -25,6 +25,7 @@ def vgg16_bn(inputs: Sequence[int], classes: int, init: str = "kaiming_normal") 
         inputs: [channels, height, width], at least 16x16 pixels.
         classes: how many logits.
         init: see `initialise`.
+        width: factor of all hidden widths, above 0.
 
     Returns:
         A module from [batch, *inputs] to [batch, classes], with parameters conv1, bn1, ..., conv13, bn13, fc.
@@ -38,7 +39,7 @@ def vgg16_bn(inputs: Sequence[int], classes: int, init: str = "kaiming_normal") 
     for stage, widths in enumerate(WIDTHS):
         if stage > 0:
             layers[f"pool{stage}"] = nn.MaxPool2d(2)
-        for out_channels in widths:
+        for out_channels in scaled("vgg16_bn", width, *widths):
             number += 1
             layers[f"conv{number}"] = nn.Conv2d(channels, out_channels, kernel_size=3, padding=1, bias=False)
             layers[f"bn{number}"] = nn.BatchNorm2d(out_channels)

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from experiments.data import Examples, Splits
+from experiments.evaluation import evaluate
 from experiments.learning_rate import step
 from experiments.models import mlp
 from experiments.seeding import generator, seeded
 from experiments.statistics import Interval, mean_interval
-from experiments.training import Recipe, accelerator, evaluate, train
+from experiments.training import Recipe, accelerator, steps_per_epoch, train
 from pruning import Evidence, Masks, prunable, prune
 from pruning.evidence import Scorer
 
@@ -60,7 +61,8 @@ def trained(
     SGD with momentum 0.9, batches of 100, weight decay 5e-4; the rate falls to a tenth at each third of the training.
     """
     optimizer = partial(torch.optim.SGD, lr=rate, momentum=0.9, weight_decay=5e-4, fused=True)
-    recipe = Recipe(epochs, 100, optimizer, partial(step, milestones=MILESTONES, gamma=0.1), seed)
+    total = epochs * steps_per_epoch(len(splits.train), 100)
+    recipe = Recipe(range(total), total, 100, optimizer, partial(step, milestones=MILESTONES, gamma=0.1), seed)
     train(model, splits.train, splits.validation, recipe, accelerator("cpu"), masks)
     return 100 * (1 - evaluate(model, splits.test).accuracy)
 

@@ -122,14 +122,13 @@ def columns(module: nn.Module, inputs: Tensor) -> Tensor:
     return _windows(padded, module).reshape(len(inputs), module.groups, -1, _positions(padded, module))
 
 
-def sums_of_powers(module: nn.Module, inputs: Tensor, power: int) -> Tensor:
-    """Σ over examples and positions of |columns|^power, [groups, inputs of a row], without making the columns."""
-    powers = inputs.abs() if power == 1 else inputs.square()
+def column_sums(module: nn.Module, inputs: Tensor) -> Tensor:
+    """Σ over examples and positions of `columns(module, inputs)`, [groups, inputs of a row], without making them."""
     if isinstance(module, nn.Linear):
-        return powers.reshape(-1, powers.shape[-1]).sum(0, keepdim=True)
+        return inputs.reshape(-1, inputs.shape[-1]).sum(0, keepdim=True)
     assert isinstance(module, _CONVOLUTIONS)
     dimensions = len(module.kernel_size)
-    windows = _windows(_padded(module, powers), module)
+    windows = _windows(_padded(module, inputs), module)
     return windows.sum((0, *range(-dimensions, 0))).reshape(module.groups, -1)
 
 

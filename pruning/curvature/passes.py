@@ -143,18 +143,37 @@ def _check_loss(evidence: Evidence, taken: Pass) -> None:
     """The gradient of the loss must be that through the outputs; else examples' gradients are not what is read off."""
     if not bool(torch.isfinite(taken.loss)):
         raise ScoreError("the loss is NaN or infinite: check the data, and that the network has not diverged")
-    parameters = list(evidence.parameters.values())
     (cotangent,) = torch.autograd.grad(taken.loss, taken.outputs, retain_graph=True, allow_unused=True)
     if cotangent is None:
         raise ScoreError("the loss does not depend on what the model gave last: call the model once in the loss")
+    beside = _reached_beside(taken.loss, taken.outputs)
+    suspects = {name: p for name, p in evidence.parameters.items() if any(p is leaf for leaf in beside)}
+    if not suspects:
+        return
+    parameters = list(suspects.values())
     through = torch.autograd.grad(taken.outputs, parameters, cotangent, retain_graph=True, allow_unused=True)
     whole = torch.autograd.grad(taken.loss, parameters, retain_graph=True, allow_unused=True)
-    for name, found, wanted in zip(evidence.parameters, through, whole, strict=True):
+    for name, found, wanted in zip(suspects, through, whole, strict=True):
         tolerance = 1e-3 if wanted is None or torch.finfo(wanted.dtype).bits >= 32 else 0.05
         if wanted is not None and (found is None or not _close(accumulated(found), accumulated(wanted), tolerance)):
             raise ScoreError(
                 f"{name}: the loss sees it past the model's outputs: call the model once in the loss, without penalties"
             )
+
+
+def _reached_beside(loss: Tensor, outputs: Tensor) -> list[Tensor]:
+    """The leaves to which a path leads from `loss` in the graph of operators that does not pass through `outputs`."""
+    leaves, waiting, seen = [], [(loss.grad_fn, 0)], {(outputs.grad_fn, outputs.output_nr)}
+    while waiting:
+        edge = waiting.pop()
+        node = edge[0]
+        if node is None or edge in seen:
+            continue
+        seen.add(edge)
+        if hasattr(node, "variable"):
+            leaves.append(node.variable)
+        waiting += node.next_functions
+    return leaves
 
 
 def read_off(calls: list[tuple[Use, Tensor]], part: slice, shape: torch.Size) -> Tensor:

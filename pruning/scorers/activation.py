@@ -4,7 +4,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from pruning.curvature.linear_maps import forward_uses, sums_of_powers
+from pruning.curvature.linear_maps import column_sums, forward_uses
 from pruning.errors import ScoreError
 from pruning.evidence import Evidence, Scores, accumulated
 
@@ -27,7 +27,8 @@ def wanda(evidence: Evidence, norm: Literal[1, 2] = 2) -> Scores:
     for by_name, _ in forward_uses(evidence):
         for name, calls in by_name.items():
             for call in calls:
-                found = sums_of_powers(call.module, accumulated(call.unchanged()), norm).double()
+                inputs = accumulated(call.unchanged())
+                found = column_sums(call.module, inputs.abs() if norm == 1 else inputs.square()).double()
                 powers[name] = powers[name] + found if name in powers else found
     scores = {}
     for name, parameter in evidence.parameters.items():

@@ -511,3 +511,26 @@ def test_configurations_build_their_model_with_its_defaults(name: str) -> None:
     assert str(model) == str(direct)
     pairs = zip(model.state_dict().values(), direct.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("name", ["lenet_300_100", "lenet_5", "mlp", "conv_2", "resnet20", "vgg16_bn"])
+def test_width_scales_every_hidden_layer(name: str) -> None:
+    """Twice the width, four times the weights between hidden layers, twice those at the ends; half works too."""
+    shape = [1, 28, 28] if name.startswith(("lenet", "mlp")) else [3, 32, 32]
+    build = getattr(models, name)
+    plain, same, wide = build(shape, 10), build(shape, 10, width=1.0), build(shape, 10, width=2)
+    assert [p.shape for p in plain.parameters()] == [p.shape for p in same.parameters()]
+    for (key, small), large in zip(plain.named_parameters(), wide.parameters(), strict=True):
+        kernel = large.shape[2:] == small.shape[2:]
+        assert kernel, key
+        ratios = {a / b for a, b in zip(large.shape, small.shape, strict=True)}
+        assert ratios <= {1.0, 2.0}, key
+    first, *hidden, last = (p for p in wide.parameters() if p.dim() >= 2)
+    narrow_first, *narrow_hidden, narrow_last = (p for p in plain.parameters() if p.dim() >= 2)
+    assert first.numel() == 2 * narrow_first.numel()
+    assert last.numel() == 2 * narrow_last.numel()
+    assert all(a.numel() == 4 * b.numel() for a, b in zip(hidden, narrow_hidden, strict=True))
+    half = build(shape, 10, width=0.5)
+    assert half(torch.zeros(2, *shape)).shape == (2, 10)
+    with pytest.raises(ModelError, match="width"):
+        build(shape, 10, width=0)

@@ -20,6 +20,7 @@ from experiments import run as app
 from experiments.configuration import checked, densities
 from experiments.setting import Setting
 from experiments.store import Store
+from experiments.training import steps_per_epoch
 from pruning.errors import AllocationError, ArtefactError, ConfigurationError, MaskError
 from pruning.recovery import compensate
 
@@ -93,7 +94,7 @@ def test_rounds_are_monotone_scored_anew_and_land_exactly(tmp_path, monkeypatch)
 
 
 def test_at_initialisation_the_initial_network_is_pruned_and_trained_in_full(tmp_path):
-    rows = run(tmp_path, "scorer=snip", "density=0.3", "recovery.epochs=${training.epochs}")
+    rows = run(tmp_path, "scorer=snip", "density=0.3")
     assert rows[1]["when"] == "init"
     assert rows[1]["epochs"] == 2  # retrain is the default here, and as long as training
     assert configured("scorer=snip")["recovery"]["learning_rate"] == "replay"
@@ -116,11 +117,11 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(tmp_path, monkeypatch
     whole = run(tmp_path / "whole", "density=[0.5,0.1]")
     train, count = stages.train, []
 
-    def interrupted(*arguments):
+    def interrupted(*arguments, **options):
         count.append(1)
         if len(count) == 3:
             raise KeyboardInterrupt
-        return train(*arguments)
+        return train(*arguments, **options)
 
     monkeypatch.setattr(stages, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -164,8 +165,9 @@ def test_every_scorer_runs_one_shot_and_in_rounds(tmp_path, scorer, rounds):
 @pytest.mark.parametrize("granularity", sorted(path.stem for path in (CONF / "granularity").glob("*.yaml")))
 @pytest.mark.parametrize("allocation", sorted(path.stem for path in (CONF / "allocation").glob("*.yaml")))
 def test_every_granularity_and_allocation_composes(tmp_path, granularity, allocation):
-    density = "null" if allocation == "n_of_m" else "0.5"
+    density = "null" if allocation in ("n_of_m", "rates") else "0.5"
     overrides = [f"granularity={granularity}", f"allocation={allocation}", f"density={density}"]
+    overrides += ["allocation.rate=0.5"] if allocation == "rates" else []
     if granularity == "vectors" and allocation in ("per_row", "n_of_m"):
         with pytest.raises(AllocationError, match="two dimensions"):
             run(tmp_path, *overrides)
@@ -454,9 +456,10 @@ def test_a_job_that_fails_leaves_the_others_of_its_sweep(tmp_path):
 def test_fine_tuning_in_rounds_goes_on_in_the_order_of_the_data(tmp_path, monkeypatch):
     began, train = [], stages.train
 
-    def watched(model, examples, validation, recipe, *rest):
-        began.append((recipe.first_epoch, recipe.epochs))
-        return train(model, examples, validation, recipe, *rest)
+    def watched(model, examples, validation, recipe, *rest, **options):
+        epoch = steps_per_epoch(len(examples), recipe.batch_size)
+        began.append((recipe.steps.start // epoch, len(recipe.steps) // epoch))
+        return train(model, examples, validation, recipe, *rest, **options)
 
     monkeypatch.setattr(stages, "train", watched)
     rows = run(tmp_path, "schedule=exponential", "schedule.rounds=3", "density=0.2")
@@ -478,7 +481,7 @@ def test_what_was_never_trained_is_fine_tuned_from_the_first_epoch(tmp_path):
 def test_where_the_data_lie_does_not_matter(tmp_path):
     setting = Setting(configured("data=mnist", "data.load.folder=here", "model=mlp"), Store(tmp_path))
     other = Setting(configured("data=mnist", "data.load.folder=there", "model=mlp"), Store(tmp_path))
-    assert stages._training_part(setting) == stages._training_part(other)
+    assert stages._data(setting, "load", "augment") == stages._data(other, "load", "augment")
 
 
 def test_tied_weights_are_stored_once_and_come_back(tmp_path, monkeypatch):
@@ -535,7 +538,7 @@ def test_compensation_follows_any_scorer_and_is_its_own_artefact(tmp_path):
         configured("scorer=magnitude", "recovery.epochs=0", "compensate=layer"), Store(tmp_path / "store")
     )
     network = stages.prune(setting, stages.dense(setting), 0.5, partial(stages.score, setting))
-    recovered = stages.recover(setting, network)
+    recovered = stages.recover(setting, network, 0.5)
     before, after = (stages.load(setting.new_model(), stages.Network(n.weights)) for n in (network, recovered))
     masks = recovered.load_masks()
     compensate(stages._evidence(setting, before, None), masks)

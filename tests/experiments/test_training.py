@@ -9,9 +9,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from experiments.data import Examples
+from experiments.evaluation import evaluate
 from experiments.learning_rate import constant, cosine, step
 from experiments.seeding import derived_seed, generator
-from experiments.training import Recipe, accelerator, batches, evaluate, train
+from experiments.training import Recipe, accelerator, batches, steps_per_epoch, train
 from pruning import Evidence, prunable, prune, scorers
 
 
@@ -25,9 +26,10 @@ def examples(count: int = 23, seed: int = 1) -> Examples:
     return Examples(torch.randn(count, 6, generator=noise), torch.randint(3, (count,), generator=noise))
 
 
-def recipe(**changes) -> Recipe:
-    defaults = {"epochs": 3, "batch_size": 5, "optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9)}
-    return Recipe(**({"factor": constant, "seed": 4} | defaults | changes))
+def recipe(epochs: int = 3, count: int = 23, **changes) -> Recipe:
+    steps = range(epochs * steps_per_epoch(count, 5))
+    defaults = {"batch_size": 5, "optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9), "total": len(steps)}
+    return Recipe(**({"steps": steps, "factor": constant, "seed": 4} | defaults | changes))
 
 
 def weights(model: nn.Module) -> torch.Tensor:
@@ -93,14 +95,14 @@ def test_masks_hold_through_training():
 def test_zero_epochs_leave_the_network_but_mask_it():
     data, model = examples(), network()
     before = weights(model)
-    assert train(model, data, data, recipe(epochs=0), accelerator("cpu")) == []
+    assert train(model, data, data, recipe(epochs=0), accelerator("cpu")).epochs == []
     assert torch.equal(weights(model), before)
 
 
 def test_best_on_validation_ends_with_the_best_epoch_of_this_training():
     data, other, model = examples(30), examples(30, seed=11), network()
-    wild = recipe(epochs=6, optimizer=partial(torch.optim.SGD, lr=1.0), best_on_validation=True)
-    history = train(model, data, other, wild, accelerator("cpu"))
+    wild = recipe(epochs=6, count=30, optimizer=partial(torch.optim.SGD, lr=1.0), best_on_validation=True)
+    history = train(model, data, other, wild, accelerator("cpu")).epochs
     accuracies = [epoch.validation_accuracy for epoch in history]
     assert accuracies[-1] < max(accuracies)  # otherwise this test could not tell
     assert evaluate(model, other).accuracy == max(accuracies)
@@ -112,7 +114,7 @@ def test_accuracy_is_correct_over_seen_whatever_the_batches(monkeypatch):
     correct = sum(int(o.argmax()) == int(t) for o, t in zip(outputs, data.targets, strict=True))
     loss = float(F.cross_entropy(outputs, data.targets).detach())
     for size in (1, 7, 10, 1000):
-        monkeypatch.setattr("experiments.training._EVALUATION_BATCH", size)
+        monkeypatch.setattr("experiments.evaluation._BATCH", size)
         found = evaluate(model, data)
         assert found.accuracy == correct / 23
         assert found.loss == pytest.approx(loss, rel=1e-6)
@@ -132,7 +134,7 @@ def test_evaluation_leaves_modes_and_statistics():
 
 def test_bfloat16_autocast_trains():
     data, model = examples(), network()
-    history = train(model, data, data, recipe(epochs=5), accelerator("cpu", "bf16"))
+    history = train(model, data, data, recipe(epochs=5), accelerator("cpu", "bf16")).epochs
     assert history[-1].loss < history[0].loss
     assert all(p.dtype == torch.float32 for p in model.parameters())
     accelerator("cpu")  # another precision in the same process is no error

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pruning import Evidence, prunable
+from pruning import Evidence, prunable, scorers
 from pruning.curvature import cotangents
 from pruning.curvature.examples import Cotangents, example_gradients, mean_squares
 from pruning.curvature.hessian import hessian_product, hutchinson
-from pruning.curvature.linear_maps import columns, factors, sums_of_powers
+from pruning.curvature.linear_maps import column_sums, columns, factors
 from pruning.errors import ScoreError
 
 MAPS: list[tuple[nn.Module, tuple[int, ...]]] = [
@@ -75,7 +75,7 @@ def test_columns_of_a_layer_are_what_its_weight_multiplies(module: nn.Module, sh
         products = products.reshape(wanted.shape) + bias
     torch.testing.assert_close(products, wanted)
     for power in (1, 2):
-        torch.testing.assert_close(sums_of_powers(module, x, power), cols.abs().pow(power).sum((0, 3)))
+        torch.testing.assert_close(column_sums(module, x.pow(power)), cols.pow(power).sum((0, 3)))
 
 
 class Odd(nn.Module):
@@ -321,6 +321,14 @@ def test_a_loss_that_sees_the_weights_past_the_outputs_is_refused(loss: Callable
     """The examples' gradients would be those of another loss."""
     model = small()
     refused(Evidence(model, prunable(model), [data(4)], loss), cotangents.empirical, "past the model's outputs: call")
+
+
+def test_a_penalty_of_zero_weight_is_none() -> None:
+    model = small()
+    plain = Evidence(model, prunable(model), [data(4)], cross_entropy)
+    idle = Evidence(model, prunable(model), [data(4)], lambda m, b: cross_entropy(m, b) + 0.0 * m[0].weight.sum())
+    for name, score in scorers.fisher(plain).items():
+        torch.testing.assert_close(scorers.fisher(idle)[name], score)
 
 
 def test_two_weights_are_not_taken_for_sure_by_chance() -> None:

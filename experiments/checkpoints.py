@@ -1,0 +1,71 @@
+"""A training saves itself now and then, so that one that is killed goes on where it was, to the same result."""
+
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pruning import snapshot
+from pruning.errors import ArtefactError
+
+log = logging.getLogger("experiments")
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Where a training saves itself, and how often.
+
+    Attributes:
+        path: one file, replaced whole each time.
+        seconds: save when so many have passed since the last time; None: never for that reason.
+        steps: save after every so many optimizer steps; None: never for that reason.
+    """
+
+    path: Path
+    seconds: float | None = 60.0
+    steps: int | None = None
+
+    def due(self, step: int, last: float) -> bool:
+        """Whether to save after `step` steps, with the last time at `last` by `time.monotonic`."""
+        if self.steps is not None and step % self.steps == 0:
+            return True
+        return self.seconds is not None and time.monotonic() - last >= self.seconds
+
+    def write(self, tree: dict[str, Any], device: torch.device) -> None:
+        """Replace the file; a reader, or a process that is killed, never meets half of it.
+
+        A disk that is full is told in the log: the training itself can still end well.
+        """
+        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        try:
+            snapshot.save(temporary, tree | {"environment": _environment(device)})
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(self.path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            log.warning("no checkpoint, the training goes on: %s", error)
+
+    def read(self, device: torch.device) -> dict[str, Any] | None:
+        """What was written last, or None: there is nothing, it is damaged, or it would not end in the same numbers."""
+        if not self.path.exists():
+            return None
+        try:
+            tree = snapshot.load(self.path)
+        except ArtefactError as error:
+            log.warning("%s; this training starts from its beginning", error)
+            return None
+        if not isinstance(tree, dict) or tree.pop("environment", None) != _environment(device):
+            log.warning("%s: made with another torch, device or number of threads; starting anew", self.path)
+            return None
+        return tree
+
+
+def _environment(device: torch.device) -> dict[str, Any]:
+    """What the rounding of sums depends on, besides the numbers themselves."""
+    threads = torch.get_num_threads() if device.type == "cpu" else None
+    return {"torch": torch.__version__, "device": device.type, "threads": threads}

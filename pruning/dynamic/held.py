@@ -1,0 +1,135 @@
+"""Masks on a network in training: what every regime shares, and what it takes to change masks between two steps."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pruning.errors import ScheduleError
+from pruning.evidence import Evidence, Scores
+from pruning.masks import Masks
+from pruning.parameters import named
+
+
+class Held:
+    """Masks that hold as they are; the other regimes of this package are this, and change them.
+
+    In a training loop of one's own:
+
+        regime = RigL(evidence, optimizer, steps=epochs * len(loader))
+        for batch in loader:
+            optimizer.zero_grad()
+            loss(model, batch).backward()
+            regime.before_step()
+            optimizer.step()
+            regime.after_step()
+        masks = regime.finish()
+
+    Attributes:
+        masks: those that hold now.
+        step: optimizer steps done.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, masks: Masks, resting: bool = False):
+        """Hold `masks` from now on.
+
+        Args:
+            model: with the weights as they are; wrappers (DDP, `torch.compile`) are looked through.
+            optimizer: updates the masked parameters.
+            masks: on the parameters' devices.
+            resting: removed weights keep the values that they had, aside, and return with them; else they return as 0.
+
+        Raises:
+            MaskError: the masks do not fit.
+        """
+        masks.check(model)
+        self.model, self.optimizer, self.masks, self.step = model, optimizer, masks, 0
+        every = named(model)
+        self.parameters = {name: every[name] for name in masks}
+        self._resting = {name: p.detach().clone() for name, p in self.parameters.items()} if resting else None
+        self._attachment = masks.attach(model, optimizer)
+
+    def before_step(self) -> None:
+        """Call it after the backward pass, before the optimizer's step."""
+
+    def after_step(self) -> None:
+        """Call it after the optimizer's step."""
+        self.step += 1
+
+    def finish(self) -> Masks:
+        """End holding: the masks at the end; removed weights are zero."""
+        self._attachment.detach()
+        return self.masks
+
+    @torch.no_grad()
+    def replace(self, masks: Masks) -> None:
+        """Hold other masks from now on. What returns has its resting value, or 0, and no past in the optimizer."""
+        if masks == self.masks:
+            return
+        self._attachment.detach()
+        for name, parameter in self.parameters.items():
+            before, after = self.masks[name], masks[name]
+            returning = after & ~before
+            if self._resting is not None:
+                resting = self._resting[name]
+                parameter.copy_(torch.where(returning, resting, parameter))
+                resting.copy_(torch.where(before & ~after, parameter, resting))
+            self._forget(parameter, returning)
+        self.masks = masks
+        self._attachment = masks.attach(self.model, self.optimizer)
+
+    def whole(self) -> Scores:
+        """The weights, with removed ones at their resting values."""
+        weights = {name: parameter.detach() for name, parameter in self.parameters.items()}
+        if self._resting is None:
+            return weights
+        return {name: torch.where(self.masks[name], w, self._resting[name]) for name, w in weights.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data and tensors from which `load_state_dict` goes on; weights and optimizer are saved apart."""
+        return {"step": self.step, "masks": dict(self.masks), "resting": self._resting}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()`. Load model and optimizer afterwards, so that these masks hold on them."""
+        self._attachment.detach()
+        self.step = state["step"]
+        self.masks = Masks({name: mask.to(self.parameters[name].device) for name, mask in state["masks"].items()})
+        if self._resting is not None:
+            for name, value in state["resting"].items():
+                self._resting[name].copy_(value)
+        self._attachment = self.masks.attach(self.model, self.optimizer)
+
+    def _forget(self, parameter: nn.Parameter, returning: Tensor) -> None:
+        """The optimizer's state of `returning` as before their first step: zero, but for two optimizers."""
+        for group in self.optimizer.param_groups:
+            if not any(p is parameter for p in group["params"]):
+                continue
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    value.masked_fill_(returning, _initial(self.optimizer, group, key))
+
+
+def _initial(optimizer: Optimizer, group: Mapping[str, Any], key: str) -> float:
+    if isinstance(optimizer, torch.optim.Rprop) and key == "step_size":
+        return float(group["lr"])
+    if isinstance(optimizer, torch.optim.Adagrad) and key == "sum":
+        return float(group["initial_accumulator_value"])
+    return 0.0
+
+
+def starting(evidence: Evidence) -> Masks:
+    """The masks that `evidence` comes with, or all that is prunable, on the parameters' devices."""
+    if evidence.masks is None:
+        return Masks.dense(evidence.parameters)
+    return Masks({name: mask.to(evidence.parameters[name].device) for name, mask in evidence.masks.items()})
+
+
+def moment(share: float, steps: int, name: str) -> int:
+    """The step at `share` of a training of `steps` steps."""
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ScheduleError(f"steps={steps!r}: give the number of optimizer steps of the training, at least 1")
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0.0 <= share <= 1.0:
+        raise ScheduleError(f"{name}={share!r}: give a share of the training, in [0, 1]")
+    return round(share * steps)
