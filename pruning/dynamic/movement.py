@@ -73,8 +73,8 @@ class Movement(Held):
         self._penalty, self._allocation = penalty, allocation
         if density is not None:
             self._wanted(0)
+        self.learned = Learned(evidence.parameters, rate, 0.0, granularity)
         super().__init__(evidence.model, optimizer, self._alive, resting=True)
-        self.learned = Learned(self.parameters, rate, 0.0, granularity)
         self._gradients = DenseGradients(self.model, self.parameters)
         self._gradients.collect()
 

@@ -83,7 +83,9 @@ class SoftMask(Held):
         self._shift = temperature * math.log(-low / high)
         opened = math.log(start / (1 - start)) + self._shift
         self._allocation = allocation
-        self._sizes = {name: self._pooled(name, self._alive[name].float()) for name in self.parameters}
+        self._sizes = {
+            name: self._pooled(name, self._alive[name].to(accumulated(p).dtype)) for name, p in self.parameters.items()
+        }
         self.log_alpha = {
             name: torch.full_like(size, opened).requires_grad_(True) for name, size in self._sizes.items()
         }
