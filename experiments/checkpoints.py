@@ -38,7 +38,8 @@ class Checkpoints:
     def write(self, tree: dict[str, Any], device: torch.device) -> None:
         """Replace the file; a reader, or a process that is killed, never meets half of it.
 
-        A disk that is full is told in the log: the training itself can still end well.
+        A disk that is full, or an optimizer whose state is no plain data, is told in the log: the training itself can
+        still end well.
         """
         temporary = self.path.with_name(f".{self.path.name}.tmp")
         try:
@@ -46,7 +47,7 @@ class Checkpoints:
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             temporary.replace(self.path)
-        except OSError as error:
+        except (OSError, ArtefactError) as error:
             temporary.unlink(missing_ok=True)
             log.warning("no checkpoint, the training goes on: %s", error)
 
@@ -68,4 +69,4 @@ class Checkpoints:
 def _environment(device: torch.device) -> dict[str, Any]:
     """What the rounding of sums depends on, besides the numbers themselves."""
     threads = torch.get_num_threads() if device.type == "cpu" else None
-    return {"torch": torch.__version__, "device": device.type, "threads": threads}
+    return {"torch": str(torch.__version__), "device": device.type, "threads": threads}

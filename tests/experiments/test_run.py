@@ -23,26 +23,7 @@ from experiments.store import Store
 from experiments.training import steps_per_epoch
 from pruning.errors import AllocationError, ArtefactError, ConfigurationError, MaskError
 from pruning.recovery import compensate
-
-ROOT = Path(__file__).parents[2]
-CONF = ROOT / "conf"
-SMALL = ("data=digits", "model=mlp", "model.hidden=[16,12]", "training.epochs=2", "recovery.epochs=1")
-
-
-def configured(*overrides: str) -> dict:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return checked(compose("config", overrides=[*SMALL, *overrides]))
-
-
-def run(folder: Path, *overrides: str) -> list[dict]:
-    setting = Setting(configured(*overrides), Store(folder / "store"))
-    rows = app.run(setting, folder / "run", "name")
-    assert records.read(folder / "run").to_dict("list")["test_accuracy"] == [row["test_accuracy"] for row in rows]
-    return rows
-
-
-def timeless(rows: list[dict]) -> list[dict]:
-    return [{key: value for key, value in row.items() if not key.endswith("seconds")} for row in rows]
+from tests.experiments.running import CONF, ROOT, SMALL, configured, run, timeless
 
 
 def exit_code() -> int:

@@ -1,19 +1,25 @@
 """The training loop against a loop written out, and evaluation against counting."""
 
+import copy
 import math
+import time
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from experiments.checkpoints import Checkpoints
 from experiments.data import Examples
 from experiments.evaluation import evaluate
 from experiments.learning_rate import constant, cosine, step
 from experiments.seeding import derived_seed, generator
 from experiments.training import Recipe, accelerator, batches, steps_per_epoch, train
 from pruning import Evidence, prunable, prune, scorers
+from pruning.dynamic import RigL
 
 
 def network(seed: int = 0) -> nn.Sequential:
@@ -163,3 +169,134 @@ def test_a_single_example_left_over_joins_the_batch_before(count, size, sizes):
     found = [inputs for inputs, _ in batches(examples, size, 0, 0)]
     assert [len(part) for part in found] == sizes
     assert sorted(torch.cat(found).tolist()) == list(range(count))
+
+
+class KilledError(Exception):
+    """Stands for a process that dies between two steps."""
+
+
+def interrupted(path, at: int, model, data, made: Recipe, regime=None, validation=None):
+    """The weights and epochs of a training that dies after `at` steps and is begun again by a fresh process."""
+
+    class Dying(Checkpoints):
+        def write(self, tree, device):
+            super().write(tree, device)
+            if tree["point"]["step"] == at:
+                raise KilledError
+
+    often = {"seconds": None, "steps": 1}
+    first, again = copy.deepcopy(model), copy.deepcopy(model)
+    arguments = (data, validation or data, made, accelerator("cpu"))
+    with pytest.raises(KilledError):
+        train(first, *arguments, regime=regime, checkpoints=Dying(path, **often))
+    torch.rand(3)
+    found = train(again, *arguments, regime=regime, checkpoints=Checkpoints(path, seconds=None))
+    return weights(again), found
+
+
+def noisy(seed: int = 0) -> nn.Sequential:
+    """With all that has state or draws at random: batch norm, dropout."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3))
+
+
+@pytest.mark.parametrize("at", [1, 3, 5, 7, 10, 13])
+@pytest.mark.parametrize("optimizer", [partial(torch.optim.SGD, lr=0.1, momentum=0.9), torch.optim.AdamW])
+def test_killed_after_any_step_it_ends_in_the_same_bits(tmp_path, at, optimizer):
+    data, model = examples(), noisy()
+    made = recipe(optimizer=optimizer, factor=cosine, best_on_validation=True, augment=jitter, clip=0.5)
+    whole = copy.deepcopy(model)
+    want = train(whole, data, examples(seed=3), made, accelerator("cpu"))
+    found, trained = interrupted(tmp_path / "c", at, model, data, made, validation=examples(seed=3))
+    assert torch.equal(found, weights(whole))
+    assert [replace(e, seconds=0) for e in trained.epochs] == [replace(e, seconds=0) for e in want.epochs]
+    assert min(e.seconds for e in trained.epochs) > 0
+
+
+def jitter(inputs: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
+    return inputs + 0.1 * torch.randn(inputs.shape, generator=noise)
+
+
+@pytest.mark.parametrize("at", [2, 5, 8, 14])
+def test_changing_masks_are_gone_on_with(tmp_path, at):
+    data, model = examples(), noisy()
+    made = recipe()
+
+    def regime(model, optimizer):
+        parameters = prunable(model)
+        masks = prune(scorers.random(Evidence(model, parameters)), 0.5)
+        return RigL(Evidence(model, parameters, masks=masks), optimizer, steps=len(made.steps), every=3)
+
+    whole = copy.deepcopy(model)
+    want = train(whole, data, data, made, accelerator("cpu"), regime=regime)
+    found, trained = interrupted(tmp_path / "c", at, model, data, made, regime)
+    assert torch.equal(found, weights(whole))
+    assert trained.masks == want.masks
+
+
+def test_a_checkpoint_that_cannot_be_trusted_is_left_alone_and_told(tmp_path, caplog, monkeypatch):
+    caplog.set_level("INFO", logger="experiments")
+    data, model, path = examples(), noisy(), tmp_path / "c"
+    whole = copy.deepcopy(model)
+    train(whole, data, data, recipe(), accelerator("cpu"))
+    saved = Checkpoints(path, seconds=None, steps=4)
+    train(copy.deepcopy(model), data, data, recipe(), accelerator("cpu"), checkpoints=saved)
+    good = path.read_bytes()
+    for damage, said in (
+        (good[: len(good) // 2], "make it again"),
+        (good[:-9] + bytes([good[-9] ^ 1]) + good[-8:], "damaged"),
+        (b"", "make it again"),
+    ):
+        path.write_bytes(damage)
+        caplog.clear()
+        again = copy.deepcopy(model)
+        train(again, data, data, recipe(), accelerator("cpu"), checkpoints=Checkpoints(path, seconds=None))
+        assert said in caplog.text
+        assert "starts from its beginning" in caplog.text
+        assert torch.equal(weights(again), weights(whole))
+    path.write_bytes(good)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    caplog.clear()
+    assert saved.read(torch.device("cpu")) is None
+    assert "number of threads" in caplog.text
+
+
+def test_a_checkpoint_that_cannot_be_written_costs_no_training(tmp_path, caplog):
+    data, model = examples(), noisy()
+    whole = copy.deepcopy(model)
+    train(whole, data, data, recipe(), accelerator("cpu"))
+    nowhere = Checkpoints(tmp_path / "missing" / "c", seconds=None, steps=1)
+    train(model, data, data, recipe(), accelerator("cpu"), checkpoints=nowhere)
+    assert torch.equal(weights(model), weights(whole))
+    assert "no checkpoint, the training goes on" in caplog.text
+
+
+def test_checkpoints_are_due_by_steps_or_by_seconds():
+    now = time.monotonic()
+    assert [step for step in range(1, 10) if Checkpoints(Path("c"), None, 4).due(step, now)] == [4, 8]
+    assert not Checkpoints(Path("c"), 60.0).due(1, now)
+    assert Checkpoints(Path("c"), 60.0).due(1, now - 61)
+    assert Checkpoints(Path("c"), 0.0).due(1, now)
+    assert not Checkpoints(Path("c"), None).due(1, 0.0)
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 7), (3, 5), (4, 15), (9, 10), (5, 10)])
+def test_a_range_of_steps_sees_the_batches_of_the_whole(first, last):
+    """Steps first … last of a training from the same weights see what the whole training sees at these steps."""
+    data, seen = examples(), []
+
+    class Watching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = network()
+
+        def forward(self, inputs):
+            seen.append(inputs.clone())
+            return self.net(inputs)
+
+    train(Watching(), data, data, recipe(), accelerator("cpu"))
+    whole, seen[:] = list(seen), []
+    trained = train(Watching(), data, data, recipe(steps=range(first, last)), accelerator("cpu"))
+    assert len(seen) == last - first
+    assert all(torch.equal(a, b) for a, b in zip(seen, whole[first:last], strict=True))
+    assert [epoch.number for epoch in trained.epochs] == list(range(first // 5, -(-last // 5)))

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruning.allocation import ERK, Densities, Global, NofM, PerRow, Uniform, erk_densities
+from pruning.allocation import ERK, Densities, Global, NofM, PerRow, Rates, Uniform, erk_densities
 from pruning.errors import AllocationError
 from pruning.granularity import Blocks, Vectors, Weights
 from pruning.pipeline import prune
@@ -238,6 +238,40 @@ def test_the_lottery_ladder():
         masks = prune(scores, None, allocation=Densities(shares), within=masks)
         assert [int(mask.sum()) for mask in masks.values()] == line["kept"] == kept
         assert round(100 * masks.density, 2) == line["percent"]
+
+
+def test_the_lottery_ladder_by_rates():
+    """The same ladder by the rates of the paper alone."""
+    (key,) = [key for key in VECTORS if key.startswith("lottery")]
+    shapes = {"fc1.weight": (300, 784), "fc2.weight": (100, 300), "fc3.weight": (10, 100)}
+    scores = draw_scores(0, shapes)
+    masks, allocation = None, Rates(0.2, {"fc3.*": 0.1})
+    for line in VECTORS[key][1:]:
+        masks = prune(scores, None, allocation=allocation, within=masks)
+        assert [int(mask.sum()) for mask in masks.values()] == line["kept"]
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0, True, "much", None])
+def test_rates_that_are_none_are_refused(rate):
+    with pytest.raises(AllocationError, match="no share that a round removes"):
+        Rates(rate)
+    with pytest.raises(AllocationError, match="no share that a round removes"):
+        Rates(0.2, {"fc*": rate})
+
+
+def test_rates_have_a_density_of_their_own_and_globs_that_match():
+    scores = draw_scores(0, {"fc1.weight": (10, 10)})
+    with pytest.raises(AllocationError, match="ask for None"):
+        prune(scores, 0.5, allocation=Rates())
+    with pytest.raises(AllocationError, match="matches none"):
+        prune(scores, None, allocation=Rates(0.2, {"fc9*": 0.1}))
+    with pytest.raises(AllocationError, match="give a rate for each glob"):
+        Rates(0.2, 0.1)
+
+
+def test_rates_count_units():
+    masks = prune({"w": torch.rand(10, 6)}, None, Vectors(0), Rates(0.25))
+    assert masks.kept == 6 * 8  # round_half_even(2.5) = 2 of ten rows go
 
 
 def test_the_first_matching_glob_decides():

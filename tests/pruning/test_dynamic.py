@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
+from hashlib import sha256
 from itertools import pairwise
 from typing import Any
 
@@ -442,21 +443,21 @@ def test_soft_mask_is_its_loss_in_autograd(granularity: Any, density: float | No
     for step in range(end):
         leaves = {name: value.clone().requires_grad_(True) for name, value in (weights | others).items()}
         seen = {}
-        for name in leaves:
-            seen[name] = leaves[name]
+        for name, leaf in leaves.items():
+            seen[name] = leaf
             if name in names:
                 ratio = regime._gates[name].detach()
                 z = noisy(alphas, names, name, 7, step)
                 torch.testing.assert_close(z.detach(), ratio)
-                seen[name] = leaves[name] * granularity.expand(z, leaves[name].shape)
+                seen[name] = leaf * granularity.expand(z, leaf.shape)
         inputs, targets = batch(step)
         loss = nn.functional.cross_entropy(functional_call(model, seen, (inputs,)), targets)
         opened = torch.cat([(a - 2 / 3 * math.log(0.1 / 1.1)).sigmoid().reshape(-1) for a in alphas.values()]).mean()
         torch.testing.assert_close(regime.expected_density(), opened)
         descent.zero_grad()
         slopes = torch.autograd.grad(loss + multiplier * opened, [*leaves.values(), *alphas.values()])
-        for leaf, slope in zip(leaves, slopes, strict=False):
-            (weights if leaf in names else others)[leaf] -= rate * slope
+        for name, slope in zip(leaves, slopes, strict=False):
+            (weights if name in names else others)[name] -= rate * slope
         for alpha, slope in zip(alphas.values(), slopes[len(leaves) :], strict=True):
             alpha.grad = slope
         descent.step()
@@ -483,8 +484,6 @@ def test_soft_mask_is_its_loss_in_autograd(granularity: Any, density: float | No
 
 def noisy(alphas: dict[str, Tensor], names: list[str], name: str, seed: int, step: int) -> Tensor:
     """Hard-concrete gates with the noise of this seed and step."""
-    from hashlib import sha256
-
     digest = sha256(f"gates {seed} {step}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     for other in names:

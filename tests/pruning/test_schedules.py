@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pruning.errors import ScheduleError
-from pruning.schedules import cubic, during_training, exponential, linear, one_shot
+from pruning.schedules import cubic, during_training, exponential, linear, one_shot, repeat
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "selection.json").read_text())
 BY_ROUNDS = (linear, cubic, exponential)
@@ -158,3 +158,15 @@ def test_impossible_schedules_are_refused(make, reason):
     with pytest.raises(ScheduleError, match=reason) as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+def test_repeat_leaves_the_densities_to_the_allocation():
+    assert repeat(None, 3) == (1.0, None, None, None)
+    assert one_shot(None) == (1.0, None)
+    with pytest.raises(ScheduleError, match="density to None"):
+        repeat(0.5, 3)
+    with pytest.raises(ScheduleError, match="rounds=0"):
+        repeat(None, 0)
+    for schedule in BY_ROUNDS:
+        with pytest.raises(ScheduleError, match="one_shot, or repeat"):
+            schedule(None, 3)
