@@ -7,7 +7,6 @@ from hashlib import sha256
 from os import PathLike
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -15,10 +14,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pruning.attachment import Attachment
+from pruning.coding import decode, encode
 from pruning.errors import ArtefactError, MaskError
 from pruning.parameters import named, storage
 
-_FORMAT = "pruning.masks/2"
+_FORMAT = "pruning.masks/3"
 
 
 @dataclass(frozen=True)
@@ -158,10 +158,16 @@ class Masks(Mapping[str, Tensor]):
         return Attachment(parameters, {**self, **self._of_other_views(parameters)}, optimizers)
 
     def save(self, path: str | PathLike[str]) -> None:
-        """One bit a weight, as safetensors, with names, shapes and counts; `OSError` if it cannot be written."""
-        counts = {line.name: {"shape": line.shape, "kept": line.kept} for line in self.table()}
-        packed = {name: torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1))) for name, mask in self.items()}
-        header = json.dumps(counts)
+        """At most one bit a weight, as safetensors, with names, shapes and counts; `OSError` if it cannot be written.
+
+        Sparse masks take less: see `pruning.coding`.
+        """
+        lines, packed = {}, {}
+        for line in self.table():
+            coding, data = encode(self[line.name].cpu().numpy().reshape(-1))
+            lines[line.name] = {"shape": line.shape, "kept": line.kept, "coding": coding}
+            packed[line.name] = torch.from_numpy(data)
+        header = json.dumps(lines)
         try:
             # one entry: the library writes several in an order of chance, and equal masks should be equal files
             entry = json.dumps({"format": _FORMAT, "tensors": header, "sha256": _digest(header, packed)})
@@ -252,13 +258,11 @@ def _digest(header: str, packed: Mapping[str, Tensor]) -> str:
 
 
 def _unpacked(path: str | PathLike[str], name: str, packed: Tensor, line: dict[str, Any]) -> Tensor:
-    shape = torch.Size(line["shape"])
-    total = shape.numel()
-    if packed.dtype != torch.uint8 or packed.numel() != -(-total // 8):
-        raise ArtefactError(f"{path}: {name} holds {packed.numel()} bytes for {total} weights: make the file again")
-    mask = torch.from_numpy(np.unpackbits(packed.numpy(), count=total).astype(np.bool_)).reshape(shape)
-    if int(mask.sum()) != line["kept"]:
-        raise ArtefactError(
-            f"{path}: {name} keeps {int(mask.sum())} weights, its header says {line['kept']}: make the file again"
-        )
-    return mask
+    shape, data = torch.Size(line["shape"]), packed.numpy()
+    if packed.dtype != torch.uint8:
+        raise ArtefactError(f"{path}: {name} holds {packed.dtype}, not bytes: make the file again")
+    try:
+        mask = decode(line["coding"], data, line["kept"], shape.numel())
+    except ValueError as error:
+        raise ArtefactError(f"{path}: {name} {error}: make the file again") from error
+    return torch.from_numpy(mask).reshape(shape)

@@ -201,7 +201,7 @@ def test_one_bit_a_weight(tmp_path: Path) -> None:
     assert bits <= path.stat().st_size < bits + 1000
     with safe_open(path, framework="pt") as file:
         counts = json.loads(json.loads(file.metadata()["masks"])["tensors"])
-    assert counts["a"] == {"shape": [300, 1001], "kept": int(some(shapes)["a"].sum())}
+    assert counts["a"] == {"shape": [300, 1001], "kept": int(some(shapes)["a"].sum()), "coding": "bits"}
 
 
 def refused(path: Path, *parts: str) -> None:

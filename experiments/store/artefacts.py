@@ -7,20 +7,25 @@ need the same artefact make it once; the operating system drops the lock of a pr
 
 import hashlib
 import json
+import logging
 import os
 import shlex
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from pruning.errors import ArtefactError
 
-FORMAT = "experiments.artefact/2"
+log = logging.getLogger("experiments")
+
+FORMAT = "experiments.artefact/3"
+UNFINISHED, SCRATCH = "unfinished", ".scratch"
 _MANIFEST = "manifest.json"
 
 
@@ -61,6 +66,19 @@ class Artefact:
         """Bytes of one of its files, as written."""
         return int(_manifest(self.folder)["files"][name]["bytes"])
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What determines it. Raises `ArtefactError` if the manifest is damaged, or lies under another key."""
+        identity: dict[str, Any] = _manifest(self.folder)["identity"]
+        if _key(identity) != self.key:
+            raise ArtefactError(f"{self.folder}: belongs to another configuration; {_mend(self.folder)}")
+        return identity
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The names of its files."""
+        return tuple(_manifest(self.folder)["files"])
+
 
 @dataclass(frozen=True)
 class Store:
@@ -78,26 +96,31 @@ class Store:
             ArtefactError: what lies there is damaged, foreign or of another format.
             OSError: it cannot be written (read-only, full). Then nothing is left behind.
         """
-        key = identity_key({"format": FORMAT, "identity": identity})  # artefacts of other formats are left alone
+        key = _key(identity)
         artefact = Artefact(kind, key, self.root / kind / key)
         if artefact.folder.exists():
             _check(artefact, identity)
             return artefact
-        locks = self.root / "locks"
-        locks.mkdir(parents=True, exist_ok=True)
-        with FileLock(locks / f"{kind}-{key}.lock"):
+        with _patiently(self.lock(kind, key), f"{kind} {key}"):
             if not artefact.folder.is_dir():  # another process may have made it meanwhile
                 self._make(artefact, identity, make)
         _check(artefact, identity)
         return artefact
 
     def scratch(self, kind: str, identity: Mapping[str, Any]) -> Path:
-        folder = self.root / "unfinished" / f"{kind}-{identity_key({'format': FORMAT, 'identity': identity})}.scratch"
+        """A folder for what a maker wants to find again after it was killed; it goes when the artefact is complete."""
+        folder = self.root / UNFINISHED / f"{kind}-{_key(identity)}{SCRATCH}"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    def lock(self, kind: str, key: str) -> FileLock:
+        """Whoever makes or removes an artefact holds its lock; the operating system frees that of a dead process."""
+        locks = self.root / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        return FileLock(locks / f"{kind}-{key}.lock")
+
     def _make(self, artefact: Artefact, identity: Mapping[str, Any], make: Callable[[Path], None]) -> None:
-        unfinished = self.root / "unfinished"
+        unfinished = self.root / UNFINISHED
         unfinished.mkdir(exist_ok=True)
         prefix = f"{artefact.kind}-{artefact.key}-"
         for left in unfinished.glob(f"{prefix}*"):  # of a process that was killed: we hold its lock now
@@ -114,8 +137,28 @@ class Store:
             artefact.folder.parent.mkdir(exist_ok=True)
             folder.rename(artefact.folder)
             _sync(artefact.folder.parent)
+            shutil.rmtree(unfinished / f"{artefact.kind}-{artefact.key}{SCRATCH}", ignore_errors=True)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _patiently(lock: FileLock, what: str) -> Iterator[None]:
+    """Hold `lock`; a line in the log says so if another process has it first."""
+    try:
+        lock.acquire(timeout=1.0)
+    except Timeout:
+        log.info("waiting for another process, which is making %s", what)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _key(identity: Mapping[str, Any]) -> str:
+    """Artefacts of other formats have other keys, and so are left alone."""
+    return identity_key({"format": FORMAT, "identity": identity})
 
 
 def identity_key(identity: Mapping[str, Any]) -> str:

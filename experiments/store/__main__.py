@@ -1,0 +1,155 @@
+"""python -m experiments.store ls|rm|verify: what a store holds, for which configuration, and whether it is sound.
+
+python -m experiments.store ls                        every artefact, its size, and whether a run needs it
+python -m experiments.store verify                    every file against its checksum; exit code 1 if one is damaged
+python -m experiments.store rm 4c81f0a2               by key, or the first digits of one
+python -m experiments.store rm --unreferenced         all that no row below --runs needs
+python -m experiments.store rm --unfinished           what processes that died have left
+"""
+
+import argparse
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from filelock import Timeout
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+from rich.text import Text
+
+from experiments.store.artefacts import UNFINISHED, Store
+from experiments.store.inventory import Entry, age, free, inventory, unfinished
+from pruning.errors import ArtefactError, PruningError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; 1 for what a user can mend, told in one line on standard error."""
+    arguments = _arguments(argv)
+    store = Store(arguments.store)
+    try:
+        if not arguments.store.is_dir():
+            raise ArtefactError(f"{arguments.store}: there is no such store; give --store, or run an experiment first")
+        if arguments.command == "ls":
+            return _list(store, arguments.runs)
+        if arguments.command == "verify":
+            return _verify(store, arguments.runs)
+        return _remove(store, arguments)
+    except PruningError as error:
+        return _fail(str(error))
+    except OSError as error:
+        return _fail(f"{error.filename or arguments.store}: {error.strerror or error}; give access")
+
+
+def _list(store: Store, runs: Path) -> int:
+    entries = inventory(store, runs)
+    table = Table(box=None, pad_edge=False)
+    for name in ("kind", "key", "size", "age", "needed", "what"):
+        table.add_column(name, justify="right" if name in ("size", "age") else "left", no_wrap=name == "key")
+    for entry in entries:
+        said = f"damaged: {entry.damage}" if entry.damage else entry.words
+        cells = (entry.artefact.kind, entry.artefact.key, decimal(entry.size), age(entry.made))
+        table.add_row(*cells, "yes" if entry.needed else "no", Text(said))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    console.print(table)
+    for path, busy in unfinished(store):
+        state = "a process is at work on it" if busy else "left by a process that ended; a repetition goes on with it"
+        console.print(Text(f"{path}: {state}"), soft_wrap=True)
+    idle = [entry for entry in entries if not entry.needed]
+    total, spare = (decimal(sum(entry.size for entry in some)) for some in (entries, idle))
+    console.print(Text(f"{len(entries)} artefacts, {total}; {len(idle)} of them, {spare}, no row below {runs} needs"))
+    return 0
+
+
+def _verify(store: Store, runs: Path) -> int:
+    damaged = 0
+    entries = inventory(store, runs)
+    for entry in entries:
+        try:
+            if entry.damage:
+                raise ArtefactError(entry.damage)
+            for name in entry.artefact.files:
+                entry.artefact.file(name)
+        except ArtefactError as error:
+            damaged += 1
+            print(error)
+    print(f"{len(entries)} artefacts, {damaged} damaged")
+    return 1 if damaged else 0
+
+
+def _remove(store: Store, arguments: argparse.Namespace) -> int:
+    if not (arguments.keys or arguments.unreferenced or arguments.unfinished):
+        raise ArtefactError("rm: nothing to remove: give keys, --unreferenced or --unfinished")
+    entries = inventory(store, arguments.runs)
+    chosen = [_one(entries, key) for key in arguments.keys]
+    if arguments.unreferenced:
+        chosen += [entry for entry in entries if not entry.needed and entry not in chosen]
+    for entry in chosen:
+        others = [other for other in entries if entry.artefact.key in other.parents and other not in chosen]
+        if (entry.needed or others) and not arguments.force:
+            who = f"{others[0].artefact.kind} {others[0].artefact.key}" if others else f"rows below {arguments.runs}"
+            raise ArtefactError(f"{entry.artefact.kind} {entry.artefact.key}: {who} come from it; add --force")
+    removed = [entry for entry in chosen if _take(store, entry)]
+    left = [path for path, _ in unfinished(store) if arguments.unfinished and free(store, path)]
+    for path in left:
+        shutil.rmtree(path)
+    size = decimal(sum(entry.size for entry in removed))
+    print(f"removed {len(removed)} artefacts, {size}" + (f", and {len(left)} unfinished" if left else ""))
+    return 0
+
+
+def _take(store: Store, entry: Entry) -> bool:
+    """Remove an artefact whole: it leaves its place in one step, so that a kill leaves none cut."""
+    kind, key = entry.artefact.kind, entry.artefact.key
+    try:
+        with store.lock(kind, key).acquire(blocking=False):
+            place = store.root / UNFINISHED
+            place.mkdir(exist_ok=True)
+            aside = Path(tempfile.mkdtemp(prefix=f"{kind}-{key}-", dir=place))
+            entry.artefact.folder.rename(aside / "removed")
+            shutil.rmtree(aside)
+            return True
+    except Timeout:
+        print(f"{kind} {key}: a process holds it, it stays")
+        return False
+
+
+def _one(entries: Sequence[Entry], key: str) -> Entry:
+    found = [entry for entry in entries if f"{entry.artefact.kind}/{entry.artefact.key}".startswith(key)]
+    found += [entry for entry in entries if entry.artefact.key.startswith(key)]
+    if len(found) != 1:
+        many = "no artefact has this key" if not found else f"{len(found)} artefacts begin so"
+        raise ArtefactError(f"{key}: {many}; see `python -m experiments.store ls`")
+    return found[0]
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.store", description="What a store of artefacts holds, and whether it is sound."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, said in (
+        ("ls", "list artefacts, in words"),
+        ("rm", "remove artefacts"),
+        ("verify", "check every file against its checksum"),
+    ):
+        command = commands.add_parser(name, help=said, description=said)
+        command.add_argument("--store", type=Path, default=Path("runs/store"), help="default: %(default)s")
+        command.add_argument("--runs", type=Path, default=Path("runs"), help="where rows are, default: %(default)s")
+        if name == "rm":
+            command.add_argument("keys", nargs="*", help="keys, their first digits, or kind/key")
+            command.add_argument("--unreferenced", action="store_true", help="all that no row needs")
+            command.add_argument("--unfinished", action="store_true", help="what processes that ended have left")
+            command.add_argument("--force", action="store_true", help="also what others need: it is made again")
+    return parser.parse_args(argv)
+
+
+def _fail(message: str) -> int:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
