@@ -1,5 +1,6 @@
 # make curve   a sparsity-accuracy curve on real digits, under runs/quickstart/
 # make test    the test suite
+# make kills   a hundred kills of running experiments, each of which must end in the same bits
 # make check   format, lint, types, import order
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install curve test check format clean
+.PHONY: install curve test kills check format clean
 
 install: $(INSTALLED)
 
@@ -22,6 +23,9 @@ curve: install
 
 test: install
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+kills: install
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 KILLS=100 $(BIN)/python -m pytest tests/experiments/test_interruption.py
 
 check: install
 	$(BIN)/ruff format --check .

@@ -1,8 +1,8 @@
 """Artefacts addressed by the configuration that determines them: made once, whole or not at all, checked when read.
 
 An artefact is a folder `<root>/<kind>/<key>/` with a manifest that names format, kind, identity and, for every file,
-its size and SHA-256. It is written into a temporary folder and renamed when complete. A lock makes two processes that
-need the same artefact make it once; the operating system drops the lock of a process that dies.
+its size and SHA-256, and its own. It is written into a temporary folder and renamed when complete. A lock makes two
+processes that need the same artefact make it once; the operating system drops the lock of a process that dies.
 """
 
 import hashlib
@@ -130,6 +130,7 @@ class Store:
             make(folder)
             files = {path.name: _described(path) for path in sorted(folder.iterdir())}
             manifest = {"format": FORMAT, "kind": artefact.kind, "identity": identity, "files": files}
+            manifest["sha256"] = _content(manifest)
             (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
             for path in folder.iterdir():
                 _sync(path)
@@ -173,15 +174,21 @@ def _canonical(identity: Mapping[str, Any]) -> str:
 def _manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(), parse_constant=_refuse)
+        whole = isinstance(manifest, dict) and manifest.pop("sha256", None) == _content(manifest)
     except OSError as error:
         raise ArtefactError(f"{folder}: no readable manifest ({error.strerror}); {_mend(folder)}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtefactError(f"{folder / _MANIFEST}: cut or damaged; {_mend(folder)}") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    if isinstance(manifest, dict) and manifest.get("format") != FORMAT:
         raise ArtefactError(f"{folder}: not an artefact of format {FORMAT}; {_mend(folder)}")
-    if not isinstance(manifest.get("files"), dict) or not isinstance(manifest.get("identity"), dict):
+    if not whole:
         raise ArtefactError(f"{folder / _MANIFEST}: cut or damaged; {_mend(folder)}")
     return manifest
+
+
+def _content(manifest: Mapping[str, Any]) -> str:
+    """A manifest is guarded like the files of which it tells the checksums."""
+    return hashlib.sha256(_canonical(manifest).encode()).hexdigest()
 
 
 def _refuse(constant: str) -> NoReturn:
