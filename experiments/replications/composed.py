@@ -1,0 +1,26 @@
+"""A replication by the project's own experiments: a configuration is composed as on the command line, and run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from experiments import records
+from experiments.configuration import checked
+from experiments.run import run
+from experiments.setting import Setting
+from experiments.store import Store
+
+_CONF = Path(__file__).resolve().parents[2] / "conf"
+
+
+def rows(folder: Path, name: str, overrides: Sequence[str]) -> pd.DataFrame:
+    """The rows of one run, which lies in `folder`/`name` and shares `folder`/store; what is there is not done again."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(_CONF), version_base="1.3"):
+        config: dict[str, Any] = checked(compose("config", overrides=list(overrides)))
+    run(Setting(config, Store(folder / "store"), alone=False), folder / name, name)
+    return records.read(folder / name)
