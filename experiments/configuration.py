@@ -8,6 +8,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any
 
 from hydra.utils import get_object, instantiate
@@ -231,6 +232,16 @@ def built(group: str, config: Mapping[str, Any], **arguments: Any) -> Any:
             raise cause from None
         hint = "" if "_partial_" in config or "missing" not in str(cause) else " (is _partial_: true missing?)"
         raise ConfigurationError(f"{group}={config.get('_target_')}: {type(cause).__name__}: {cause}{hint}") from error
+
+
+def unguarded(function: Any) -> Any:
+    """`function` without the check that Hydra makes, where it is a partial, of what every call returns.
+
+    The check takes about a millisecond, as long as a training step: not for what returns numbers or tensors.
+    """
+    if isinstance(function, partial):
+        return partial(function.func, *function.args, **function.keywords)
+    return function
 
 
 def short_name(config: Mapping[str, Any]) -> str:

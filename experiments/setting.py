@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import nn
 
 from experiments.checkpoints import Checkpoints
-from experiments.configuration import built
+from experiments.configuration import built, unguarded
 from experiments.data import Splits
 from experiments.progress import Progress, progress
 from experiments.seeding import seeded
@@ -41,8 +42,13 @@ class Setting:
         return Setting(self.config | {"model": model}, self.store, self.alone, self.splits)
 
     @cached_property
-    def accelerator(self) -> Accelerator:
-        """Device and precision."""
+    def device(self) -> torch.device:
+        """Where networks are."""
+        device: torch.device = self.new_accelerator().device
+        return device
+
+    def new_accelerator(self) -> Accelerator:
+        """Device and precision, for one training: it keeps every model that it prepares, and a gradient scaler."""
         precision = self.config["training"]["precision"]
         made = accelerator(self.config["device"], precision)
         if precision == "fp16" and made.device.type == "cpu":
@@ -99,13 +105,13 @@ class Setting:
             clip=training["clip"],
             label_smoothing=training["label_smoothing"],
             best_on_validation=training["best_on_validation"],
-            augment=None if augment is None else built("data.augment", augment),
+            augment=None if augment is None else unguarded(built("data.augment", augment)),
         )
 
     @cached_property
     def learning_rate(self) -> Callable[[float], float]:
         """The factor of the learning rate over the progress of training."""
-        factor: Callable[[float], float] = built("learning_rate", self.config["learning_rate"])
+        factor: Callable[[float], float] = unguarded(built("learning_rate", self.config["learning_rate"]))
         return factor
 
     @cached_property

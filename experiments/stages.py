@@ -104,7 +104,7 @@ def score(setting: Setting, network: Network) -> Scores:
 
 def _evidence(setting: Setting, model: nn.Module, masks: Masks | None) -> Evidence:
     """`model`, of whose weights `masks` are alive, with the examples that scorers see."""
-    config, device = setting.config["scoring"], setting.accelerator.device
+    config, device = setting.config["scoring"], setting.device
     model.to(device).train(config["mode"] == "train")
     examples = setting.splits.train
     count = len(examples) if config["examples"] is None else min(config["examples"], len(examples))
@@ -196,10 +196,10 @@ def evaluate(setting: Setting, network: Network, level: Level, dense_network: Ne
     identity |= _part(setting, "include", "exclude")
 
     def make(folder: Path) -> None:
-        model = _loaded(setting, network).to(setting.accelerator.device)
+        model = _loaded(setting, network).to(setting.device)
         held = network.load_masks()
         masks = Masks.dense(setting.prunable(model)).to("cpu") if held is None else held
-        example = setting.splits.test.inputs[:1].to(setting.accelerator.device)
+        example = setting.splits.test.inputs[:1].to(setting.device)
         counts = cost(model, masks, example)
         table = masks.table()
         smallest = min(table, key=lambda line: line.density)
@@ -281,7 +281,7 @@ def _trained(
             setting.splits.train,
             setting.splits.validation,
             recipe,
-            setting.accelerator,
+            setting.new_accelerator(),
             masks=None if regime is not None else masks,
             regime=regime,
             begin=RewindPoint.load(weights.weights.file(POINT)) if weights.weights.has(POINT) else None,
@@ -301,7 +301,7 @@ def _reestimate(setting: Setting, model: nn.Module, recipe: Recipe) -> None:
     """Batch norm's statistics of the pruned network, from the batches that an epoch begins with."""
     first = recipe.steps.start // setting.epoch_steps
     found = batches(setting.splits.train, recipe.batch_size, recipe.seed, first)
-    device = setting.accelerator.device
+    device = setting.device
     inputs = [part.to(device) for part, _ in islice(found, setting.config["recovery"]["batchnorm_batches"])]
     reestimate_batchnorm(model.to(device), inputs)
 
@@ -312,7 +312,7 @@ def _compensated(setting: Setting, network: Network, masks: Masks) -> nn.Module:
     held = Masks.load(before.weights.file(MASKS)) if before.weights.has(MASKS) else None
     evidence = _evidence(setting, _loaded(setting, before), held)
     with seeded(setting.config["seed"], "scoring noise"):
-        built("compensate", setting.config["compensate"])(evidence, masks.to(setting.accelerator.device))
+        built("compensate", setting.config["compensate"])(evidence, masks.to(setting.device))
     return evidence.model
 
 

@@ -109,7 +109,7 @@ def train(
         model: begins with the weights that it has.
         examples, validation: the data.
         recipe: how.
-        accelerated: device and precision.
+        accelerated: device and precision; made for this training, as it keeps the models that it prepares.
         masks: hold throughout.
         regime: instead, masks that change.
         begin: whose optimizer state and random state the training begins with; None: fresh ones.
@@ -160,7 +160,6 @@ def train(
         end = RewindPoint.capture(model, optimizer, step=course.step) if recipe.keep_end else None
     if course.best is not None:
         model.load_state_dict(course.best[1])
-    accelerated.free_memory()  # it would keep every model that it ever prepared
     if held is None:
         return Trained(course.epochs, None, end)
     if recipe.steps and not held.masks.agree(model):

@@ -19,8 +19,13 @@ _CONF = Path(__file__).resolve().parents[2] / "conf"
 
 def rows(folder: Path, name: str, overrides: Sequence[str]) -> pd.DataFrame:
     """The rows of one run, which lies in `folder`/`name` and shares `folder`/store; what is there is not done again."""
+    run(setting(Store(folder / "store"), overrides), folder / name, name)
+    return records.read(folder / name)
+
+
+def setting(store: Store, overrides: Sequence[str]) -> Setting:
+    """The setting of the command line's `overrides`; errors as there."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(_CONF), version_base="1.3"):
         config: dict[str, Any] = checked(compose("config", overrides=list(overrides)))
-    run(Setting(config, Store(folder / "store"), alone=False), folder / name, name)
-    return records.read(folder / name)
+    return Setting(config, store, alone=False)

@@ -1,0 +1,174 @@
+"""python -m experiments.benchmarks.lottery: a level of the lottery ticket, beside the loop that most research code has.
+
+A level here: prune LeNet-300-100 by a fifth, put the rest back to the start, train, evaluate, store. The loop takes its
+examples one by one from a `torch.utils.data.DataLoader`: as pictures, transformed by torchvision each time they are
+seen, or as tensors that are ready; it multiplies by the masks in every step. It sees the same batches in the same
+order, so both end with the same network up to rounding, and accuracies are shown. The time outside training steps is
+all of a level but forward, backward, masking and the optimizer's step.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torchvision import transforms
+
+from experiments import stages, training
+from experiments.benchmarks.measuring import in_turn, median_ratio, show
+from experiments.data import Examples
+from experiments.replications import composed
+from experiments.seeding import generator
+from experiments.setting import Setting
+from experiments.stages import Level
+from experiments.store import Store
+from pruning import Evidence, Masks, prunable, prune, scorers
+
+DENSITY = 0.8
+Loading = Callable[[Examples], Dataset[Any]]
+
+
+class Pictures(Dataset[Any]):
+    """MNIST as torchvision keeps it: bytes, which become a PIL image and then a standardised tensor when asked for."""
+
+    def __init__(self, examples: Examples) -> None:
+        low, high = float(examples.inputs.min()), float(examples.inputs.max())
+        pixels = ((examples.inputs[:, 0] - low) / (high - low) * 255).round()
+        self.pixels = pixels.numpy().astype(np.uint8)
+        self.targets = examples.targets.tolist()
+        normalise = transforms.Normalize([-low / (high - low)], [1 / (high - low)])
+        self.transform = transforms.Compose([transforms.ToTensor(), normalise])
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.pixels[index])), self.targets[index]
+
+
+def tensors(examples: Examples) -> Dataset[Any]:
+    """The same examples, ready to be used."""
+    return TensorDataset(examples.inputs, examples.targets)
+
+
+def level(setting: Setting, folder: Path) -> float:
+    """A level by the project's own stages, in an empty store; its test accuracy."""
+    setting = replace(setting, store=Store(folder), loaded=setting.splits)
+    start = stages.initial(setting)
+    pruned = stages.prune(setting, start, DENSITY, lambda network: stages.score(setting, network))
+    ticket = stages.recover(setting, pruned, DENSITY)
+    row = stages.evaluate(setting, ticket, Level(1, 1, 1, DENSITY, DENSITY), start)
+    return float(row["test_accuracy"])
+
+
+def loop(setting: Setting, load: Loading, folder: Path) -> float:
+    """The same level by a loop as it is mostly written; its test accuracy."""
+    splits, size = setting.splits, setting.config["training"]["batch_size"]
+    model = setting.new_model()
+    masks = prune(scorers.magnitude(Evidence(model, prunable(model))), DENSITY)
+    optimizer = torch.optim.Adam(model.parameters(), lr=setting.config["optimizer"]["lr"])
+    train = load(splits.train)
+    for epoch in range(setting.config["training"]["epochs"]):
+        order = torch.randperm(len(splits.train), generator=generator(setting.config["seed"], "order", epoch))
+        for inputs, targets in DataLoader(train, batch_sampler=[part.tolist() for part in order.split(size)]):
+            _multiply(dict(model.named_parameters()), masks)
+            optimizer.zero_grad()
+            F.cross_entropy(model(inputs), targets).backward()
+            optimizer.step()
+    _multiply(dict(model.named_parameters()), masks)
+    folder.mkdir()
+    torch.save(model.state_dict(), folder / "model.pt")
+    model.eval()
+    with torch.no_grad():
+        found = {}
+        for name, examples in (("validation", splits.validation), ("test", splits.test)):
+            right = sum(int((model(x).argmax(1) == y).sum()) for x, y in DataLoader(load(examples), batch_size=1000))
+            found[name] = right / len(examples)
+    return found["test"]
+
+
+@torch.no_grad()
+def _multiply(parameters: dict[str, torch.nn.Parameter], masks: Masks) -> None:
+    for name, mask in masks.items():
+        parameters[name].mul_(mask)
+
+
+def timed_steps(seconds: list[float]) -> Callable[..., Tensor]:
+    """The training loop's step, which adds what it took to the last of `seconds`."""
+    step = training._step
+
+    def timed(*args: Any) -> Tensor:
+        start = time.perf_counter()
+        loss = step(*args)
+        seconds[-1] += time.perf_counter() - start
+        return loss
+
+    return timed
+
+
+def main() -> None:
+    """Run it; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--turns", type=int, default=5)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    folders, accuracies = _folders(), {}
+    in_steps: list[float] = []
+    training._step = timed_steps(in_steps)
+    with tempfile.TemporaryDirectory() as place:
+        overrides = ["data=mnist5k", "model=lenet_300_100", "optimizer=adam", "optimizer.lr=1.2e-3", "recovery=rewind"]
+        overrides += [f"training.epochs={options.epochs}"]
+        setting = composed.setting(Store(Path(place)), overrides)
+
+        def ours() -> None:
+            in_steps.append(0.0)
+            accuracies["ours"] = level(setting, Path(place) / next(folders))
+
+        def peer(name: str, load: Loading) -> Callable[[], None]:
+            def call() -> None:
+                accuracies[name] = loop(setting, load, Path(place) / next(folders))
+
+            return call
+
+        contenders = {"ours": ours, "tensors": peer("tensors", tensors), "pictures": peer("pictures", Pictures)}
+        seconds = in_turn(contenders, options.turns)
+    outside = statistics.median(1 - s / t for s, t in zip(in_steps[1:], seconds["ours"], strict=True))
+    ratios = {name: median_ratio(seconds[name], seconds["ours"]) for name in contenders}
+    names = {"ours": "stages", "tensors": "DataLoader of tensors", "pictures": "DataLoader of pictures"}
+    rows = []
+    for name, title in names.items():
+        median = statistics.median(seconds[name])
+        cells = f"{median:.2f}", f"{median / options.epochs:.3f}", f"{ratios[name]:.2f}", f"{accuracies[name]:.3f}"
+        rows.append((title, *cells))
+    show(
+        f"a level of LeNet-300-100, {options.epochs} epochs of 3,600 digits, {options.threads} thread(s), medians",
+        ("", "s a level", "s an epoch", "ratio", "test accuracy"),
+        rows,
+        {
+            "seconds_level": round(statistics.median(seconds["ours"]), 3),
+            "seconds_epoch": round(statistics.median(seconds["ours"]) / options.epochs, 4),
+            "speedup": {name: round(ratios[name], 2) for name in ("tensors", "pictures")},
+            "outside_steps": round(outside, 4),
+        },
+    )
+
+
+def _folders() -> Iterator[str]:
+    return map(str, count())
+
+
+if __name__ == "__main__":
+    main()
