@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from pruning.errors import ParameterError
 
@@ -56,11 +57,14 @@ def prunable(
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside `torch.compile` and (Distributed)DataParallel wrappers, under whose names masks are kept."""
+    """The module inside wrappers, under whose names masks are kept.
+
+    Wrappers are those of `torch.compile`, (Distributed)DataParallel, and torch's averages of weights.
+    """
     while True:
         if "_orig_mod" in model._modules:
             inner = model._modules["_orig_mod"]
-        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel | AveragedModel):
             inner = model.module
         else:
             return model

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
+from pruning.dynamic.processes import average_
 from pruning.evidence import Scores, accumulated
 
 
@@ -41,10 +41,7 @@ class DenseGradients:
             for name, parameter in self._parameters.items()
         }
         self.stop()
-        if isinstance(self._model, DistributedDataParallel):
-            for gradient in found.values():
-                torch.distributed.all_reduce(gradient)
-                gradient /= torch.distributed.get_world_size()
+        average_(self._model, found.values())
         return found
 
     def _hook(self, name: str) -> Callable[[Tensor], None]:

@@ -14,6 +14,7 @@ from pruning.errors import ScheduleError
 from pruning.evidence import Evidence, Scorer, untouched
 from pruning.granularity import Granularity
 from pruning.masks import Masks
+from pruning.parameters import unwrapped
 from pruning.pipeline import prune
 from pruning.schedules import Shape, during_training
 
@@ -46,7 +47,7 @@ class Gradual(Held):
             optimizer: of the model.
             steps: optimizer steps of the whole training.
             density: at the end, of all units, in (0, 1].
-            scorer: asked at every pruning, with the masks of the moment.
+            scorer: asked at every pruning, with the masks of the moment; of many processes the first one's count.
             seed: taken for the sake of a common form; nothing here is random.
             granularity, allocation: as in `prune`.
             begin, end: shares of the training, in [0, 1]; from `end` on the masks stay.
@@ -88,7 +89,8 @@ class Gradual(Held):
             self.replace(self._pruned(density))
 
     def _pruned(self, density: float) -> Masks:
-        evidence = replace(self._evidence, masks=None if self._regrow else self.masks)
+        # unwrapped, as DDP averages the gradients of whole backward passes alone
+        evidence = replace(self._evidence, model=unwrapped(self.model), masks=None if self._regrow else self.masks)
         with untouched(self.model), self._all_weights():
             self.model.train(self._mode == "train")
             scores = self._scorer(evidence)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pruning.dynamic.processes import of_first_process
 from pruning.errors import ScheduleError
 from pruning.evidence import Evidence, Scores
 from pruning.masks import Masks
@@ -65,7 +66,11 @@ class Held:
 
     @torch.no_grad()
     def replace(self, masks: Masks) -> None:
-        """Hold other masks from now on. What returns has its resting value, or 0, and no past in the optimizer."""
+        """Hold other masks from now on. What returns has its resting value, or 0, and no past in the optimizer.
+
+        Over the processes of a DDP-wrapped model those of the first one hold.
+        """
+        masks = of_first_process(self.model, masks)
         if masks == self.masks:
             return
         self._attachment.detach()

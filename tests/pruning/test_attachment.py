@@ -1,261 +1,17 @@
-"""A pruned weight does not exist: a masked network trains exactly as the network from which it was removed."""
+"""Masks held on a network: whatever gradients, weights, dtypes and hands do to it between steps."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from pruning import Masks, prunable
+from pruning import Masks
 from pruning.errors import MaskError
-
-Make = Callable[[Any], Optimizer]
-
-KEPT = torch.tensor([0, 2, 3, 6])  # hidden units of 8
-UPDATES: dict[str, Make] = {
-    "sgd": partial(SGD, lr=0.1),
-    "momentum": partial(SGD, lr=0.05, momentum=0.9, weight_decay=0.1),
-    "dampening": partial(SGD, lr=0.05, momentum=0.9, dampening=0.3),
-    "nesterov": partial(SGD, lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.01),
-    "adam": partial(Adam, lr=0.01, weight_decay=0.1),
-    "adam-foreach": partial(Adam, lr=0.01, foreach=True),
-    "adamw": partial(AdamW, lr=0.01, weight_decay=0.1),
-    "adamw-amsgrad": partial(AdamW, lr=0.01, amsgrad=True),
-    "rmsprop": partial(torch.optim.RMSprop, lr=0.01, centered=True, momentum=0.5),
-    "adagrad": partial(torch.optim.Adagrad, lr=0.05, initial_accumulator_value=0.1),
-    "nadam": partial(torch.optim.NAdam, lr=0.01),
-}
-
-
-class Noisy(Optimizer):
-    """Of a third party: averages the gradient over rows, adds noise, and keeps state of its own that spreads."""
-
-    def __init__(self, params: Any, lr: float = 0.1):
-        super().__init__(params, {"lr": lr})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # no loss to return
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                memory = self.state[p].setdefault("memory", torch.zeros_like(p))
-                memory.mul_(0.9).add_(p.grad.mean(0, keepdim=True)).add_(torch.randn_like(p), alpha=0.1)
-                p.sub_(memory, alpha=group["lr"])
-
-
-def mlp(hidden: int = 8, dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(6, hidden), nn.Tanh(), nn.Linear(hidden, 3)).to(dtype)
-
-
-def data(step: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(100 + step)
-    inputs = torch.randn(10, 6, generator=generator, dtype=torch.float64).to(dtype)
-    return inputs, torch.randint(3, (10,), generator=generator)
-
-
-def loss_of(model: nn.Module, step: int) -> Tensor:
-    inputs, targets = data(step, next(model.parameters()).dtype)
-    return nn.functional.cross_entropy(model(inputs), targets)
-
-
-def train(
-    model: nn.Module, optimizer: Optimizer, steps: int, *, start: int = 0, clip: float | None = None, pieces: int = 1
-) -> None:
-    def closure(step: int) -> Tensor:
-        optimizer.zero_grad()
-        total = torch.zeros((), dtype=next(model.parameters()).dtype)
-        for piece in range(pieces):
-            loss = loss_of(model, step * pieces + piece) / pieces
-            loss.backward()
-            total = total + loss.detach()
-        if clip is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), clip)
-        return total
-
-    for step in range(start, start + steps):
-        if isinstance(optimizer, torch.optim.LBFGS):
-            optimizer.step(partial(closure, step))
-        else:
-            closure(step)
-            optimizer.step()
-
-
-def channel_masks(model: nn.Sequential) -> Masks:
-    keep = torch.zeros(8, dtype=torch.bool)
-    keep[KEPT] = True
-    return Masks(
-        {
-            "0.weight": keep[:, None].expand(8, 6).clone(),
-            "0.bias": keep,
-            "2.weight": keep[None].expand(3, 8).clone(),
-        }
-    )
-
-
-def random_masks(model: nn.Module, seed: int = 5) -> Masks:
-    generator = torch.Generator().manual_seed(seed)
-    return Masks({n: torch.rand(p.shape, generator=generator) < 0.5 for n, p in prunable(model).items()})
-
-
-def sliced(name: str, tensor: Tensor) -> Tensor:
-    return {"0.weight": lambda t: t[KEPT], "0.bias": lambda t: t[KEPT], "2.weight": lambda t: t[:, KEPT]}.get(
-        name, lambda t: t
-    )(tensor).clone()
-
-
-def twin_of(model: nn.Sequential, optimizer: Optimizer, make: Make) -> tuple[nn.Sequential, Optimizer]:
-    """The network without the removed units, and its optimizer with what remains of the state."""
-    twin = mlp(hidden=len(KEPT))
-    twin.load_state_dict({name: sliced(name, p.detach()) for name, p in model.named_parameters()})
-    other = make(twin.parameters())
-    new = dict(twin.named_parameters())
-    for name, p in model.named_parameters():
-        for key, value in optimizer.state.get(p, {}).items():
-            kept = sliced(name, value) if isinstance(value, Tensor) and value.shape == p.shape else value
-            other.state[new[name]][key] = copy.deepcopy(kept)
-    return twin, other
-
-
-def assert_twins(model: nn.Module, twin: nn.Module, tolerance: float = 1e-10) -> None:
-    new = dict(twin.named_parameters())
-    for name, p in model.named_parameters():
-        torch.testing.assert_close(sliced(name, p.detach()), new[name].detach(), rtol=0, atol=tolerance)
-
-
-def removed(model: nn.Module, masks: Masks) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
-    parameters = dict(model.named_parameters())
-    for name, mask in masks.items():
-        yield name, parameters[name], ~mask
-
-
-def assert_gone(model: nn.Module, masks: Masks, *optimizers: Optimizer, gradients: bool = True) -> None:
-    for name, p, gone in removed(model, masks):
-        values = p.detach()[gone]
-        assert bool((values == 0).all()), name
-        assert not bool(torch.signbit(values).any()), f"{name}: minus zero"
-        assert bool(p.detach()[~gone].any()), f"{name}: the kept weights are alive"
-        if gradients and p.grad is not None:
-            assert bool((p.grad[gone] == 0).all()), f"{name}: gradient"
-        for optimizer in optimizers:
-            for key, state in optimizer.state.get(p, {}).items():
-                if isinstance(state, Tensor) and state.shape == p.shape:
-                    assert bool((state[gone] == 0).all()), f"{name}: {key}"
-
-
-@pytest.mark.parametrize("warm", [0, 4])
-@pytest.mark.parametrize("options", [{}, {"clip": 0.05, "pieces": 3}], ids=["plain", "clipped-accumulated"])
-@pytest.mark.parametrize("name", UPDATES)
-def test_masked_network_trains_as_its_removed_twin(name: str, options: dict[str, Any], warm: int) -> None:
-    model = mlp()
-    optimizer = UPDATES[name](model.parameters())
-    train(model, optimizer, warm)
-    masks = channel_masks(model)
-    twin, other = twin_of(model, optimizer, UPDATES[name])
-    with masks.attach(model, optimizer):
-        train(model, optimizer, 12, start=warm, **options)
-    train(twin, other, 12, start=warm, **options)
-    assert_twins(model, twin)
-    assert_gone(model, masks, optimizer)
-
-
-@pytest.mark.parametrize("search", [None, "strong_wolfe"])
-@pytest.mark.parametrize("warm", [0, 3])
-def test_lbfgs_trains_as_its_removed_twin(warm: int, search: str | None) -> None:
-    """It mixes all entries in its history; a history that remembers removed weights starts anew."""
-    make = partial(torch.optim.LBFGS, lr=0.3, max_iter=4, line_search_fn=search)
-    model = mlp()
-    optimizer = make(model.parameters())
-    train(model, optimizer, warm)
-    masks = channel_masks(model)
-    twin = mlp(hidden=len(KEPT))
-    twin.load_state_dict({name: sliced(name, p.detach()) for name, p in model.named_parameters()})
-    with masks.attach(model, optimizer):
-        train(model, optimizer, 4, start=warm)
-    train(twin, make(twin.parameters()), 4, start=warm)
-    assert_twins(model, twin, 1e-9)
-    assert_gone(model, masks)
-
-
-def test_lbfgs_history_of_masked_training_survives_loading() -> None:
-    """So an interrupted run goes on as if it had not been."""
-    make = partial(torch.optim.LBFGS, lr=0.3, max_iter=4)
-    model = mlp()
-    optimizer = make(model.parameters())
-    masks = random_masks(model)
-    masks.attach(model, optimizer)
-    train(model, optimizer, 3)
-    again = mlp(seed=1)
-    again.load_state_dict(model.state_dict())
-    resumed = make(again.parameters())
-    masks.attach(again, resumed)
-    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    train(model, optimizer, 3, start=3)
-    train(again, resumed, 3, start=3)
-    for ours, theirs in zip(model.parameters(), again.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
-
-
-OTHERS: dict[str, Make] = {
-    "noisy": Noisy,
-    "adafactor": partial(torch.optim.Adafactor, lr=0.1),
-    "rprop": partial(torch.optim.Rprop, lr=0.01),
-    "asgd": partial(torch.optim.ASGD, lr=0.05),
-    "maximize": partial(Adam, lr=0.01, maximize=True),
-}
-
-
-@pytest.mark.parametrize("warm", [0, 3])
-@pytest.mark.parametrize("name", [*UPDATES, *OTHERS])
-def test_removed_weights_gradients_and_state_are_zero_at_every_moment(name: str, warm: int) -> None:
-    model = mlp()
-    optimizer = {**UPDATES, **OTHERS}[name](model.parameters())
-    train(model, optimizer, warm)
-    masks = random_masks(model)
-    masks.attach(model, optimizer)
-    stateful = () if name == "rprop" else (optimizer,)  # Rprop's step sizes are never zero, they move nothing
-    assert_gone(model, masks, *stateful)
-    for step in range(5):
-        optimizer.zero_grad()
-        loss_of(model, step).backward()
-        assert_gone(model, masks, *stateful)
-        assert all(p.grad is not None and bool(p.grad.any()) for p in model.parameters())
-        optimizer.step()
-        assert_gone(model, masks, *stateful)
-
-
-@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
-def test_muon_which_mixes_rows_and_columns_revives_nothing() -> None:
-    model = mlp(dtype=torch.float32)
-    matrices = [p for p in model.parameters() if p.dim() == 2]
-    optimizer = torch.optim.Muon(matrices, lr=0.05)
-    train(model, optimizer, 2)
-    masks = random_masks(model)
-    with masks.attach(model, optimizer):
-        for step in range(4):
-            train(model, optimizer, 1, start=2 + step)
-            assert_gone(model, masks, optimizer)
-
-
-def test_two_optimizers_are_both_held() -> None:
-    model = mlp()
-    first = SGD([model[0].weight, model[0].bias], lr=0.1, momentum=0.9)
-    second = Noisy([model[2].weight])
-    train(model, first, 2)
-    train(model, second, 2)
-    masks = random_masks(model)
-    masks.attach(model, first, second)
-    for step in range(3):
-        model.zero_grad()
-        loss_of(model, step).backward()
-        first.step()
-        second.step()
-        assert_gone(model, masks, first, second)
+from tests.pruning.twins import Make, Noisy, assert_gone, loss_of, mlp, random_masks, removed, train
 
 
 @pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
@@ -358,13 +114,18 @@ def test_context_manager_detaches_also_after_an_error() -> None:
     assert not masks.agree(model)
 
 
+MAKES: dict[str, Make] = {
+    "momentum": partial(SGD, lr=0.05, momentum=0.9, weight_decay=0.1),
+    "adamw": partial(AdamW, lr=0.01, weight_decay=0.1, eps=1e-4),  # 1e-8 is 0 in float16, and AdamW divides by it
+    "noisy": Noisy,
+}
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-@pytest.mark.parametrize("name", ["momentum", "adamw", "noisy"])
+@pytest.mark.parametrize("name", MAKES)
 def test_every_floating_dtype(dtype: torch.dtype, name: str) -> None:
     model = mlp(dtype=dtype)
-    optimizer = {**UPDATES, **OTHERS}[name](model.parameters())
-    if name == "adamw":
-        optimizer.param_groups[0]["eps"] = 1e-4  # the default 1e-8 is 0 in float16, and AdamW then divides by it
+    optimizer = MAKES[name](model.parameters())
     train(model, optimizer, 2)
     masks = random_masks(model)
     kept = {n: p.detach()[~gone].clone() for n, p, gone in removed(model, masks)}

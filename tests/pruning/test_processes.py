@@ -1,0 +1,129 @@
+"""Two processes that train one network in step: the same masks in both, and what one process alone would find."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.multiprocessing.spawn import spawn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Adam, Optimizer
+
+from pruning import Evidence, Masks, prunable, prune, scorers
+from pruning.allocation import ERK
+from pruning.dynamic import SET, Gradual, Held, Movement, RigL, SoftMask
+from pruning.dynamic.processes import average_, of_first_process, parallel
+from pruning.granularity import Vectors
+
+STEPS = 24
+Found = dict[str, list[dict[str, Tensor]]]
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(10, 12), nn.Tanh(), nn.Linear(12, 4)).double()
+
+
+def batch(step: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    inputs = torch.randn(16, 10, generator=generator, dtype=torch.float64)
+    return inputs, (inputs[:, :4] + 0.3 * inputs[:, 4:8]).argmax(1)
+
+
+def loss_of(model: nn.Module, data: tuple[Tensor, Tensor]) -> Tensor:
+    return nn.functional.cross_entropy(model(data[0]), data[1])
+
+
+def sparse(evidence: Evidence) -> Evidence:
+    masks = prune(scorers.random(evidence, seed=3), 0.3, allocation=ERK())
+    return Evidence(evidence.model, evidence.parameters, evidence.batches, evidence.loss, masks=masks)
+
+
+Regime = Callable[[Evidence, Optimizer], Held]
+REGIMES: dict[str, Regime] = {
+    "held": lambda e, o: Held(e.model, o, Masks(sparse(e).masks or {})),
+    "set": lambda e, o: SET(sparse(e), o, steps=STEPS, every=4),
+    "rigl": lambda e, o: RigL(sparse(e), o, steps=STEPS, every=4),
+    "gradual": lambda e, o: Gradual(e, o, steps=STEPS, density=0.2, scorer=scorers.taylor, every=4, regrow=True),
+    "movement": lambda e, o: Movement(e, o, steps=STEPS, density=0.3),
+    "soft mask": lambda e, o: SoftMask(e, o, steps=STEPS, density=0.5, penalty=0.2, granularity=Vectors(1)),
+}
+
+
+def trained(make: Regime, wrap: Callable[[nn.Module], nn.Module], rank: int, processes: int) -> list[dict[str, Tensor]]:
+    """Masks and weights after every step; a process sees its share of every batch, and scores with data of its own."""
+    model = network()
+    wrapped = wrap(model)
+    optimizer = Adam(model.parameters(), lr=0.02)
+    regime = make(Evidence(wrapped, prunable(wrapped), [batch(1000 + rank)], loss_of), optimizer)
+    seen = []
+    for step in range(STEPS):
+        inputs, targets = batch(step)
+        optimizer.zero_grad()
+        loss_of(wrapped, (inputs[rank::processes], targets[rank::processes])).backward()
+        regime.before_step()
+        optimizer.step()
+        regime.after_step()
+        masks = {f"mask {name}": mask.clone() for name, mask in regime.masks.items()}
+        seen.append(copy.deepcopy(masks | {name: p.detach() for name, p in model.named_parameters()}))
+    regime.finish()
+    return seen
+
+
+WRAPS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "ddp": DistributedDataParallel,
+    "compiled ddp": lambda m: torch.compile(DistributedDataParallel(m), backend="eager"),  # type: ignore[dict-item]
+}
+
+
+def work(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    found: Found = {name: trained(make, WRAPS["ddp"], rank, 2) for name, make in REGIMES.items()}
+    found["compiled rigl"] = trained(REGIMES["rigl"], WRAPS["compiled ddp"], rank, 2)
+    values = torch.full((3,), float(rank))
+    average_(DistributedDataParallel(network()), [values])
+    found["average"] = [{"values": values}]
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Found, Found]:
+    folder: Path = tmp_path_factory.mktemp("processes")
+    spawn(work, args=(str(folder),), nprocs=2)
+    first, second = (torch.load(folder / f"{rank}.pt") for rank in (0, 1))
+    return first, second
+
+
+@pytest.mark.parametrize("name", [*REGIMES, "compiled rigl"])
+def test_both_processes_hold_the_same_masks_and_find_what_one_would(both: tuple[Found, Found], name: str) -> None:
+    alone = trained(REGIMES[name.removeprefix("compiled ")], lambda model: model, 0, 1)
+    changes = set()
+    for first, second, single in zip(both[0][name], both[1][name], alone, strict=True):
+        assert first.keys() == second.keys() == single.keys()
+        for key, value in first.items():
+            assert torch.equal(value, second[key]), key
+            if key.startswith("mask"):
+                assert torch.equal(value, single[key]), key
+                changes.add((key, value.numpy().tobytes()))
+            else:
+                torch.testing.assert_close(value, single[key], rtol=0, atol=1e-9)
+    assert len(changes) > 2 or name == "held", "the masks have changed"
+
+
+def test_averages_are_over_the_processes(both: tuple[Found, Found]) -> None:
+    for found in both:
+        assert found["average"][0]["values"].tolist() == [0.5] * 3
+
+
+def test_one_process_needs_nobody() -> None:
+    model = network()
+    assert parallel(model) is None
+    values, masks = torch.ones(2), Masks.dense(prunable(model))
+    average_(model, [values])
+    assert values.tolist() == [1.0, 1.0]
+    assert of_first_process(model, masks) is masks
