@@ -196,7 +196,10 @@ def main() -> int:
         cause = f": {error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
         unknown = re.match(r"Could not override '(.+?)'", str(error))
         if unknown:
-            return _told(f"{unknown[1]}: is no field of this configuration: `--cfg job` lists them all")
+            return _told(
+                f"{unknown[1]}: is no field of this configuration: `--cfg job` lists them all; in a sweep, an option "
+                f"that only the swept choices have is set by ++{unknown[1]}="
+            )
         return _told(f"{error}{cause}")
     except KeyboardInterrupt:
         return _told("interrupted: what is finished is kept, repeat the command to go on")

@@ -16,15 +16,19 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
 
 
-def blocks(section: str, language: str) -> list[str]:
-    part = re.search(rf"^## {section}\n(.*?)(?=^## |\Z)", TEXT, re.DOTALL | re.MULTILINE)
-    assert part, f"no section {section}"
-    return re.findall(rf"^```{language}\n(.*?)^```", part[1], re.DOTALL | re.MULTILINE)
+def section(title: str) -> str:
+    part = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", TEXT, re.DOTALL | re.MULTILINE)
+    assert part, f"no section {title}"
+    return part[1]
 
 
-def written(folder: Path, section: str) -> None:
+def blocks(title: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", section(title), re.DOTALL | re.MULTILINE)
+
+
+def written(folder: Path, title: str) -> None:
     """Its files, each under the name that its first line gives."""
-    for block in (*blocks(section, "python"), *blocks(section, "yaml")):
+    for block in (*blocks(title, "python"), *blocks(title, "yaml")):
         path = folder / block.splitlines()[0].removeprefix("# ")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(block)
@@ -43,15 +47,15 @@ def shell(folder: Path, command: str, *more: str) -> subprocess.CompletedProcess
     )
 
 
-@pytest.mark.parametrize("section", ["Your own scorer", "Your own model"])
-def test_your_own(tmp_path, section):
-    written(tmp_path, section)
-    (command,) = blocks(section, "bash")
+@pytest.mark.parametrize("title", ["Your own scorer", "Your own model"])
+def test_your_own(tmp_path, title):
+    written(tmp_path, title)
+    (command,) = blocks(title, "bash")
     done = shell(tmp_path, command.strip(), "training.epochs=1", "recovery.epochs=1", "density=0.2")
     assert done.returncode == 0, done.stderr
     (line,) = [row for _, row in records.read(tmp_path / "runs").iterrows() if row["level"] == 1]
-    assert line["scorer"] == ("gradient_norm" if section == "Your own scorer" else "magnitude")
-    assert line["model"] == ("lenet_300_100" if section == "Your own scorer" else "small")
+    assert line["scorer"] == ("gradient_norm" if title == "Your own scorer" else "magnitude")
+    assert line["model"] == ("lenet_300_100" if title == "Your own scorer" else "small")
     assert line["kept"] == round(0.2 * line["prunable"])
 
 
@@ -77,6 +81,71 @@ def test_scorers_in_a_script():
     assert not torch.equal(model[0].weight[kept], before[kept])
 
 
+def loop():
+    """A model with its optimizer, batches and loss, under the names that the README gives them."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 20), nn.Tanh(), nn.Linear(20, 3))
+    return {
+        "model": model,
+        "optimizer": torch.optim.Adam(model.parameters(), lr=1e-2),
+        "batches": [(torch.randn(10, 6), torch.randint(3, (10,))) for _ in range(4)],
+        "loss": lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1]),
+    }
+
+
+def test_rewinding_in_a_loop(tmp_path, monkeypatch):
+    (code,) = blocks("Lottery tickets, and what follows a pruning", "python")
+    monkeypatch.chdir(tmp_path)
+    names = loop()
+    before = {name: value.clone() for name, value in names["model"].state_dict().items()}
+    training = "for b in batches: optimizer.zero_grad(); loss(model, b).backward(); optimizer.step()\n"
+    masking = "masks = prune(scorers.magnitude(Evidence(model, prunable(model))), 0.5)\n"
+    exec("from pruning import Evidence, prunable, prune, scorers\n" + code.replace("...", training + masking), names)
+    after, masks = names["model"].state_dict(), names["masks"]
+    assert masks.kept == 90
+    assert all(torch.equal(value, before[n] * masks.get(n, torch.tensor(True))) for n, value in after.items())
+    assert not names["optimizer"].state
+
+
+def test_masks_that_change_in_a_loop():
+    (code,) = blocks("Masks that change while training", "python")
+    names = loop()
+    exec(code, names)
+    assert names["masks"].agree(names["model"])
+    assert names["masks"].kept == names["start"].kept == 18
+    assert names["masks"] != names["start"]
+    (line,) = [line for line in code.splitlines() if "RigL(" in line]
+    assert len([line for line in code.splitlines() if "  # " in line]) == 5, line
+
+
+@pytest.mark.parametrize("more", [[], ["training.epochs=1", "schedule.rounds=2"]], ids=["shown", "short"])
+def test_the_commands_of_the_lottery_ticket_are_known(tmp_path, more):
+    ticket, report = blocks("Lottery tickets, and what follows a pruning", "bash")[0].strip().splitlines()
+    if not more:
+        done = shell(tmp_path, ticket.replace(" -m experiment", " --cfg job experiment").replace("0,1,2", "0"))
+        assert done.returncode == 0, done.stderr
+        assert "epochs: 30" in done.stdout
+        return
+    done = shell(tmp_path, ticket.replace("0,1,2", "0"), *more)
+    assert done.returncode == 0, done.stderr
+    done = shell(tmp_path, report)
+    assert done.returncode == 0, done.stderr
+    kept = records.read(tmp_path / "runs" / "lottery_ticket")["kept"].unique().tolist()
+    assert kept == [266200, 213060, 170538]
+    for command in blocks("When a run is killed", "bash")[0].strip().splitlines():
+        done = shell(tmp_path, command.split("#")[0])
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_command_of_sparse_training(tmp_path):
+    (command,) = blocks("Masks that change while training", "bash")
+    done = shell(tmp_path, command.strip().replace("mnist5k", "digits"), "training.epochs=2", "++dynamic.every=10")
+    assert done.returncode == 0, done.stderr
+    rows = records.read(tmp_path / "runs")
+    want = sorted(2 * [1004, 5020, 50200])
+    assert all(abs(kept - n) <= 1.5 for kept, n in zip(sorted(rows["kept"]), want, strict=True))  # three layers rounded
+
+
 def test_in_your_own_training_loop(tmp_path):
     (code,) = blocks("In your own training loop", "python")
     (tmp_path / "loop.py").write_text(code)
@@ -87,7 +156,8 @@ def test_in_your_own_training_loop(tmp_path):
 
 
 def test_the_table_of_choices_is_what_conf_holds():
-    rows = dict(re.findall(r"^\| (`.*?`) \| (.*) \|$", TEXT, re.MULTILINE))
+    rows = dict(re.findall(r"^\| (`.*?`) \| (.*) \|$", section("A sweep of your own"), re.MULTILINE))
+    assert len(rows) > 10
     for groups, options in rows.items():
         for group, part in zip(re.findall(r"`([a-z_]+)`", groups), options.split("; "), strict=False):
             if (ROOT / "conf" / group).is_dir():
