@@ -122,7 +122,7 @@ def test_masks_that_change_in_a_loop():
 def test_the_commands_of_the_lottery_ticket_are_known(tmp_path, more):
     ticket, report = blocks("Lottery tickets, and what follows a pruning", "bash")[0].strip().splitlines()
     if not more:
-        done = shell(tmp_path, ticket.replace(" -m experiment", " --cfg job experiment").replace("0,1,2", "0"))
+        done = shell(tmp_path, ticket.replace(" -m experiment=", " --cfg job experiment=").replace("0,1,2", "0"))
         assert done.returncode == 0, done.stderr
         assert "epochs: 30" in done.stdout
         return
