@@ -189,7 +189,7 @@ def batches(
     order = torch.randperm(len(examples), generator=generator(seed, "order", epoch)).to(examples.inputs.device)
     for number, chosen in enumerate(_cut(order, size)):
         if number >= first:
-            inputs = examples.inputs[chosen]
+            inputs = examples.inputs.index_select(0, chosen)  # twice as fast as [chosen]
             if augment is not None:
                 inputs = augment(inputs, generator(seed, "augmentation", epoch, number))
             yield inputs, examples.targets[chosen]

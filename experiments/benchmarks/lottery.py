@@ -4,7 +4,8 @@ A level here: prune LeNet-300-100 by a fifth, put the rest back to the start, tr
 examples one by one from a `torch.utils.data.DataLoader`: as pictures, transformed by torchvision each time they are
 seen, or as tensors that are ready; it multiplies by the masks in every step. It sees the same batches in the same
 order, so both end with the same network up to rounding, and accuracies are shown. The time outside training steps is
-all of a level but forward, backward, masking and the optimizer's step.
+all of a level but forward, backward, masking and the optimizer's step; `gathering` is the part of it that takes the
+examples of a batch from memory.
 """
 
 import argparse
@@ -117,17 +118,32 @@ def timed_steps(seconds: list[float]) -> Callable[..., Tensor]:
     return timed
 
 
+def timed_batches(seconds: list[float]) -> Callable[..., Iterator[tuple[Tensor, Tensor]]]:
+    """The training loop's batches, which add what gathering one took to the last of `seconds`."""
+    batches = training.batches
+
+    def timed(*args: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        start = time.perf_counter()
+        for batch in batches(*args):
+            seconds[-1] += time.perf_counter() - start
+            yield batch
+            start = time.perf_counter()
+
+    return timed
+
+
 def main() -> None:
     """Run it; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--turns", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     folders, accuracies = _folders(), {}
     in_steps: list[float] = []
-    training._step = timed_steps(in_steps)
+    gathering: list[float] = []
+    training._step, training.batches = timed_steps(in_steps), timed_batches(gathering)
     with tempfile.TemporaryDirectory() as place:
         overrides = ["data=mnist5k", "model=lenet_300_100", "optimizer=adam", "optimizer.lr=1.2e-3", "recovery=rewind"]
         overrides += [f"training.epochs={options.epochs}"]
@@ -135,6 +151,7 @@ def main() -> None:
 
         def ours() -> None:
             in_steps.append(0.0)
+            gathering.append(0.0)
             accuracies["ours"] = level(setting, Path(place) / next(folders))
 
         def peer(name: str, load: Loading) -> Callable[[], None]:
@@ -145,7 +162,8 @@ def main() -> None:
 
         contenders = {"ours": ours, "tensors": peer("tensors", tensors), "pictures": peer("pictures", Pictures)}
         seconds = in_turn(contenders, options.turns)
-    outside = statistics.median(1 - s / t for s, t in zip(in_steps[1:], seconds["ours"], strict=True))
+    shares = [[s / t for s, t in zip(part[1:], seconds["ours"], strict=True)] for part in (in_steps, gathering)]
+    outside, gathered = 1 - statistics.median(shares[0]), statistics.median(shares[1])
     ratios = {name: median_ratio(seconds[name], seconds["ours"]) for name in contenders}
     names = {"ours": "stages", "tensors": "DataLoader of tensors", "pictures": "DataLoader of pictures"}
     rows = []
@@ -162,6 +180,7 @@ def main() -> None:
             "seconds_epoch": round(statistics.median(seconds["ours"]) / options.epochs, 4),
             "speedup": {name: round(ratios[name], 2) for name in ("tensors", "pictures")},
             "outside_steps": round(outside, 4),
+            "gathering": round(gathered, 4),
         },
     )
 
