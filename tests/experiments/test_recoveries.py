@@ -1,6 +1,7 @@
 """Rewinding between rounds: what each recovery resets and what not, and the lottery ticket's ladder and controls."""
 
 import json
+from itertools import islice
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from experiments.controls import shuffled
 from experiments.learning_rate import step
 from experiments.networks import MASKS, POINT, WEIGHTS
 from experiments.seeding import generator
-from experiments.training import train
+from experiments.training import batches, train
 from pruning import Masks
 from pruning.errors import ConfigurationError
 from pruning.granularity import Blocks, Vectors, Weights
@@ -246,12 +247,23 @@ def linear(inputs, classes, **_):
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, classes))
 
 
-def test_batch_norm_is_estimated_anew_after_the_pruning(tmp_path):
+def test_batch_norm_is_estimated_anew_after_the_pruning(tmp_path, trainings):
     options = ("model.batch_norm=true", "density=0.1", "recovery=none")
     stale = run(tmp_path, *options)[1]
     fresh = run(tmp_path, *options, "recovery.batchnorm_batches=20")[1]
     assert fresh["network"] != stale["network"]
-    assert fresh["validation_loss"] < stale["validation_loss"]
+    (*_, before, _, _), (*_, after, _, _) = trainings[-2:]
+    setting = setting_of(tmp_path, *options)
+    epoch = trainings[-1][0] // EPOCH
+    seen = batches(setting.splits.train, setting.config["training"]["batch_size"], setting.config["seed"], epoch)
+    (norm, *_) = (name.removesuffix(".running_mean") for name in after if name.endswith("running_mean"))
+    (layer, *_) = (name.removesuffix(".weight") for name, value in after.items() if value.dim() == 2)
+    outputs = [x.flatten(1) @ after[f"{layer}.weight"].T for x, _ in islice(seen, 20)]
+    assert torch.allclose(after[f"{norm}.running_mean"], torch.stack([y.mean(0) for y in outputs]).mean(0), atol=1e-6)
+    assert torch.allclose(after[f"{norm}.running_var"], torch.stack([y.var(0) for y in outputs]).mean(0), atol=1e-5)
+    assert not torch.allclose(before[f"{norm}.running_mean"], after[f"{norm}.running_mean"], atol=1e-2)
+    unlike = {name for name in after if not torch.equal(before[name], after[name])}
+    assert all(name.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked") for name in unlike)
 
 
 REGIMES = ("set", "rigl", "gradual", "movement", "soft_movement", "soft_mask")
