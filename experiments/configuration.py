@@ -71,7 +71,10 @@ class Checkpoint:
 
 @dataclass
 class Configuration:
-    """Everything that a run depends on."""
+    """Everything that a run depends on.
+
+    `latency`: how many examples a forward pass has whose time every row tells; null: it is not measured.
+    """
 
     data: dict[str, Any] = MISSING
     model: dict[str, Any] = MISSING
@@ -89,6 +92,7 @@ class Configuration:
     compensate: dict[str, Any] = field(default_factory=dict)
     dynamic: dict[str, Any] = field(default_factory=dict)
     controls: list[str] = field(default_factory=list)
+    latency: int | None = None
     include: Any = None
     exclude: Any = None
     density: Any = 0.1
@@ -124,6 +128,7 @@ _AT_LEAST = {
     "recovery.batchnorm_batches": 0,
     "checkpoint.seconds": 0,
     "checkpoint.steps": 1,
+    "latency": 1,
     "seed": 0,
 }
 

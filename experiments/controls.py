@@ -19,13 +19,13 @@ import torch
 from hydra.utils import get_object
 
 from experiments import stages
-from experiments.configuration import built
 from experiments.networks import MASKS, Network
 from experiments.seeding import generator
 from experiments.setting import Setting
 from experiments.store import Artefact
 from pruning import Masks
 from pruning.errors import ConfigurationError
+from pruning.granularity import Granularity
 
 log = logging.getLogger("experiments")
 
@@ -65,15 +65,16 @@ def check(setting: Setting) -> None:
         raise ConfigurationError(f"controls=small_dense: {target} has no option width: leave this control out")
 
 
-def shuffled(masks: Masks, granularity: Any, noise: torch.Generator) -> Masks:
-    """Masks with the same number of kept units in every tensor, at random places."""
+def shuffled(masks: Masks, granularity: Granularity, noise: torch.Generator) -> Masks:
+    """Masks with the same number of kept units in every tensor, or family of channels, at random places."""
+    pooled = granularity.gather({name: mask.float() for name, mask in masks.items()}, masks)
     found = {}
-    for name, mask in masks.items():
-        unit = granularity.pool(name, mask.float(), mask)
+    for name, unit in pooled.units.items():
+        assert unit.alive is not None
         kept = unit.alive.reshape(-1)
         order = torch.randperm(kept.numel(), generator=noise)
-        found[name] = granularity.expand(kept[order].view(unit.alive.shape), mask.shape)
-    return Masks(found)
+        found[name] = kept[order].view(unit.alive.shape)
+    return Masks(pooled.expand(found))
 
 
 def _shuffled(setting: Setting, network: Network, control: str) -> Artefact:
@@ -85,7 +86,7 @@ def _shuffled(setting: Setting, network: Network, control: str) -> Artefact:
         masks = network.load_masks()
         assert masks is not None
         noise = generator(seed, control, masks.kept)
-        shuffled(masks, built("granularity", config), noise).save(folder / MASKS)
+        shuffled(masks, setting.granularity, noise).save(folder / MASKS)
 
     return setting.store.obtain("masks", identity, make)
 

@@ -23,7 +23,7 @@ FILE = "rows.jsonl"
 BOOKKEEPING = frozenset(
     {
         *("seed", "density", "folder", "store", "threads", "device", "name", "tracker", "experiment", "progress"),
-        *("checkpoint", "controls"),
+        *("checkpoint", "controls", "latency"),
     }
 )
 """Top-level keys of a configuration that do not make another method: which repetition, which densities, where."""

@@ -90,9 +90,10 @@ def _levels(setting: Setting, folder: Path, name: str, tracker: Guarded) -> list
 def _parts(setting: Setting) -> Callable[[float | None], tuple[float | None, ...]]:
     """The schedule, after a look at all that can be wrong before hours of training rather than after."""
     config = setting.config
-    for group in ("granularity", "allocation", "scorer", "compensate", "dynamic"):
+    for group in ("scorer", "compensate", "dynamic"):
         if config[group]:
             built(group, config[group])
+    _ = setting.granularity, setting.allocation
     schedule: Callable[[float | None], tuple[float | None, ...]] = built("schedule", config["schedule"])
     for target in densities(config):
         schedule(target)

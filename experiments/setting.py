@@ -10,15 +10,18 @@ from accelerate import Accelerator
 from torch import nn
 
 from experiments.checkpoints import Checkpoints
-from experiments.configuration import built, unguarded
+from experiments.configuration import built, short_name, unguarded
 from experiments.data import Splits
 from experiments.progress import Progress, progress
 from experiments.seeding import seeded
 from experiments.store import Store
 from experiments.training import Recipe, accelerator, steps_per_epoch
 from pruning import prunable
+from pruning.allocation import Allocation
 from pruning.errors import ConfigurationError, ModelError
+from pruning.granularity import Granularity
 from pruning.rewind import step_of
+from pruning.structure import Structure, trace
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,38 @@ class Setting:
         if not isinstance(model, nn.Module):
             raise ModelError(f"model={self.config['model']['_target_']}: makes a {type(model).__name__}, not a module")
         return model
+
+    @cached_property
+    def structure(self) -> Structure:
+        """The coupled units of the model; they depend on its form, not on its weights."""
+        return trace(self.new_model(), self.splits.train.inputs[:2])
+
+    @property
+    def structured(self) -> bool:
+        """Whether units that are coupled across layers are pruned: then they are also removed."""
+        return isinstance(built("granularity", self.config["granularity"]), partial)
+
+    @cached_property
+    def granularity(self) -> Granularity:
+        """What is removed together."""
+        made = built("granularity", self.config["granularity"])
+        granularity: Granularity = made(self.structure) if isinstance(made, partial) else made
+        return granularity
+
+    @cached_property
+    def allocation(self) -> Allocation:
+        """How a density is shared out."""
+        made = built("allocation", self.config["allocation"])
+        if not isinstance(made, partial):
+            allocation: Allocation = made
+            return allocation
+        if not self.structured:
+            raise ConfigurationError(
+                f"allocation={short_name(self.config['allocation'])}: a budget is of whole channels: set "
+                "granularity=channels"
+            )
+        budget: Allocation = made(self.structure)
+        return budget
 
     def prunable(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """The parameters that may be pruned."""

@@ -34,6 +34,7 @@ from pruning.errors import ScoreError
 from pruning.evidence import Scores
 from pruning.recovery import reestimate_batchnorm
 from pruning.rewind import RewindPoint
+from pruning.structure import TOLERANCE, latency, remove, verify
 
 log = logging.getLogger("experiments")
 _ROW = "row.json"
@@ -140,9 +141,8 @@ def prune(setting: Setting, network: Network, density: float | None, scoring: Sc
     identity = {"from": network.key, "density": density, "seed": seed, "data": _data(setting, "load")} | parts
 
     def make(folder: Path) -> None:
-        granularity = built("granularity", setting.config["granularity"])
-        allocation = built("allocation", setting.config["allocation"])
-        masks = selected(scoring(network), density, granularity, allocation, within=network.load_masks())
+        within = network.load_masks()
+        masks = selected(scoring(network), density, setting.granularity, setting.allocation, within=within)
         masks.to("cpu").save(folder / MASKS)
 
     return Network(network.weights, setting.store.obtain("masks", identity, make))
@@ -194,20 +194,24 @@ def evaluate(setting: Setting, network: Network, level: Level, dense_network: Ne
     """The row of `network`: asked and got density, costs, validation and test. Test data are seen once a level."""
     identity = {"from": network.key, "format": FORMAT, "data": _data(setting, "load")}
     identity |= _part(setting, "include", "exclude")
+    if setting.structured or setting.config["latency"]:
+        identity |= {"structured": setting.structured, "latency": setting.config["latency"]}
 
     def make(folder: Path) -> None:
         model = _loaded(setting, network).to(setting.device)
+        dense = Masks.dense(setting.prunable(model)).to("cpu")
         held = network.load_masks()
-        masks = Masks.dense(setting.prunable(model)).to("cpu") if held is None else held
+        masks = dense if held is None else held
         example = setting.splits.test.inputs[:1].to(setting.device)
         counts = cost(model, masks, example)
+        masks = Masks({name: masks[name] for name in dense})  # of coupled channels, not biases and norms
         table = masks.table()
         smallest = min(table, key=lambda line: line.density)
         validation, test = measured(model, setting.splits.validation), measured(model, setting.splits.test)
         row = {
             "density": masks.density,
-            "prunable": counts.prunable,
-            "kept": counts.kept,
+            "prunable": masks.total,
+            "kept": masks.kept,
             "parameters": counts.parameters,
             "nonzero": counts.nonzero,
             "dense_macs": counts.dense_macs,
@@ -221,6 +225,7 @@ def evaluate(setting: Setting, network: Network, level: Level, dense_network: Ne
             "validation_loss": finite(validation.loss),
             "test_accuracy": test.accuracy,
             "test_loss": finite(test.loss),
+            **_removed(setting, model, held),
         }
         (folder / _ROW).write_text(json.dumps(row, allow_nan=False))
 
@@ -237,6 +242,7 @@ def evaluate(setting: Setting, network: Network, level: Level, dense_network: Ne
         "rounds": level.rounds,
         "requested_density": level.density if level.density is not None else row["density"],
         "target_density": level.target,
+        **dict.fromkeys(("removed_parameters", "removed_difference", "latency_ms")),
         **row,
         "epochs": history["epochs"],
         "total_epochs": history["total_epochs"],
@@ -248,6 +254,24 @@ def evaluate(setting: Setting, network: Network, level: Level, dense_network: Ne
         "dense": dense_network.key,
         "network": network.key,
     }
+
+
+def _removed(setting: Setting, model: nn.Module, masks: Masks | None) -> dict[str, Any]:
+    """What the network is without its removed channels, proved equal to the masked one; and how fast."""
+    found: dict[str, Any] = {}
+    if setting.structured and masks is not None:
+        model = model.cpu()
+        small = remove(model, masks, setting.structure, verified=False)
+        found["removed_difference"] = difference = verify(model, masks, small, setting.structure.inputs)
+        if difference > TOLERANCE:
+            remove(model, masks, setting.structure)  # says where
+        model = small.to(setting.device)
+        found["removed_parameters"] = sum(p.numel() for p in model.parameters())
+    batch = setting.config["latency"]
+    if batch is not None:
+        inputs = setting.splits.test.inputs[:batch].to(setting.device)
+        found |= {"latency_ms": latency(model, inputs), "latency_batch": len(inputs)}
+    return found
 
 
 def _loaded(setting: Setting, network: Network) -> nn.Module:

@@ -107,7 +107,9 @@ class Rates:
             raise AllocationError(f"density {density:g}: Rates say themselves how much a round removes: ask for None")
         own = _by_glob(units, self.rates, "Rates")
         removed = {name: kept_count(float(own.get(name, self.rate)), unit.live) for name, unit in units.items()}
-        return [Group((name,), unit.live - removed[name]) for name, unit in units.items()]
+        return [
+            Group((name,), max(unit.live - removed[name], min(unit.minimum, unit.live))) for name, unit in units.items()
+        ]
 
 
 @dataclass(frozen=True)
@@ -225,7 +227,7 @@ def _each_tensor(units: Mapping[str, Units], densities: Mapping[str, float], min
     found: list[Competition] = []
     for name, unit in units.items():
         keep = kept_count(densities[name], unit.scores.numel())
-        found.append(Group((name,), max(keep, min(minimum, unit.live))))
+        found.append(Group((name,), max(keep, min(max(minimum, unit.minimum), unit.live))))
     return found
 
 

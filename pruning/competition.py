@@ -33,14 +33,15 @@ class Group:
         self._check(chosen)
         scores = [u.scores for u in chosen]
         alive = None if all(u.alive is None for u in chosen) else [_alive(u) for u in chosen]
-        if self.minimum == 0:
+        if not any(self._reserved(u) for u in chosen):
             return dict(zip(self.names, top(scores, self.keep, alive), strict=True))
-        reserved = [
-            top([u.scores], min(self.minimum, u.live), None if u.alive is None else [u.alive])[0] for u in chosen
-        ]
+        reserved = [top([u.scores], self._reserved(u), None if u.alive is None else [u.alive])[0] for u in chosen]
         rest = [~r if u.alive is None else u.alive & ~r for r, u in zip(reserved, chosen, strict=True)]
         more = top(scores, self.keep - sum(int(r.sum()) for r in reserved), rest)
         return {name: r | m for name, r, m in zip(self.names, reserved, more, strict=True)}
+
+    def _reserved(self, unit: Units) -> int:
+        return min(max(self.minimum, unit.minimum), unit.live)
 
     def _check(self, chosen: Sequence[Units]) -> None:
         where = self.names[0] if len(self.names) == 1 else f"{self.names[0]} … {self.names[-1]}"
@@ -52,11 +53,11 @@ class Group:
                 f"{where}: asked to keep {self.keep} of {total} units, but only {live} are alive: "
                 "ask for a lower density, or leave out within= to let removed ones return"
             )
-        reserved = sum(min(self.minimum, u.live) for u in chosen)
+        reserved = sum(self._reserved(u) for u in chosen)
         if reserved > self.keep:
             raise AllocationError(
-                f"{where}: minimum={self.minimum} needs {reserved} units, but the density keeps {self.keep}: "
-                "lower minimum or raise the density"
+                f"{where}: the minimum of each tensor or family needs {reserved} units, but the density keeps "
+                f"{self.keep}: lower minimum or raise the density"
             )
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from pruning.decomposed import decomposed
 from pruning.evidence import untouched
 from pruning.masks import Masks
 from pruning.parameters import named, storage, unwrapped
@@ -45,14 +46,9 @@ def cost(model: nn.Module, masks: Masks, *example_inputs: Tensor) -> Cost:
     masks.check(model)
     every = named(model)
     saved = _Saved({name: every[name] for name in masks}, masks)
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the counter cannot see into torch's fused attention
-    try:
-        with untouched(model), torch.no_grad(), FlopCounterMode(display=False) as counter, saved:
-            model.eval()
-            model(*example_inputs)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
+    with untouched(model), decomposed(), torch.no_grad(), FlopCounterMode(display=False) as counter, saved:
+        model.eval()
+        model(*example_inputs)
     dense = counter.get_total_flops() // 2
     parameters = sum({storage(p): p.numel() for p in model.parameters()}.values())
     gone = masks.total - masks.kept

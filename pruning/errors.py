@@ -29,6 +29,10 @@ class GranularityError(PruningError):
     """A unit that does not exist in a tensor of this shape."""
 
 
+class StructureError(PruningError):
+    """A network that cannot be traced, or units that cannot be removed without changing it."""
+
+
 class ScheduleError(PruningError):
     """A schedule that cannot be met."""
 

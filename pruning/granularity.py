@@ -1,11 +1,12 @@
 """What is removed together: weights, blocks, vectors. Scores are pooled into units, unit masks are expanded back.
 
-A granularity is a frozen value with two methods. `pool(name, scores, alive)` gives the units of one tensor; dead
-weights (False in `alive`) take no part in a unit's score, and a unit whose weights are all dead is dead.
-`expand(unit_mask, shape)` gives the weight mask (bool, `shape`) in which every kept unit is True.
+A granularity is a frozen value with a method `gather(scores, within)`, which gives the units of all tensors. Those
+here look at each tensor for itself: `pool(name, scores, alive)` gives the units of one; dead weights (False in `alive`)
+take no part in a unit's score, and a unit whose weights are all dead is dead. `expand(unit_mask, shape)` gives the
+weight mask (bool, `shape`) in which every kept unit is True.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Literal, Protocol
@@ -21,11 +22,21 @@ _POOLINGS = ("sum", "mean", "max", "l2")
 
 @dataclass(frozen=True)
 class Units:
-    """The units of one tensor: their scores, which of them live (None: all), and the shape of the tensor itself."""
+    """The units of one tensor, or of one family of coupled slices.
+
+    Attributes:
+        scores: one a unit.
+        alive: which of them live; None: all.
+        shape: of the tensor itself, from which allocations may take a density.
+        minimum: how many must stay.
+        members: [units, n], for units of a traced structure: the numbers that each stands for, filled up with -1.
+    """
 
     scores: Tensor
     alive: Tensor | None
     shape: torch.Size
+    minimum: int = 0
+    members: Tensor | None = None
 
     @property
     def live(self) -> int:
@@ -33,16 +44,43 @@ class Units:
         return self.scores.numel() if self.alive is None else int(self.alive.sum())
 
 
+@dataclass(frozen=True)
+class Pooled:
+    """The units of a whole network by tensor or family, and how masks of them become masks of weights by parameter."""
+
+    units: Mapping[str, Units]
+    expand: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+
+
 class Granularity(Protocol):
-    """What `prune` needs of a granularity; see the module's docstring."""
+    """What `prune` needs of a granularity."""
+
+    def gather(self, scores: Mapping[str, Tensor], within: Mapping[str, Tensor] | None) -> Pooled:
+        """The units of `scores`, of whose weights only those in `within` are alive (None: all)."""
+        ...
+
+
+class TensorGranularity(Protocol):
+    """A granularity whose units lie in one tensor each; see the module's docstring."""
 
     def pool(self, name: str, scores: Tensor, alive: Tensor | None) -> Units: ...
 
     def expand(self, unit_mask: Tensor, shape: torch.Size) -> Tensor: ...
 
+    def gather(self, scores: Mapping[str, Tensor], within: Mapping[str, Tensor] | None) -> Pooled:
+        """The units of each tensor."""
+        units = {
+            name: self.pool(name, score, None if within is None else within[name]) for name, score in scores.items()
+        }
+
+        def expand(chosen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: self.expand(chosen[name], score.shape) for name, score in scores.items()}
+
+        return Pooled(units, expand)
+
 
 @dataclass(frozen=True)
-class Weights:
+class Weights(TensorGranularity):
     """Every weight for itself (unstructured)."""
 
     def pool(self, name: str, scores: Tensor, alive: Tensor | None) -> Units:
@@ -53,7 +91,7 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Blocks:
+class Blocks(TensorGranularity):
     """Blocks of `shape` = (rows, columns) in the matrix [outputs, all else flattened]; odd edges give smaller blocks.
 
     A linear weight [out, in] is that matrix itself, a kernel [out, in, h, w] is seen as [out, in·h·w].
@@ -107,7 +145,7 @@ class Blocks:
 
 
 @dataclass(frozen=True)
-class Vectors:
+class Vectors(TensorGranularity):
     """One unit for every index along `dim`, an integer or several, pooled over all other dimensions.
 
     `Vectors(0)` are the rows of a matrix or the filters of a convolution, `Vectors(1)` columns or input channels,

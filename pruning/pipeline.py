@@ -27,7 +27,8 @@ def prune(
             the allocation has a density of its own (`NofM`, `Rates`).
         granularity: what is removed together; `Weights()` if None.
         allocation: which units compete, and how many of each group stay; `Global()` if None.
-        within: earlier masks; only what they keep competes, so the result is a subset of them.
+        within: earlier masks; only what they keep competes, so the result is a subset of them. What they hold beside
+            the scored tensors (biases, of coupled channels) stays as it is.
 
     Returns:
         Exactly `round_half_even(density · units)` kept units in every competing group. Ties: the earlier position.
@@ -54,18 +55,16 @@ def prune(
     for name, score in scores.items():
         # dead weights have no score worth checking: curvature of what is removed may be 0/0
         check_finite(name, score if within is None else score.masked_fill(~within[name], 0))
-    units = {
-        name: granularity.pool(name, score, None if within is None else within[name]) for name, score in scores.items()
-    }
-    for name, unit in units.items():
-        if unit.scores is not scores[name]:
+    pooled = granularity.gather(scores, within)
+    for name, unit in pooled.units.items():
+        if unit.scores is not scores.get(name):
             check_finite(name, unit.scores)  # finite scores may overflow when pooled
     chosen: dict[str, Tensor] = {}
-    for group in allocation.groups(units, density):
-        chosen.update(group.select(units))
-    masks = {name: granularity.expand(chosen[name], score.shape) for name, score in scores.items()}
+    for group in allocation.groups(pooled.units, density):
+        chosen.update(group.select(pooled.units))
+    masks = pooled.expand(chosen)
     if within is not None:
-        masks = {name: mask & within[name] for name, mask in masks.items()}
+        masks = dict(within) | {name: mask & within[name] if name in within else mask for name, mask in masks.items()}
     return Masks(masks)
 
 
@@ -80,9 +79,9 @@ def _check_score(name: str, score: Tensor) -> None:
 
 
 def _check_within(scores: Mapping[str, Tensor], within: Mapping[str, Tensor]) -> None:
-    if set(scores) != set(within):
-        odd = sorted(set(scores) ^ set(within))[0]
-        raise MaskError(f"{odd}: in only one of the scores and within=: score exactly the masked parameters")
+    for name in scores:
+        if name not in within:
+            raise MaskError(f"{name}: scored, but not in within=: give masks of all scored parameters")
     for name, score in scores.items():
         if within[name].dtype != torch.bool or within[name].shape != score.shape:
             raise MaskError(

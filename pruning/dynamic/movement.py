@@ -10,7 +10,7 @@ from pruning.dynamic.gradients import DenseGradients
 from pruning.dynamic.held import Held, moment, starting
 from pruning.errors import ScheduleError
 from pruning.evidence import Evidence
-from pruning.granularity import Granularity
+from pruning.granularity import TensorGranularity
 from pruning.masks import Masks
 from pruning.schedules import during_training
 from pruning.scorers import Movement as Learned
@@ -35,7 +35,7 @@ class Movement(Held):
         seed: int = 0,
         rate: float = 1.0,
         penalty: float = 0.0,
-        granularity: Granularity | None = None,
+        granularity: TensorGranularity | None = None,
         allocation: Allocation | None = None,
         begin: float = 0.1,
         end: float = 0.75,

@@ -13,7 +13,7 @@ from pruning.allocation import Allocation
 from pruning.dynamic.held import Held, moment, starting
 from pruning.errors import ScheduleError, ScoreError
 from pruning.evidence import Evidence, Scores, accumulated
-from pruning.granularity import Granularity, Vectors
+from pruning.granularity import TensorGranularity, Vectors
 from pruning.masks import Masks
 from pruning.pipeline import prune
 
@@ -34,7 +34,7 @@ class SoftMask(Held):
         steps: int,
         density: float | None = None,
         seed: int = 0,
-        granularity: Granularity | None = None,
+        granularity: TensorGranularity | None = None,
         allocation: Allocation | None = None,
         penalty: float = 1.0,
         rate: float = 0.05,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pruning.allocation import Allocation
 from pruning.errors import ScoreError
 from pruning.evidence import Batch, Evidence, Scores, accumulated, scalar_loss, untouched
-from pruning.granularity import Granularity, Weights
+from pruning.granularity import TensorGranularity, Weights
 from pruning.masks import Masks
 from pruning.parameters import unwrapped
 from pruning.pipeline import prune
@@ -30,7 +30,7 @@ class Movement:
         parameters: Mapping[str, Tensor],
         rate: float = 1.0,
         penalty: float = 0.0,
-        granularity: Granularity | None = None,
+        granularity: TensorGranularity | None = None,
     ):
         """S = 0, of the parameters' shapes, in at least float32.
 
@@ -91,7 +91,7 @@ def movement(
     density: float | None = None,
     threshold: float | None = None,
     penalty: float = 0.0,
-    granularity: Granularity | None = None,
+    granularity: TensorGranularity | None = None,
     allocation: Allocation | None = None,
 ) -> Scores:
     """S = -rate·Σ_t g_t·w_t while a copy of the network trains by SGD: kept is what moves away from 0.

@@ -1,0 +1,183 @@
+"""python -m experiments.benchmarks.structure: remove 30 % of the units of real architectures, and compare.
+
+    python -m experiments.benchmarks.structure torchvision timm transformers --output structure.md
+    python -m experiments.benchmarks.structure --models resnet50 vit_b_16
+
+For every model, with random weights: the seconds that `trace` takes, the units that it finds and the share of all
+parameters in them, 30 % of each family removed at random, and the relative difference between masked and removed.
+"right": below 1e-5, and something could be removed. "refused": a typed error, or nothing to remove without a change.
+"wrong": anything else. Beside it torch-pruning with its default arguments, which gets 30 % to remove too, the
+classifier spared, in a process of its own with a time limit: "runs" if the result still gives an output of the same
+shape, which says nothing about its values.
+"""
+
+import argparse
+import json
+import logging
+import multiprocessing
+import statistics
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from experiments.benchmarks.structure_models import Maker, disturbed, models
+from pruning import Masks
+from pruning.errors import PruningError
+from pruning.structure import TOLERANCE, remove, trace, verify
+from pruning.structure.channels import unit_masks
+
+_SHARE = 0.3
+_COLUMNS = (
+    *("model", "parameters", "trace s", "units", "heads", "in units", "left", "difference", "verdict", "kept whole"),
+    *("torch-pruning s", "torch-pruning"),
+)
+_GROUPS = ("torchvision", "timm", "transformers")
+
+
+def ours(make: Maker) -> dict[str, Any]:
+    """One model, with us."""
+    torch.manual_seed(0)
+    model, inputs = make()
+    model = disturbed(model)
+    count = sum(p.numel() for p in model.parameters())
+    row: dict[str, Any] = {"parameters": count}
+    try:
+        seconds = []
+        for _ in range(3):
+            start = time.perf_counter()
+            structure = trace(model, inputs)
+            seconds.append(time.perf_counter() - start)
+        row |= {"trace s": statistics.median(seconds), "units": structure.size, "in units": structure.share}
+        row |= {"heads": sum(family.kind == "heads" for family in structure.families)}
+        row |= {"kept whole": ", ".join(sorted({_kind(model, name) for name in structure.frozen}))}
+        if not structure.size:
+            return row | {"verdict": "refused"}
+        kept = np.ones(structure.size, bool)
+        rng = np.random.default_rng(1)
+        for family in structure.families:
+            gone = min(max(1, round(_SHARE * family.size)), family.size - 1)
+            kept[family.first + rng.choice(family.size, gone, replace=False)] = False
+        masks = Masks(unit_masks(structure, kept))
+        small = remove(model, masks, structure, verified=False)
+        difference = verify(model, masks, small, inputs)
+    except PruningError as error:
+        return row | {"verdict": "refused", "reason": str(error)}
+    except Exception as error:  # a crash of ours is what this benchmark is to find
+        return row | {"verdict": "wrong", "reason": f"{type(error).__name__}: {error}"}
+    row |= {"left": sum(p.numel() for p in small.parameters()) / count, "difference": difference}
+    return row | {"verdict": "right" if difference <= TOLERANCE else "wrong"}
+
+
+def theirs(group: str, name: str, limit: float) -> dict[str, Any]:
+    """The same model with torch-pruning, in a process of its own; the limit is from when it begins to prune."""
+    context = multiprocessing.get_context("spawn")
+    receiving, sending = context.Pipe(duplex=False)
+    process = context.Process(target=_torch_pruning, args=(group, name, sending))
+    process.start()
+    sending.close()
+    try:
+        receiving.recv()  # the model is made
+        found: dict[str, Any] = receiving.recv() if receiving.poll(limit) else {"torch-pruning": f"not in {limit:g} s"}
+    except EOFError:
+        found = {"torch-pruning": "died"}
+    process.kill()
+    process.join()
+    return found
+
+
+def _torch_pruning(group: str, name: str, sending: Any) -> None:
+    import torch_pruning  # noqa: PLC0415  # the peer alone needs it
+
+    make = dict(models(group))[name]
+    torch.set_num_threads(1)
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    torch.manual_seed(0)
+    model, inputs = make()
+    model = disturbed(model)
+    before = _shapes(model, inputs)
+    sending.send("ready")
+    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
+    start = time.perf_counter()
+    try:
+        importance = torch_pruning.importance.RandomImportance()
+        pruner = torch_pruning.pruner.MagnitudePruner(
+            model, inputs, importance, pruning_ratio=_SHARE, ignored_layers=last
+        )
+        pruner.step()
+        seconds = time.perf_counter() - start
+        verdict = "runs" if _shapes(model, inputs) == before else "other shapes"
+    except Exception as error:  # of a peer, whatever it is
+        seconds, verdict = time.perf_counter() - start, f"{type(error).__name__}"
+    sending.send({"torch-pruning s": seconds, "torch-pruning": verdict})
+
+
+def _shapes(model: nn.Module, inputs: Any) -> list[tuple[int, ...]]:
+    with torch.no_grad():
+        outputs = model(**inputs) if isinstance(inputs, dict) else model(inputs)
+    outputs = outputs.values() if hasattr(outputs, "values") else [outputs]
+    return [tuple(output.shape) for output in outputs if isinstance(output, Tensor)]
+
+
+def _kind(model: nn.Module, name: str) -> str:
+    while type(model.get_submodule(name)).__module__.startswith("torch.nn.") and name:
+        name = name.rpartition(".")[0]
+    return type(model.get_submodule(name)).__name__
+
+
+def _cells(name: str, row: dict[str, Any]) -> tuple[str, ...]:
+    forms = {"parameters": ",", "trace s": ".3f", "units": ",", "heads": "d", "in units": ".1%", "left": ".1%"}
+    forms |= {"difference": ".1e", "torch-pruning s": ".1f"}
+    return (name, *(format(row[c], forms.get(c, "")) if row.get(c) is not None else "" for c in _COLUMNS[1:]))
+
+
+def _markdown(rows: Sequence[tuple[str, ...]]) -> str:
+    aligned = [":--" if c in ("model", "verdict", "kept whole", "torch-pruning") else "--:" for c in _COLUMNS]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (_COLUMNS, aligned, *rows)) + "\n"
+
+
+def main() -> None:
+    """Run it; see the module's docstring."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("groups", nargs="*", help=f"among {', '.join(_GROUPS)} (default: all)")
+    parser.add_argument("--models", nargs="*", help="only these")
+    parser.add_argument("--limit", type=float, default=30.0, help="seconds for torch-pruning; 0 leaves it out")
+    parser.add_argument("--output", type=Path, help="a Markdown file for the table")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    rows, counts, reasons = [], {}, {}
+    for group in arguments.groups or _GROUPS:
+        found = []
+        for name, make in models(group):
+            if arguments.models and name not in arguments.models:
+                continue
+            row = (theirs(group, name, arguments.limit) if arguments.limit else {}) | ours(make)
+            print(json.dumps({"model": name} | row, default=str), flush=True)
+            found.append(row)
+            rows.append(_cells(name, row))
+            if "reason" in row:
+                reasons[name] = row["reason"]
+        if found:
+            verdicts = [row["verdict"] for row in found]
+            counts[group] = {verdict: verdicts.count(verdict) for verdict in ("right", "refused", "wrong")}
+            counts[group]["torch-pruning runs"] = sum(row.get("torch-pruning") == "runs" for row in found)
+            counts[group]["seconds"] = round(statistics.median(row.get("trace s", 0.0) for row in found), 3)
+    table = _markdown(rows)
+    print(table)
+    if arguments.output:
+        arguments.output.write_text(table)
+    for name, reason in reasons.items():
+        print(f"{name}: {reason}")
+    total = {verdict: sum(count[verdict] for count in counts.values()) for verdict in ("right", "refused", "wrong")}
+    print(json.dumps(total | {"seconds": {name: count["seconds"] for name, count in counts.items()}, "groups": counts}))
+
+
+if __name__ == "__main__":
+    main()

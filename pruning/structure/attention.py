@@ -1,0 +1,90 @@
+"""Multi-head attention with fewer heads than its width has room for."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class PrunedAttention(nn.MultiheadAttention):
+    """`nn.MultiheadAttention` after heads were removed: the projections lead to `num_heads · head_dim` inner features.
+
+    Its parameters keep their names. `take_over_` turns an attention module into one, in place; torch's own forward
+    pass refuses inner and outer widths that differ.
+    """
+
+    @staticmethod
+    def take_over_(module: nn.MultiheadAttention) -> None:
+        """Change the class of `module`, whose projections have been sliced, if it lost heads or width."""
+        outer, inner = module.out_proj.weight.shape
+        if inner == module.num_heads * module.head_dim and outer == module.embed_dim:
+            return
+        module.num_heads = inner // module.head_dim
+        module.embed_dim = outer
+        module._qkv_same_embed_dim = False  # what torch's fused encoder layers ask before they take over
+        module.__class__ = PrunedAttention
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `nn.MultiheadAttention.forward`, shapes included."""
+        batched = query.dim() == 3
+        if self.batch_first and batched:
+            query, key, value = (part.transpose(0, 1) for part in (query, key, value))
+        if not batched:
+            query, key, value = (part.unsqueeze(1) for part in (query, key, value))
+            key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
+        if is_causal and attn_mask is None:
+            attn_mask = torch.ones(len(query), len(key), dtype=torch.bool, device=query.device).triu(1)
+        weights = self._attend(query, key, value, key_padding_mask, attn_mask)
+        return self._finish(*weights, need_weights, average_attn_weights, batched)
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Outputs [length, batch, features] and attention weights [batch, heads, length, source]."""
+        q, k, v = self._projected(query, key, value)
+        if self.bias_k is not None and self.bias_v is not None:
+            k = torch.cat([k, self.bias_k.expand(1, k.shape[1], -1)])
+            v = torch.cat([v, self.bias_v.expand(1, v.shape[1], -1)])
+        q, k, v = (part.reshape(*part.shape[:2], self.num_heads, -1).permute(1, 2, 0, 3) for part in (q, k, v))
+        if self.add_zero_attn:
+            k, v = (F.pad(part, (0, 0, 0, 1)) for part in (k, v))
+        scores = (q * self.head_dim**-0.5) @ k.transpose(-2, -1)
+        added = k.shape[2] - key.shape[0]
+        for given, shape in ((mask, None), (padding, 1)):
+            if given is not None:
+                given = F.pad(given, (0, added))
+                given = given[:, None, None, :] if shape else self._by_head(given)
+                scores = scores.masked_fill(given, -torch.inf) if given.dtype == torch.bool else scores + given
+        weights = F.dropout(scores.softmax(-1), self.dropout, self.training)
+        found = (weights @ v).permute(2, 0, 1, 3).flatten(2)
+        return self.out_proj(found), weights
+
+    def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
+        biases: Any = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
+        together: Any = self.in_proj_weight  # None where keys or values have widths of their own
+        apart: Any = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+        projections = apart if together is None else together.chunk(3)
+        return [F.linear(x, w, b) for x, w, b in zip((query, key, value), projections, biases, strict=True)]
+
+    def _by_head(self, mask: Tensor) -> Tensor:
+        """[length, source], or one a head and example, first of the example's heads."""
+        return mask if mask.dim() == 2 else mask.reshape(-1, self.num_heads, *mask.shape[1:])
+
+    def _finish(
+        self, output: Tensor, weights: Tensor, need_weights: bool, average: bool, batched: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        weights = weights.mean(1) if average else weights
+        if not batched:
+            return output.squeeze(1), weights.squeeze(0) if need_weights else None
+        return output.transpose(0, 1) if self.batch_first else output, weights if need_weights else None

@@ -1,0 +1,105 @@
+"""Measured time: of a forward pass, and of what each family of units adds to it on this machine."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+import torch
+from torch import nn
+
+from pruning.errors import StructureError
+from pruning.masks import Masks
+from pruning.parameters import unwrapped
+from pruning.structure.channels import unit_masks
+from pruning.structure.removing import remove
+from pruning.structure.structure import Structure
+from pruning.structure.tape import Inputs, arguments
+from pruning.structure.volumes import Kept
+
+
+def latency(model: nn.Module, inputs: Inputs, *, warmup: int = 3, repeats: int = 15) -> float:
+    """Milliseconds of one forward pass in eval mode without gradients: the median of `repeats`, after `warmup` more.
+
+    On as many threads as torch is set to (`torch.get_num_threads()`), which belongs to every number that is reported.
+    """
+    args, kwargs = arguments(inputs)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    modes = [(module, module.training) for module in model.modules()]
+    times = []
+    try:
+        model.eval()
+        with torch.inference_mode():
+            for _ in range(warmup + repeats):
+                start = perf_counter()
+                model(*args, **kwargs)
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                times.append(perf_counter() - start)
+    finally:
+        for module, training in modes:
+            module.training = training
+    return 1000 * median(times[warmup:])
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """What each family costs in time, by how many of its units are left.
+
+    Attributes:
+        structure: whose units they are.
+        whole: milliseconds of the whole model.
+        counts: family by family, how many units were left, in ascending order; the last is all of them.
+        saved: milliseconds that this saved, the other families being whole; never less with fewer units.
+        threads: on how many threads it was measured.
+    """
+
+    structure: Structure
+    whole: float
+    counts: tuple[tuple[int, ...], ...]
+    saved: tuple[tuple[float, ...], ...]
+    threads: int
+
+    def cost(self, kept: Kept) -> float:
+        """Milliseconds with the `kept` units alone: savings interpolated in each family and added up."""
+        found = self.whole
+        for family, counts, saved in zip(self.structure.families, self.counts, self.saved, strict=True):
+            found -= float(np.interp(int(kept[family.units].sum()), counts, saved))
+        return max(found, 0.0)
+
+
+def measure_latency(
+    model: nn.Module,
+    structure: Structure,
+    inputs: Inputs | None = None,
+    *,
+    shares: Sequence[float] = (0.25, 0.5, 0.75),
+    repeats: int = 15,
+) -> LatencyTable:
+    """Time `model` with each family reduced to some shares of its units, on this machine and its current threads.
+
+    Args:
+        inputs: what it is to be fast on, mostly a batch; those that were traced if None.
+        shares: of each family's units, in (0, 1); one more is at least one unit, and the last is all.
+    """
+    if not shares or any(not 0 < share < 1 for share in shares):
+        raise StructureError(f"shares={tuple(shares)}: give some between 0 and 1")
+    model = unwrapped(model)
+    inputs = structure.inputs if inputs is None else inputs
+    whole = latency(model, inputs, repeats=repeats)
+    counts, saved = [], []
+    for family in structure.families:
+        points = sorted({max(1, round(share * family.size)) for share in shares} | {1})
+        gains = []
+        for count in points:
+            kept = np.ones(structure.size, bool)
+            kept[family.first + count : family.units.stop] = False
+            masks = Masks(unit_masks(structure, kept, next(model.parameters()).device))
+            small = remove(model, masks, structure, verified=False)
+            gains.append(whole - latency(small, inputs, repeats=repeats))
+        # timings are noisy: fewer units never save less than more of them
+        steady = np.maximum.accumulate(np.maximum(gains[::-1], 0.0))[::-1]
+        counts.append((*points, family.size))
+        saved.append((*(float(gain) for gain in steady), 0.0))
+    return LatencyTable(structure, whole, tuple(counts), tuple(saved), torch.get_num_threads())

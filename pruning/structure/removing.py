@@ -1,0 +1,154 @@
+"""Masks become a smaller network: an ordinary module that gives the same outputs."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pruning.errors import StructureError
+from pruning.masks import Masks
+from pruning.parameters import unwrapped
+from pruning.structure.shrinking import adjust_, sliced
+from pruning.structure.structure import Structure
+from pruning.structure.tape import copied
+from pruning.structure.verifying import first_difference, verify
+from pruning.structure.volumes import Kept
+
+TOLERANCE = 1e-5
+"""The largest relative difference between masked and removed that `remove` accepts."""
+
+
+def remove(
+    model: nn.Module, masks: Mapping[str, Tensor], structure: Structure, *, verified: bool = True, lossy: bool = False
+) -> nn.Module:
+    """A new module of the same class without the units that `masks` remove; `model` stays as it is.
+
+    Masks of single weights that are left stay zeros in it. Tied weights stay tied.
+
+    Args:
+        model: the traced one, or one of the same class and shapes.
+        masks: a unit goes if they remove all of its slices, in weights, biases and norms: those of
+            `Channels(structure)` do. Units of which anything is left stay.
+        verified: compare it with the masked network on the example inputs.
+        lossy: accept any difference, for a structure that was traced so; see `verify` for its size.
+
+    Raises:
+        StructureError: the masks do not fit, or the smaller network differs from the masked one by more than 1e-5
+            relative; it names the module where they part.
+    """
+    model = unwrapped(model)
+    kept = kept_units(model, masks, structure)
+    masked = Masks(masks)
+
+    def replacement(name: str, tensor: Tensor) -> Tensor:
+        mask = masked.get(name)
+        values = tensor if mask is None else nn.Parameter(tensor.detach() * mask.to(tensor.device))
+        small = sliced(structure, kept, name, values)
+        return small.requires_grad_(tensor.requires_grad) if isinstance(tensor, nn.Parameter) else small
+
+    small = copied(model, replacement)
+    adjust_(small, structure, kept)
+    if verified:
+        _check(model, masks, small, structure, kept, lossy)
+    return small
+
+
+def remove_(
+    model: nn.Module,
+    masks: Mapping[str, Tensor],
+    structure: Structure,
+    *,
+    optimizer: Optimizer | None = None,
+    verified: bool = True,
+    lossy: bool = False,
+) -> None:
+    """As `remove`, in place: parameters stay the same objects, so `optimizer`, whose state is sliced too, goes on.
+
+    Detach masks first; what they leave of partly removed units has to be attached anew.
+    """
+    model = unwrapped(model)
+    kept = kept_units(model, masks, structure)
+    if verified:  # before anything is changed
+        remove(model, masks, structure, verified=True, lossy=lossy)
+    masked = Masks(masks)
+    masked.apply_(model)
+    for name, parameter in model.named_parameters():
+        shape = parameter.shape
+        gradient, state = parameter.grad, {} if optimizer is None else optimizer.state.get(parameter, {})
+        parameter.grad = None
+        parameter.data = sliced(structure, kept, name, parameter).data
+        if gradient is not None:
+            parameter.grad = sliced(structure, kept, name, gradient)
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.shape == shape:
+                state[key] = sliced(structure, kept, name, value).data
+    smaller = {id(buffer): sliced(structure, kept, name, buffer) for name, buffer in model.named_buffers()}
+    for owner in model.modules():
+        owner._buffers.update({key: smaller[id(b)] for key, b in owner._buffers.items() if b is not None})
+    adjust_(model, structure, kept)
+
+
+def kept_units(model: nn.Module, masks: Mapping[str, Tensor], structure: Structure) -> Kept:
+    """[units]: False where the masks remove all slices of a unit."""
+    _check_masks(model, masks, structure)
+    kept = np.zeros(structure.size, bool)
+    for name in structure.parameters:
+        for dim, units in enumerate(structure.axes[name]):
+            if units is None:
+                continue
+            mask = masks.get(name)
+            if mask is None:
+                alive = np.ones(len(units), bool)
+            else:
+                others = [d for d in range(mask.dim()) if d != dim]
+                alive = (mask.any(others[0]) if len(others) == 1 else _any(mask, others)).cpu().numpy()
+            kept[units[(units >= 0) & alive]] = True
+    for family in structure.families:
+        if not kept[family.units].any():
+            raise StructureError(
+                f"{family.name}: the masks remove all {family.size} units, and a layer cannot be empty: keep one, as "
+                "Channels(structure, minimum=1) does"
+            )
+    return kept
+
+
+def _any(mask: Tensor, dims: list[int]) -> Tensor:
+    return mask.sum(dims) > 0 if dims else mask
+
+
+def _check_masks(model: nn.Module, masks: Mapping[str, Tensor], structure: Structure) -> None:
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    traced = {name: structure.tape.shapes[structure.tape.tensors[name]] for name in structure.parameters}
+    for name in shapes.keys() ^ traced.keys():
+        raise StructureError(f"{name}: only in one of the model and the traced one: trace this model")
+    for name in masks:
+        if name not in dict(model.named_parameters(remove_duplicate=False)):
+            raise StructureError(f"{name}: is no parameter of the model: give masks of its own")
+    for name, shape in traced.items():
+        if shapes[name] != shape:
+            raise StructureError(f"{name}: shape {list(shapes[name])}, traced as {list(shape)}: trace this model")
+        if name in masks and tuple(masks[name].shape) != shape:
+            raise StructureError(f"{name}: a mask of shape {list(masks[name].shape)}, the parameter has {list(shape)}")
+
+
+def _check(
+    model: nn.Module,
+    masks: Mapping[str, Tensor],
+    small: nn.Module,
+    structure: Structure,
+    kept: Kept,
+    lossy: bool,
+) -> None:
+    difference = verify(model, masks, small, structure.inputs)
+    if difference <= TOLERANCE or (lossy and np.isfinite(difference)):
+        return
+    if structure.lossy:
+        mend = "the structure is lossy: pass lossy=True to accept that"
+    else:
+        mend = "keep the units of this layer, as in Channels(structure, exclude='name*')"
+    where = first_difference(model, masks, small, structure, kept)
+    raise StructureError(
+        f"{where or type(model).__name__}: without the removed units the outputs differ by {difference:.2g} of the "
+        f"largest, and this is where it begins: {mend}"
+    )

@@ -1,0 +1,15 @@
+"""What each ATen operator does to labels; one file a family, one function a kind of operator."""
+
+from pruning.structure.labels import Rule
+from pruning.structure.rules import elementwise, lookup, normalisation, products, recurrent, reductions, shapes
+
+RULES: dict[str, Rule] = {
+    **elementwise.RULES,
+    **shapes.RULES,
+    **products.RULES,
+    **reductions.RULES,
+    **normalisation.RULES,
+    **lookup.RULES,
+    **recurrent.RULES,
+}
+"""Operator name → rule."""

@@ -1,0 +1,95 @@
+"""Operators that look up by index, and those that make constants."""
+
+from collections.abc import Sequence
+
+from pruning.structure.labels import Axes, Labelling, Rule, argument
+from pruning.structure.tape import Call, Ref, refs
+
+
+def _embedding(state: Labelling, call: Call) -> Sequence[Axes]:
+    """Rows of a table: which ones is up to the data, so all stay."""
+    table, places = call.args[:2]
+    rows, *features = state.of(table)
+    state.fix(rows)
+    state.fix_all(state.of(places))
+    return [((None,) * len(state.shape(places)) + tuple(features))]
+
+
+def _index_select(state: Labelling, call: Call) -> Sequence[Axes]:
+    axes = list(state.of(call.args[0]))
+    dim = call.args[1] % len(axes)
+    state.fix(axes[dim])
+    axes[dim] = None
+    return [tuple(axes)]
+
+
+def _index(state: Labelling, call: Call) -> Sequence[Axes]:
+    """tensor[index, :, index]: what is indexed is fixed, and the rest keeps its labels."""
+    axes, shape = state.of(call.args[0]), state.shape(call.args[0])
+    places = call.args[1]
+    indexed: list[int] = []
+    dim = 0
+    for place in places:
+        wide = 1
+        if isinstance(place, Ref):
+            boolean = not state.tape.dtypes[place.value].is_floating_point and "bool" in str(
+                state.tape.dtypes[place.value]
+            )
+            wide = len(state.shape(place)) if boolean else 1
+            state.fix_all(state.of(place))
+            indexed += range(dim, dim + wide)
+        dim += wide
+    for i in indexed:
+        state.fix(axes[i])
+    rest = [i for i in range(len(shape)) if i not in indexed]
+    count = len(state.made(call)) - len(rest)
+    adjacent = indexed == list(range(indexed[0], indexed[-1] + 1)) if indexed else True
+    where = indexed[0] if adjacent and indexed else 0
+    before = [axes[i] for i in rest if i < where]
+    after = [axes[i] for i in rest if i >= where]
+    return [(*before, *(None,) * count, *after)]
+
+
+def _gather(state: Labelling, call: Call) -> Sequence[Axes]:
+    for ref in call.args:
+        if isinstance(ref, Ref):
+            state.fix_all(state.of(ref))
+    return [(None,) * len(state.made(call))]
+
+
+def _constant(zero: bool) -> Rule:
+    """Every index holds the same, so any of them may go."""
+
+    def rule(state: Labelling, call: Call) -> Sequence[Axes]:
+        return [tuple(state.fresh(size, zero) for size in state.made(call))]
+
+    return rule
+
+
+def _fill(state: Labelling, call: Call) -> Sequence[Axes]:
+    value = argument(call, 1, "fill_value", 1)
+    call_value = call.args[2] if call.operator == "new_full" else value
+    return _constant(call_value == 0)(state, call)
+
+
+def _fixed(state: Labelling, call: Call) -> Sequence[Axes]:
+    """Data of their own, or places in others' data."""
+    if call.operator not in ("new_empty", "new_empty_strided"):
+        for ref in refs(call):
+            state.fix_all(state.of(ref))
+    return [tuple(None for _ in state.made(call, i)) for i in range(len(call.outputs))]
+
+
+_FIXED = """empty new_empty empty_strided new_empty_strided arange linspace scalar_tensor eye tril triu rand randn
+randint randperm local_scalar_dense item nonzero range complex tril_indices"""
+
+RULES: dict[str, Rule] = {
+    "embedding": _embedding,
+    "index_select": _index_select,
+    "index": _index,
+    "gather": _gather,
+    **dict.fromkeys(("zeros", "new_zeros"), _constant(True)),
+    **dict.fromkeys(("ones", "new_ones"), _constant(False)),
+    **dict.fromkeys(("full", "new_full"), _fill),
+    **dict.fromkeys(_FIXED.split(), _fixed),
+}

@@ -1,0 +1,83 @@
+"""A removed network on disk, without pickle: its tensors, and the sizes that its modules remember.
+
+The class stays the user's: the original constructor makes the module, and the file makes it small.
+"""
+
+from os import PathLike
+from typing import Any
+
+from torch import Tensor, nn
+
+from pruning import snapshot
+from pruning.errors import ArtefactError, StructureError
+from pruning.parameters import unwrapped
+from pruning.structure.attention import PrunedAttention
+
+_FIELDS = {"tensors", "sizes", "classes"}
+
+
+def save(small: nn.Module, path: str | PathLike[str]) -> None:
+    """Write a removed network to one safetensors file. Raises `OSError` where it cannot be written."""
+    small = unwrapped(small)
+    snapshot.save(
+        path,
+        {
+            "tensors": dict(small.named_parameters()) | dict(small.named_buffers()),
+            "sizes": {name: _sizes(module) for name, module in small.named_modules()},
+            "classes": {name: type(module).__qualname__ for name, module in small.named_modules()},
+        },
+    )
+
+
+def load(path: str | PathLike[str], model: nn.Module) -> nn.Module:
+    """Make `model` the network in the file, in place, and return it.
+
+    Args:
+        model: from the original constructor, with any weights; parameters are made anew, so give an optimizer those.
+
+    Raises:
+        ArtefactError: the file is missing, cut, damaged or foreign.
+        StructureError: `model` is not of the class and form that was saved.
+    """
+    tree = snapshot.load(path)
+    if not isinstance(tree, dict) or set(tree) != _FIELDS:
+        raise ArtefactError(f"{path}: is a snapshot, but not of a removed network: give one from structure.save")
+    model = unwrapped(model)
+    tensors: dict[str, Tensor] = tree["tensors"]
+    modules = dict(model.named_modules())
+    own = dict(model.named_parameters()) | dict(model.named_buffers())
+    for name in own.keys() ^ tensors.keys() | modules.keys() ^ tree["classes"].keys():
+        where = "the file" if name in tensors or name in tree["classes"] else "the model"
+        raise StructureError(f"{name}: only in {where}: build the model as it was built before it was pruned")
+    for name, module in modules.items():
+        saved, kind = tree["classes"][name], type(module).__qualname__
+        if saved != kind:
+            if saved != PrunedAttention.__qualname__ or not isinstance(module, nn.MultiheadAttention):
+                raise StructureError(
+                    f"{name}: is a {kind}, saved was a {saved}: build the model as it was built before"
+                )
+            module.__class__ = PrunedAttention
+        for attribute, value in tree["sizes"][name].items():
+            setattr(module, attribute, value)
+    for name, tensor in own.items():
+        owner, _, key = name.rpartition(".")
+        made = tensors[name].to(tensor.device)
+        if isinstance(tensor, nn.Parameter):
+            tensor.data = made  # under all its names, where it is tied
+        else:
+            modules[owner]._buffers[key] = made
+    for module in modules.values():
+        if isinstance(module, nn.RNNBase):
+            module.flatten_parameters()
+    return model
+
+
+def _sizes(module: nn.Module) -> dict[str, Any]:
+    """All whole numbers that a module has as attributes, and sequences of them."""
+    return {name: value for name, value in vars(module).items() if _whole(value)}
+
+
+def _whole(value: Any) -> bool:
+    if type(value) in (tuple, list):
+        return all(_whole(part) for part in value)
+    return type(value) in (int, bool)

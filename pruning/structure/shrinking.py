@@ -1,0 +1,197 @@
+"""The smaller module: its tensors sliced, and the integers that its modules remember adjusted."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from pruning.structure.attention import PrunedAttention
+from pruning.structure.structure import Structure
+from pruning.structure.tape import refs
+from pruning.structure.volumes import Kept, left
+
+
+def kept_indices(structure: Structure, name: str, kept: Kept) -> Iterator[tuple[int, Tensor]]:
+    """(dimension, the indices that stay) of the dimensions of a tensor that lose some."""
+    for dim, units in enumerate(structure.axes.get(name, ())):
+        if units is not None:
+            stays = left(units, kept)
+            if not stays.all():
+                yield dim, torch.from_numpy(np.flatnonzero(stays))
+
+
+def sliced(structure: Structure, kept: Kept, name: str, tensor: Tensor) -> Tensor:
+    """What is left of a tensor named `name`, or of one of the same shape; a copy."""
+    values = tensor.detach()
+    for dim, indices in kept_indices(structure, name, kept):
+        values = values.index_select(dim, indices.to(values.device))
+    values = values.clone() if values.data_ptr() == tensor.data_ptr() else values
+    return nn.Parameter(values, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else values
+
+
+Places = dict[tuple[Any, ...], tuple[int, int]]
+"""Where a size occurs in the work of a module: which of its calls, tensors, dimensions → size before and after."""
+
+
+def adjust_(small: nn.Module, structure: Structure, kept: Kept) -> None:
+    """Set the sizes that modules keep as attributes, by their tensors and by the shapes that they worked with."""
+    places = _places(structure, kept)
+    others: dict[type[nn.Module], list[tuple[nn.Module, Places]]] = {}
+    for name, module in small.named_modules():
+        if not _adjust_known_(module) and not type(module).__module__.startswith("torch.nn."):
+            around = name
+            while around and around not in places:  # a method of it may be called, not itself
+                around = around.rpartition(".")[0]
+            others.setdefault(type(module), []).append((module, places.get(around, {})))
+    for alike in others.values():
+        for attribute in {attribute for module, _ in alike for attribute in vars(module)}:
+            _adjust_attribute_(attribute, alike)
+
+
+def _places(structure: Structure, kept: Kept) -> dict[str, Places]:
+    """Module name → its places: in the calls that it made itself, and in its own parameters."""
+    found: dict[str, Places] = {}
+    made: dict[str, int] = {}
+    tape = structure.tape
+    for call in tape.calls:
+        number = made[call.module] = made.get(call.module, 0) + 1
+        own = found.setdefault(call.module, {})
+        for i, value in enumerate((*call.outputs, *(ref.value for ref in refs(call)))):
+            for dim, (size, axis) in enumerate(zip(tape.shapes[value], structure.labels[value], strict=True)):
+                after = size if axis is None else int(left(structure.unit[axis.labels], kept).sum())
+                own[number, call.operator, i, dim] = size, after
+    for name in structure.parameters:
+        module, _, own_name = name.rpartition(".")
+        for dim, size in enumerate(tape.shapes[tape.tensors[name]]):
+            units = structure.axes[name][dim]
+            after = size if units is None else int(left(units, kept).sum())
+            found.setdefault(module, {})[own_name, dim] = size, after
+    return found
+
+
+def _adjust_attribute_(attribute: str, alike: list[tuple[nn.Module, Places]]) -> None:
+    """Set an attribute of all modules of one class if it is the size at some place in each of them.
+
+    In one module the number of heads may happen to be equal to a window's width; in all of them it hardly is.
+    """
+    values: list[tuple[nn.Module, Places, Any]] = [(m, places, vars(m).get(attribute)) for m, places in alike]
+    if not all(_whole(value) for _, _, value in values):
+        return
+    for length in {len(value) if isinstance(value, tuple | list) else None for _, _, value in values}:
+        if length is None:
+            own = [v for v in values if isinstance(v[2], int)]
+            changed: list[Any] = _after([(places, value) for _, places, value in own])
+        else:
+            own = [v for v in values if isinstance(v[2], tuple | list) and len(v[2]) == length]
+            parts = [_after([(places, value[i]) for _, places, value in own]) for i in range(length)]
+            changed = [type(value)(part) for (_, _, value), part in zip(own, zip(*parts, strict=True), strict=True)]
+        for (module, _, value), new in zip(own, changed, strict=True):
+            if new != value:
+                setattr(module, attribute, new)
+
+
+def _whole(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return bool(value) and type(value) in (tuple, list) and all(_whole(part) for part in value)
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _after(values: list[tuple[Places, int]]) -> list[int]:
+    """The sizes afterwards of values that are at the same places; as they are if that is not clear. 1 tells nothing."""
+    common: set[tuple[Any, ...]] | None = None
+    for places, value in values:
+        if value != 1 and places:
+            here = {place for place, (size, _) in places.items() if size == value}
+            common = here if common is None else common & here
+    found = []
+    for places, value in values:
+        fewer = {places[place][1] for place in common or () if place in places} - {value}
+        found.append(fewer.pop() if len(fewer) == 1 and value != 1 else value)
+    return found
+
+
+def _adjust_known_(module: nn.Module) -> bool:
+    """Set the sizes of torch's own modules, and of those derived from them; False for others."""
+    for kinds, adjust in _KNOWN:
+        if isinstance(module, kinds):
+            adjust(module)
+            return True
+    if _is_conv1d(module):
+        module.nx, module.nf = module.weight.shape  # type: ignore[assignment,misc]
+        return True
+    return False
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    """A linear layer of transformers that has its weight the other way round."""
+    return {"nx", "nf", "_parameters"} <= set(vars(module)) and "weight" in module._parameters
+
+
+def _adjust_linear_(module: nn.Linear) -> None:
+    module.out_features, module.in_features = module.weight.shape
+
+
+def _adjust_norm_(module: _NormBase) -> None:
+    counted = module.weight if module.weight is not None else module.running_mean
+    if counted is not None:
+        module.num_features = counted.numel()
+
+
+def _adjust_layer_norm_(module: nn.LayerNorm | nn.RMSNorm) -> None:
+    weight: Tensor | None = module.weight
+    if weight is not None:
+        module.normalized_shape = tuple(weight.shape)
+
+
+def _adjust_group_norm_(module: nn.GroupNorm) -> None:
+    weight: Tensor | None = module.weight
+    if weight is not None:
+        alone = module.num_groups == module.num_channels
+        module.num_channels = weight.numel()
+        module.num_groups = module.num_channels if alone else module.num_groups
+
+
+def _adjust_embedding_(module: nn.Embedding) -> None:
+    module.embedding_dim = module.weight.shape[1]
+
+
+def _adjust_prelu_(module: nn.PReLU) -> None:
+    module.num_parameters = module.weight.numel()
+
+
+def _adjust_recurrent_(module: nn.RNNBase) -> None:
+    own = dict(module.named_parameters(recurse=False))
+    rows, columns = own["weight_hh_l0"].shape
+    gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+    module.hidden_size, module.input_size = rows // gates, own["weight_ih_l0"].shape[1]
+    module.proj_size = 0 if columns == module.hidden_size else columns
+    module.flatten_parameters()
+
+
+def _adjust_convolution_(module: _ConvNd) -> None:
+    first, second = module.weight.shape[:2]
+    depthwise = module.groups == module.in_channels
+    if isinstance(module, _ConvTransposeNd):
+        module.groups = first if depthwise else module.groups
+        module.in_channels, module.out_channels = first, second * module.groups
+    else:
+        module.groups = first * module.groups // module.out_channels if depthwise else module.groups
+        module.out_channels, module.in_channels = first, second * module.groups
+
+
+_KNOWN: tuple[tuple[Any, Any], ...] = (
+    (nn.Linear, _adjust_linear_),
+    (_ConvNd, _adjust_convolution_),
+    (_NormBase, _adjust_norm_),
+    ((nn.LayerNorm, nn.RMSNorm), _adjust_layer_norm_),
+    (nn.GroupNorm, _adjust_group_norm_),
+    (nn.Embedding, _adjust_embedding_),
+    (nn.PReLU, _adjust_prelu_),
+    (nn.RNNBase, _adjust_recurrent_),
+    (nn.MultiheadAttention, PrunedAttention.take_over_),
+)
+"""Modules by class, and how their sizes follow from their tensors."""

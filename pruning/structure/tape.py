@@ -1,0 +1,260 @@
+"""One forward pass, written down: each operator, its arguments, and the module that ran it."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pruning.decomposed import decomposed
+from pruning.evidence import untouched
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A tensor among a call's arguments: which value of the tape it is."""
+
+    value: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """One ATen operator.
+
+    Attributes:
+        operator: its name without overload and underscore, as in "add" for aten::add_.Tensor.
+        args, kwargs: as the operator got them, with `Ref` for tensors.
+        outputs: the values that it made.
+        module: the name of the innermost module that was running; "" is the model itself.
+        viewed: for an operator in place, the value that its target is a view of.
+    """
+
+    operator: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    outputs: tuple[int, ...]
+    module: str
+    viewed: int | None = None
+
+
+@dataclass
+class Tape:
+    """The calls of one forward pass, and the shapes of all values in it.
+
+    Attributes:
+        abstract: whether it ran on the meta device, without values.
+        counted: how many of the calls are of the first pass; a second one, in training mode, may follow.
+        shapes: the shape of each value; its type in `dtypes`.
+        tensors: parameter or buffer name → its value, each once; `buffers` are the names of buffers.
+        inputs, results: values that came from the caller, and that went back to it.
+        returned: module name → the tensor that its first call gave.
+    """
+
+    calls: list[Call] = field(default_factory=list)
+    abstract: bool = False
+    counted: int = 0
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+    dtypes: list[torch.dtype] = field(default_factory=list)
+    tensors: dict[str, int] = field(default_factory=dict)
+    buffers: frozenset[str] = frozenset()
+    inputs: list[int] = field(default_factory=list)
+    results: list[int] = field(default_factory=list)
+    returned: dict[str, int] = field(default_factory=dict)
+
+    def new(self, tensor: Tensor) -> int:
+        """A number for `tensor`."""
+        self.shapes.append(tuple(tensor.shape))
+        self.dtypes.append(tensor.dtype)
+        return len(self.shapes) - 1
+
+
+def refs(call: Call) -> list[Ref]:
+    """The tensors among a call's arguments, nested ones too."""
+    found: list[Ref] = []
+
+    def look(value: Any) -> None:
+        if isinstance(value, Ref):
+            found.append(value)
+        elif isinstance(value, tuple):
+            for part in value:
+                look(part)
+
+    look(call.args)
+    look(tuple(call.kwargs.values()))
+    return found
+
+
+Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
+"""What a model is called with: one tensor, positional arguments, or keyword arguments."""
+
+
+class ForwardError(Exception):
+    """The model's own forward pass raised `cause`; `module` was running, and `tape` is what ran before."""
+
+    def __init__(self, module: str, tape: Tape, cause: BaseException):
+        super().__init__(f"{module or 'the model'}: {cause}")
+        self.module, self.tape, self.cause = module, tape, cause
+
+
+def record(model: nn.Module, inputs: Inputs) -> Tape:
+    """The tape of one forward pass of `model` in eval mode; on the meta device if its tensors are there.
+
+    Parameters that it leaves unused may be for training alone, as of auxiliary heads: then a pass in training mode
+    follows, if the model can take these inputs there. The model is as before afterwards.
+
+    Raises:
+        ForwardError: the forward pass raised.
+    """
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    args, kwargs = arguments(inputs)
+    abstract = any(tensor.is_meta for tensor in tensors.values())
+    if abstract:
+        args, kwargs = mapped((args, kwargs), lambda tensor: tensor.to("meta"))
+    recorder = _Recorder(model)
+    recorder.tape.abstract = abstract
+    recorder.tape.tensors = {name: recorder.value(tensor) for name, tensor in tensors.items()}
+    recorder.tape.buffers = frozenset(name for name, _ in model.named_buffers())
+    recorder.tape.inputs = [recorder.value(tensor) for tensor in tensors_in((args, kwargs))]
+    with untouched(model), recorder.hooked(), decomposed(), torch.no_grad():
+        recorder.run(model.eval(), args, kwargs)
+        tape = recorder.tape
+        tape.counted = len(tape.calls)
+        used = {ref.value for call in tape.calls for ref in refs(call)}
+        if any(value not in used for name, value in tape.tensors.items() if name not in tape.buffers):
+            try:
+                recorder.run(model.train(), args, kwargs)
+            except ForwardError:
+                del tape.calls[tape.counted :]
+    return tape
+
+
+def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """`inputs` as positional and keyword arguments."""
+    if isinstance(inputs, Tensor):
+        return (inputs,), {}
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return tuple(inputs), {}
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """All tensors in nested tuples, lists, mappings and dataclasses; other objects are not looked into."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from tensors_in(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from tensors_in(part)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for part in fields(value):
+            yield from tensors_in(getattr(value, part.name))
+
+
+def mapped(value: Any, function: Callable[[Tensor], Any]) -> Any:
+    """`value` with `function` of every tensor in its tuples, lists and mappings."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: mapped(part, function) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(mapped(part, function) for part in value)
+    return value
+
+
+def on_meta(model: nn.Module, shape: Callable[[str, Tensor], Sequence[int]] | None = None) -> nn.Module:
+    """A copy of `model` whose tensors have no values; `shape` may give others than they have."""
+
+    def empty(name: str, tensor: Tensor) -> Tensor:
+        if shape is None:
+            made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+        else:
+            made = torch.empty(tuple(shape(name, tensor)), dtype=tensor.dtype, device="meta")
+        return nn.Parameter(made, requires_grad=False) if isinstance(tensor, nn.Parameter) else made
+
+    return copied(model, empty)
+
+
+def copied(model: nn.Module, tensor: Callable[[str, Tensor], Tensor]) -> nn.Module:
+    """A copy of `model` with what `tensor` gives for each of its parameters and buffers, whose copies are not made.
+
+    What modules cache between calls goes, where they drop it when they change to training mode.
+    """
+    memo: dict[int, Any] = {id(old): tensor(name, old) for name, old in model.named_parameters()}
+    memo |= {id(old): tensor(name, old) for name, old in model.named_buffers()}
+    small = copy.deepcopy(model, memo)
+    modes = [module.training for module in small.modules()]
+    small.train()
+    for module, training in zip(small.modules(), modes, strict=True):
+        module.training = training
+    return small
+
+
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
+    def __init__(self, model: nn.Module):
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own
+        self.tape = Tape()
+        self._names = {id(module): name for name, module in model.named_modules()}
+        self._running = [""]
+        self._values: dict[int, int] = {}
+        self._alive: list[Tensor] = []  # an id is unique only among the living
+
+    def run(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Write down one forward pass."""
+        try:
+            with self:
+                output = model(*args, **kwargs)
+        except Exception as error:
+            failed = self.module
+            self._running = [""]
+            raise ForwardError(failed, self.tape, error) from error
+        self.tape.results += [self.value(tensor) for tensor in tensors_in(output)]
+
+    @property
+    def module(self) -> str:
+        return self._running[-1]
+
+    def value(self, tensor: Tensor) -> int:
+        known = self._values.get(id(tensor))
+        return self._made(tensor) if known is None else known
+
+    def _made(self, tensor: Tensor) -> int:
+        number = self._values[id(tensor)] = self.tape.new(tensor)
+        self._alive.append(tensor)
+        return number
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        given = mapped((tuple(args), kwargs), lambda tensor: Ref(self.value(tensor)))
+        viewed = None
+        name = function.__name__.split(".")[0]
+        if name.endswith("_") and not name.endswith("__") and args and isinstance(args[0], Tensor):
+            base = args[0]._base
+            viewed = None if base is None else self.value(base)
+        output = function(*args, **kwargs)
+        outputs = tuple(self._made(tensor) for tensor in tensors_in(output))
+        self.tape.calls.append(Call(name.strip("_"), given[0], given[1], outputs, self.module, viewed))
+        return output
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        """Know which module is running."""
+
+        def enter(module: nn.Module, _: Any) -> None:
+            self._running.append(self._names.get(id(module), self.module))
+
+        def leave(_: nn.Module, __: Any, output: Any) -> None:
+            name = self._running.pop()
+            if isinstance(output, Tensor) and id(output) in self._values:
+                self.tape.returned.setdefault(name, self._values[id(output)])
+
+        with ExitStack() as stack:
+            stack.callback(register_module_forward_pre_hook(enter).remove)
+            stack.callback(register_module_forward_hook(leave).remove)
+            yield
