@@ -49,7 +49,7 @@ def families(solution: Solution) -> tuple[tuple[Family, ...], Array]:
         heads[solution.component[labels]] = True
     found: list[Family] = []
     names: dict[str, int] = {}
-    for members, components in _by_members([units for _, _, units in slots]):
+    for members, components in _by_members([units for _, _, units in slots], len(number_of)):
         makers = [i for i in members if slots[i][0] not in tape.buffers]
         if len(components) < 2 or not makers:
             continue
@@ -69,23 +69,25 @@ def families(solution: Solution) -> tuple[tuple[Family, ...], Array]:
     return tuple(found), number_of[solution.component]
 
 
-def _by_members(slots: list[Array]) -> list[tuple[list[int], Array]]:
-    """Components that occur in the same slots: (slots, components), by the first slot."""
-    count = max(1, len(slots))
-    slot = np.repeat(np.arange(len(slots)), [len(units) for units in slots])
-    component = np.concatenate([np.empty(0, np.int64), *slots])
-    pair = np.unique((component * count + slot)[component >= 0])
-    component, slot = pair // count, pair % count
-    if not len(pair):
-        return []
-    start = np.flatnonzero(np.diff(component, prepend=-1))
+def _by_members(slots: list[Array], count: int) -> list[tuple[list[int], Array]]:
+    """Components, of which there are `count`, that occur in the same slots: (slots, components), by the first slot."""
+    slots = [units[units >= 0] for units in slots]
     # sets of slots are told apart by the sum of a random number for each
-    random = np.random.default_rng(0).integers(2**63, size=count, dtype=np.uint64)
-    _, first, kind = np.unique(np.add.reduceat(random[slot], start), return_index=True, return_inverse=True)
-    stop = np.append(start, len(pair))
+    numbers = np.random.default_rng(0).integers(2**63, size=len(slots), dtype=np.uint64)
+    signature = np.zeros(count, np.uint64)
+    for units, number in zip(slots, numbers, strict=True):
+        signature[units] += number  # once, where a component comes several times
+    used = np.flatnonzero(signature)
+    _, first, kind = np.unique(signature[used], return_index=True, return_inverse=True)
     order = np.argsort(kind, kind="stable")
-    parts = np.split(component[start][order], np.cumsum(np.bincount(kind))[:-1])
-    members = [slot[stop[i] : stop[i + 1]].tolist() for i in first]
+    parts = np.split(used[order], np.cumsum(np.bincount(kind))[:-1]) if len(used) else []
+    kind_of = np.full(count, -1, np.int64)  # of one component of each kind
+    kind_of[used[first]] = np.arange(len(first))
+    members: list[list[int]] = [[] for _ in first]
+    for slot, units in enumerate(slots):
+        found = kind_of[units]
+        for k in set(found[found >= 0].tolist()):
+            members[k].append(slot)
     return sorted(zip(members, parts, strict=True), key=lambda part: (part[0], part[1][0]))
 
 

@@ -162,10 +162,10 @@ class Labelling:
         columns = np.concatenate([np.empty(0, np.int64), *(right for _, right in self._ties)])
         graph = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(self.size, self.size))
         _, component = connected_components(graph, directed=False)
-        fixed: dict[int, str] = {}
-        for labels, reason in self._fixed:
-            for number in np.unique(component[labels]):
-                fixed.setdefault(int(number), reason)
+        labels = [labels for labels, _ in self._fixed]
+        number = np.repeat(np.arange(len(labels)), [len(part) for part in labels])
+        held, first = np.unique(component[np.concatenate([np.empty(0, np.int64), *labels])], return_index=True)
+        fixed = {int(c): self._fixed[number[i]][1] for c, i in zip(held, first, strict=True)}
         return component.astype(np.int64), fixed
 
 
