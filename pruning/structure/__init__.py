@@ -2,6 +2,7 @@
 
 from pruning.structure.budget import Budget
 from pruning.structure.channels import Channels
+from pruning.structure.depth import Depth, Skip, find_blocks
 from pruning.structure.latency import LatencyTable, latency, measure_latency
 from pruning.structure.removing import TOLERANCE, remove, remove_
 from pruning.structure.saving import load, save
@@ -13,8 +14,11 @@ __all__ = [
     "TOLERANCE",
     "Budget",
     "Channels",
+    "Depth",
     "LatencyTable",
+    "Skip",
     "Structure",
+    "find_blocks",
     "latency",
     "load",
     "measure_latency",

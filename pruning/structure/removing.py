@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 from pruning.errors import StructureError
 from pruning.masks import Masks
 from pruning.parameters import unwrapped
+from pruning.structure.depth import removed_blocks, skip_
 from pruning.structure.shrinking import adjust_, sliced
 from pruning.structure.structure import Structure
 from pruning.structure.tape import copied
@@ -24,7 +25,8 @@ def remove(
 ) -> nn.Module:
     """A new module of the same class without the units that `masks` remove; `model` stays as it is.
 
-    Masks of single weights that are left stay zeros in it. Tied weights stay tied.
+    Masks of single weights that are left stay zeros in it. Tied weights stay tied. A residual block of which the masks
+    leave nothing (see `Depth`) becomes a `Skip`.
 
     Args:
         model: the traced one, or one of the same class and shapes.
@@ -38,16 +40,20 @@ def remove(
             relative; it names the module where they part.
     """
     model = unwrapped(model)
-    kept = kept_units(model, masks, structure)
-    masked = Masks(masks)
+    masks = _by_first_name(model, masks)
+    _check_masks(model, masks, structure)
+    blocks = removed_blocks(model, masks, structure.inputs)
+    kept = kept_units(masks, structure, blocks)
 
     def replacement(name: str, tensor: Tensor) -> Tensor:
-        mask = masked.get(name)
-        values = tensor if mask is None else nn.Parameter(tensor.detach() * mask.to(tensor.device))
+        mask = masks.get(name)
+        gone = None if mask is None else ~mask.to(tensor.device)
+        values = tensor if gone is None else nn.Parameter(tensor.detach().masked_fill(gone, 0))
         small = sliced(structure, kept, name, values)
         return small.requires_grad_(tensor.requires_grad) if isinstance(tensor, nn.Parameter) else small
 
     small = copied(model, replacement)
+    skip_(small, blocks)
     adjust_(small, structure, kept)
     if verified:
         _check(model, masks, small, structure, kept, lossy)
@@ -68,11 +74,16 @@ def remove_(
     Detach masks first; what they leave of partly removed units has to be attached anew.
     """
     model = unwrapped(model)
-    kept = kept_units(model, masks, structure)
+    masks = _by_first_name(model, masks)
+    _check_masks(model, masks, structure)
+    blocks = removed_blocks(model, masks, structure.inputs)
+    kept = kept_units(masks, structure, blocks)
     if verified:  # before anything is changed
         remove(model, masks, structure, verified=True, lossy=lossy)
-    masked = Masks(masks)
-    masked.apply_(model)
+    Masks(masks).apply_(model)
+    skip_(model, blocks)
+    if optimizer is not None:
+        _forget_(optimizer, model)
     for name, parameter in model.named_parameters():
         shape = parameter.shape
         gradient, state = parameter.grad, {} if optimizer is None else optimizer.state.get(parameter, {})
@@ -89,9 +100,8 @@ def remove_(
     adjust_(model, structure, kept)
 
 
-def kept_units(model: nn.Module, masks: Mapping[str, Tensor], structure: Structure) -> Kept:
-    """[units]: False where the masks remove all slices of a unit."""
-    _check_masks(model, masks, structure)
+def kept_units(masks: Mapping[str, Tensor], structure: Structure, blocks: tuple[str, ...] = ()) -> Kept:
+    """[units]: False where the masks remove all slices of a unit; units in `blocks`, which go as a whole, are kept."""
     kept = np.zeros(structure.size, bool)
     for name in structure.parameters:
         for dim, units in enumerate(structure.axes[name]):
@@ -104,12 +114,16 @@ def kept_units(model: nn.Module, masks: Mapping[str, Tensor], structure: Structu
                 others = [d for d in range(mask.dim()) if d != dim]
                 alive = (mask.any(others[0]) if len(others) == 1 else _any(mask, others)).cpu().numpy()
             kept[units[(units >= 0) & alive]] = True
+    inside = tuple(f"{block}." for block in blocks)
     for family in structure.families:
-        if not kept[family.units].any():
+        if kept[family.units].any():
+            continue
+        if not all(name.startswith(inside) for name, _ in family.members):
             raise StructureError(
                 f"{family.name}: the masks remove all {family.size} units, and a layer cannot be empty: keep one, as "
-                "Channels(structure, minimum=1) does"
+                "Channels(structure, minimum=1) does, or remove its whole block with Depth"
             )
+        kept[family.units] = True
     return kept
 
 
@@ -117,14 +131,31 @@ def _any(mask: Tensor, dims: list[int]) -> Tensor:
     return mask.sum(dims) > 0 if dims else mask
 
 
+def _by_first_name(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Masks under the first names of tied parameters, those that the structure has."""
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    names = {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
+    for name in masks:
+        if name not in names:
+            raise StructureError(f"{name}: is no parameter of the model: give masks of its own")
+    return {names[name]: mask for name, mask in Masks(masks).items()}
+
+
+def _forget_(optimizer: Optimizer, model: nn.Module) -> None:
+    """Take parameters that the model no longer has, those of removed blocks, out of the optimizer."""
+    left = {id(parameter) for parameter in model.parameters()}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if id(parameter) not in left:
+                optimizer.state.pop(parameter, None)
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) in left]
+
+
 def _check_masks(model: nn.Module, masks: Mapping[str, Tensor], structure: Structure) -> None:
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     traced = {name: structure.tape.shapes[structure.tape.tensors[name]] for name in structure.parameters}
     for name in shapes.keys() ^ traced.keys():
         raise StructureError(f"{name}: only in one of the model and the traced one: trace this model")
-    for name in masks:
-        if name not in dict(model.named_parameters(remove_duplicate=False)):
-            raise StructureError(f"{name}: is no parameter of the model: give masks of its own")
     for name, shape in traced.items():
         if shapes[name] != shape:
             raise StructureError(f"{name}: shape {list(shapes[name])}, traced as {list(shape)}: trace this model")

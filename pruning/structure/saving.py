@@ -12,6 +12,7 @@ from pruning import snapshot
 from pruning.errors import ArtefactError, StructureError
 from pruning.parameters import unwrapped
 from pruning.structure.attention import PrunedAttention
+from pruning.structure.depth import Skip, skip_
 
 _FIELDS = {"tensors", "sizes", "classes"}
 
@@ -44,6 +45,7 @@ def load(path: str | PathLike[str], model: nn.Module) -> nn.Module:
         raise ArtefactError(f"{path}: is a snapshot, but not of a removed network: give one from structure.save")
     model = unwrapped(model)
     tensors: dict[str, Tensor] = tree["tensors"]
+    skip_(model, tuple(name for name, kind in tree["classes"].items() if kind == Skip.__qualname__))
     modules = dict(model.named_modules())
     own = dict(model.named_parameters()) | dict(model.named_buffers())
     for name in own.keys() ^ tensors.keys() | modules.keys() ^ tree["classes"].keys():

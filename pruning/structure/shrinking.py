@@ -95,9 +95,9 @@ def _adjust_attribute_(attribute: str, alike: list[tuple[nn.Module, Places]]) ->
 
 
 def _whole(value: Any) -> bool:
-    if isinstance(value, tuple | list):
-        return bool(value) and type(value) in (tuple, list) and all(_whole(part) for part in value)
-    return isinstance(value, int) and not isinstance(value, bool)
+    if type(value) in (tuple, list):
+        return bool(value) and all(type(part) is int for part in value)
+    return type(value) is int
 
 
 def _after(values: list[tuple[Places, int]]) -> list[int]:

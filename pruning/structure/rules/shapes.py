@@ -158,18 +158,27 @@ def _stack(state: Labelling, call: Call) -> Sequence[Axes]:
 
 
 def _split(state: Labelling, call: Call) -> Sequence[Axes]:
-    """Equal parts stay equal: index i of each goes with index i of the others. So do multiples of the smallest part, as
-    where queries are split from keys and values. Others are fixed."""
+    """Equal parts stay equal, as a chunk makes them: index i of each goes with index i of the others. Unequal ones have
+    sizes that the module knows, and shrink on their own."""
     axes = state.of(call.args[0])
     dim = argument(call, 2, "dim", 0) % len(axes)
     sizes = [state.made(call, i)[dim] for i in range(len(call.outputs))]
-    least = min(sizes)
-    if len(set(sizes)) == 1 or least < 2 or any(size % least for size in sizes):
+    if len(set(sizes)) == 1:
         parts = [_equal_parts(state, axes[dim], sizes)] * len(sizes)
     else:
-        part = _equal_parts(state, axes[dim], [least] * (sum(sizes) // least))
-        parts = [part and replace(part, labels=np.tile(part.labels, size // least)) for size in sizes]
+        parts = _unequal_parts(state, axes[dim], sizes)
     return [(*axes[:dim], part, *axes[dim + 1 :]) for part in parts]
+
+
+def _unequal_parts(state: Labelling, axis: Axis | None, sizes: Sequence[int]) -> list[Axis | None]:
+    if axis is None:
+        return [None] * len(sizes)
+    parts: list[Axis | None] = [replace(axis, labels=part) for part in np.split(axis.labels, np.cumsum(sizes)[:-1])]
+    for i, size in enumerate(sizes):
+        if size < 2:
+            state.fix(parts[i])
+            parts[i] = None
+    return parts
 
 
 def _equal_parts(state: Labelling, axis: Axis | None, sizes: Sequence[int]) -> Axis | None:

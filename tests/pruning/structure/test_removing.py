@@ -133,7 +133,7 @@ def test_masks_that_do_not_fit_are_refused_by_name():
     with pytest.raises(StructureError, match=r"conv1.bias: a mask of shape \[5\]"):
         remove(model, {"conv1.bias": torch.ones(5, dtype=torch.bool)}, structure)
     with pytest.raises(StructureError, match="trace this model"):
-        remove(build("dense")[0], {"stem.bias": torch.ones(6, dtype=torch.bool)}, structure)
+        remove(build("dense")[0], {"head.bias": torch.ones(3, dtype=torch.bool)}, structure)
     with pytest.raises(StructureError, match="nothing: is no parameter"):
         remove(model, {"nothing": torch.ones(6, dtype=torch.bool)}, structure)
 

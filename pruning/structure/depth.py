@@ -1,0 +1,150 @@
+"""Depth: whole residual blocks as units. Without its parameters a block gives back what it was given."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pruning.errors import GranularityError
+from pruning.granularity import Pooled, Units
+from pruning.parameters import unwrapped
+from pruning.structure.tape import Inputs, arguments, tensors_in
+
+
+class Skip(nn.Module):
+    """In the place of a removed block: its first argument, whatever else it is called with."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return next(tensors_in((args, kwargs)))
+
+
+def find_blocks(model: nn.Module, inputs: Inputs) -> tuple[str, ...]:
+    """The smallest modules of `model` that are the identity when all their parameters are zero.
+
+    Residual blocks are, where the shortcut is the identity: found by trying, on `inputs`, in eval mode. `model` is not
+    changed.
+    """
+    trial = copy.deepcopy(unwrapped(model)).eval()
+    passes = _passes(trial, inputs)
+    found: list[str] = []
+    for name, module in reversed(list(trial.named_modules())):  # children come before their parents
+        if name not in passes or any(inner.startswith(f"{name}.") for inner in found):
+            continue
+        args, kwargs = passes[name]
+        if next(module.parameters(), None) is not None and _is_identity(module, args, kwargs):
+            found.append(name)
+    return tuple(reversed(found))
+
+
+def removed_blocks(model: nn.Module, masks: Mapping[str, Tensor], inputs: Inputs) -> tuple[str, ...]:
+    """The blocks of which `masks` leave nothing; the outermost, where they lie in each other."""
+    gone = {name for name, mask in masks.items() if not bool(mask.any())}
+    whole = []
+    for name, module in unwrapped(model).named_modules():
+        own = [f"{name}.{key}" for key, _ in module.named_parameters()]
+        if name and own and all(key in gone for key in own):
+            whole.append(name)
+    if not whole:
+        return ()
+    blocks = find_blocks(model, inputs)
+    return tuple(name for name in blocks if name in whole)
+
+
+@dataclass(frozen=True)
+class Depth:
+    """One unit a block, with all its parameters: the granularity of depth pruning.
+
+    Attributes:
+        model: the one that is scored, whose parameters have the names of the scores.
+        blocks: names of modules, as `find_blocks` gives them.
+        pooling: how a block's score is made of those of all its weights: their "mean" or "sum".
+        minimum: how many blocks stay at least.
+    """
+
+    model: nn.Module
+    blocks: tuple[str, ...]
+    pooling: Literal["mean", "sum"] = "mean"
+    minimum: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.blocks:
+            raise GranularityError("no blocks: this model has no residual block whose shortcut is the identity")
+        if self.pooling not in ("mean", "sum"):
+            raise GranularityError(f"pooling {self.pooling!r} is unknown: choose mean or sum")
+        for block in self.blocks:
+            if block not in dict(self.model.named_modules()):
+                raise GranularityError(f"{block}: is no module of the model: give names from find_blocks")
+
+    def gather(self, scores: Mapping[str, Tensor], within: Mapping[str, Tensor] | None) -> Pooled:
+        """A single group of units; see `Granularity`."""
+        device = next(iter(scores.values())).device
+        pooled = torch.zeros(len(self.blocks), dtype=torch.float64, device=device)
+        alive = torch.zeros(len(self.blocks), dtype=torch.bool, device=device)
+        for i, block in enumerate(self.blocks):
+            count = 0
+            for name in self._parameters(block):
+                if name in scores:
+                    lives = torch.ones_like(scores[name], dtype=torch.bool) if within is None else within[name]
+                    pooled[i] += scores[name].detach().double()[lives].sum()
+                    count += int(lives.sum())
+            if not count and within is None:
+                raise GranularityError(f"{block}: none of its parameters was scored: include them, or leave it out")
+            alive[i] = count > 0
+            if self.pooling == "mean":
+                pooled[i] /= max(1, count)
+        units = Units(pooled, alive, pooled.shape, self.minimum)
+
+        def expand(chosen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            masks = {name: torch.ones(s.shape, dtype=torch.bool, device=device) for name, s in scores.items()}
+            shapes = {name: p.shape for name, p in self.model.named_parameters()}
+            for block, kept in zip(self.blocks, chosen["blocks"].tolist(), strict=True):
+                for name in self._parameters(block):
+                    masks[name] = torch.full(shapes[name], kept, dtype=torch.bool, device=device)
+            return masks
+
+        return Pooled({"blocks": units}, expand)
+
+    def _parameters(self, block: str) -> list[str]:
+        return [f"{block}.{name}" for name, _ in self.model.get_submodule(block).named_parameters()]
+
+
+def skip_(model: nn.Module, blocks: tuple[str, ...]) -> None:
+    """Put a `Skip` in the place of each block."""
+    for block in blocks:
+        owner, _, name = block.rpartition(".")
+        model.get_submodule(owner)._modules[name] = Skip()
+
+
+def _passes(model: nn.Module, inputs: Inputs) -> dict[str, tuple[Any, Any]]:
+    """Module name → arguments of its first call, where its output is one tensor like its first argument."""
+    seen: dict[str, tuple[Any, Any]] = {}
+    handles = []
+    for name, module in model.named_modules():
+
+        def watch(_: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name) -> None:
+            first = next(tensors_in((args, kwargs)), None)
+            if isinstance(output, Tensor) and first is not None and output.shape == first.shape:
+                seen.setdefault(name, (args, kwargs))
+
+        handles.append(module.register_forward_hook(watch, with_kwargs=True))
+    args, kwargs = arguments(inputs)
+    with torch.no_grad():
+        model(*args, **kwargs)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def _is_identity(module: nn.Module, args: Any, kwargs: Any) -> bool:
+    """Whether `module`, a copy of its own, gives its first argument back when its parameters are zero."""
+    before = [p.detach().clone() for p in module.parameters()]
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
+        output = module(*args, **kwargs)
+        for parameter, value in zip(module.parameters(), before, strict=True):
+            parameter.copy_(value)
+    return isinstance(output, Tensor) and torch.equal(output, next(tensors_in((args, kwargs))))
