@@ -2,6 +2,7 @@
 
 from pruning.structure.budget import Budget
 from pruning.structure.channels import Channels
+from pruning.structure.dead import without_dead
 from pruning.structure.depth import Depth, Skip, find_blocks
 from pruning.structure.latency import LatencyTable, latency, measure_latency
 from pruning.structure.removing import TOLERANCE, remove, remove_
@@ -27,4 +28,5 @@ __all__ = [
     "save",
     "trace",
     "verify",
+    "without_dead",
 ]

@@ -47,6 +47,11 @@ class Labelling:
         lossy: keep labels where statistics are taken over channels, though masked and removed then differ.
         splits: call number → its split, of those where a choice is needed.
         heads: labels of dimensions over which matrix products are batched, as over attention heads.
+        weights: values that are parameters, or views of one, with the parameter's own value.
+        uses: how many calls a parameter takes part in, views aside.
+        reads: labels of weights' dimensions that are summed over, with activations.
+        loud: labels of activations that are read so, and do not hold zeros where they are removed.
+        exposed: labels that are summed over otherwise.
         unknown: operators without a rule, with the module that ran them.
     """
 
@@ -56,6 +61,11 @@ class Labelling:
     axes: dict[int, Axes] = field(default_factory=dict)
     splits: dict[int, "Split"] = field(default_factory=dict)
     heads: list[Array] = field(default_factory=list)
+    weights: dict[int, int] = field(default_factory=dict)
+    uses: dict[int, int] = field(default_factory=dict)
+    reads: list[Array] = field(default_factory=list)
+    loud: list[Array] = field(default_factory=list)
+    exposed: list[Array] = field(default_factory=list)
     unknown: dict[str, str] = field(default_factory=dict)
     number: int = 0
     size: int = 0
@@ -124,6 +134,12 @@ class Labelling:
                 self.unknown.setdefault(call.operator, call.module)
                 outputs = self._kept_whole(call)
             self.axes.update(zip(call.outputs, outputs, strict=True))
+            for ref in refs(call):
+                parameter = self.weights.get(ref.value)
+                if parameter is not None and call.operator in _VIEWS:
+                    self.weights.update(dict.fromkeys(call.outputs, parameter))
+                elif parameter is not None:
+                    self.uses[parameter] = self.uses.get(parameter, 0) + 1
             if call.viewed is not None and call.viewed in self.axes:
                 self.axes[call.viewed] = tuple(a and replace(a, zero=False) for a in self.axes[call.viewed])
         for value in self.tape.results:
@@ -149,6 +165,8 @@ class Labelling:
         for name, value in self.tape.tensors.items():
             floating, masked = self.tape.dtypes[value].is_floating_point, name not in self.tape.buffers
             self.axes[value] = tuple(self.fresh(size, masked) if floating else None for size in self.tape.shapes[value])
+            if masked:
+                self.weights[value] = value
         for value in self.tape.inputs:
             self.axes.setdefault(value, (None,) * len(self.tape.shapes[value]))
         used = {ref.value for call in self.tape.calls for ref in refs(call)}
@@ -167,6 +185,11 @@ class Labelling:
         held, first = np.unique(component[np.concatenate([np.empty(0, np.int64), *labels])], return_index=True)
         fixed = {int(c): self._fixed[number[i]][1] for c, i in zip(held, first, strict=True)}
         return component.astype(np.int64), fixed
+
+
+_VIEWS = frozenset(
+    ("t", "transpose", "permute", "view", "unsqueeze", "squeeze", "alias", "detach", "expand", "to_copy", "clone")
+)
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,11 @@ def remove_(
 
 
 def kept_units(masks: Mapping[str, Tensor], structure: Structure, blocks: tuple[str, ...] = ()) -> Kept:
-    """[units]: False where the masks remove all slices of a unit; units in `blocks`, which go as a whole, are kept."""
+    """[units]: False where the masks remove all slices of a unit.
+
+    A family that would be empty keeps its first unit, with zeros in it, as a layer cannot be empty; families in
+    `blocks`, which go as a whole, keep all.
+    """
     kept = np.zeros(structure.size, bool)
     for name in structure.parameters:
         for dim, units in enumerate(structure.axes[name]):
@@ -116,14 +120,10 @@ def kept_units(masks: Mapping[str, Tensor], structure: Structure, blocks: tuple[
             kept[units[(units >= 0) & alive]] = True
     inside = tuple(f"{block}." for block in blocks)
     for family in structure.families:
-        if kept[family.units].any():
-            continue
-        if not all(name.startswith(inside) for name, _ in family.members):
-            raise StructureError(
-                f"{family.name}: the masks remove all {family.size} units, and a layer cannot be empty: keep one, as "
-                "Channels(structure, minimum=1) does, or remove its whole block with Depth"
-            )
-        kept[family.units] = True
+        if all(name.startswith(inside) for name, _ in family.members):
+            kept[family.units] = True
+        elif not kept[family.units].any():
+            kept[family.first] = True
     return kept
 
 

@@ -24,6 +24,10 @@ class Structure:
         unknown: operators without a rule, with a module that ran them; what they touch is fixed.
         lossy: whether channels may go over which statistics are taken.
         inputs: the example inputs.
+        reads: the (tensor, dimension) pairs by which weights read the units of others; `makes`: all others, and those
+            of weights that are used several times, for this and that.
+        loud: [units], those that are read while they hold no zeros where they are removed.
+        exposed: [units], those that something other than a weight sums over.
         tape, labels, unit: the forward pass, the labels of its values, and the unit of each label.
     """
 
@@ -33,6 +37,10 @@ class Structure:
     unknown: Mapping[str, str]
     lossy: bool
     inputs: Inputs = field(repr=False)
+    reads: frozenset[tuple[str, int]] = field(repr=False)
+    makes: frozenset[tuple[str, int]] = field(repr=False)
+    loud: Kept = field(repr=False)
+    exposed: Kept = field(repr=False)
     tape: Tape = field(repr=False)
     labels: Mapping[int, Axes] = field(repr=False)
     unit: Array = field(repr=False)
@@ -101,7 +109,43 @@ def structure_of(solution: Solution, frozen: Mapping[str, str], inputs: Inputs) 
         name: tuple(None if axis is None else _units(unit[axis.labels]) for axis in labelling.axes[value])
         for name, value in tape.tensors.items()
     }
-    return Structure(found, axes, frozen, dict(labelling.unknown), labelling.lossy, inputs, tape, labelling.axes, unit)
+    size = sum(family.size for family in found)
+    read = np.zeros(labelling.size, bool)
+    read[_joined(labelling.reads)] = True
+    reads = frozenset(
+        (name, dim)
+        for name, value in tape.tensors.items()
+        for dim, axis in enumerate(labelling.axes[value])
+        if axis is not None and read[axis.labels].any()
+    )
+    marks = []
+    for labels in (labelling.loud, labelling.exposed):
+        numbers = unit[_joined(labels)]
+        marks.append(np.isin(np.arange(size), numbers))
+    return Structure(
+        families=found,
+        axes=axes,
+        frozen=frozen,
+        unknown=dict(labelling.unknown),
+        lossy=labelling.lossy,
+        inputs=inputs,
+        reads=reads,
+        makes=frozenset(
+            (name, dim)
+            for name, value in tape.tensors.items()
+            for dim in range(len(tape.shapes[value]))
+            if (name, dim) not in reads or labelling.uses.get(value, 0) > 1
+        ),
+        loud=marks[0],
+        exposed=marks[1],
+        tape=tape,
+        labels=labelling.axes,
+        unit=unit,
+    )
+
+
+def _joined(labels: list[Array]) -> Array:
+    return np.concatenate([np.empty(0, np.int64), *labels])
 
 
 def _units(found: Array) -> Array | None:

@@ -10,18 +10,29 @@ from pruning.structure.rules.elementwise import broadcast
 from pruning.structure.tape import Call, Ref
 
 
-def contract(state: Labelling, left: Axis | None, right: Axis | None) -> None:
+def contract(state: Labelling, left: tuple[Ref, Axis | None], right: tuple[Ref, Axis | None]) -> None:
     """Sum over an axis of two factors: one of them at least must hold zeros where it is removed."""
-    tied = state.tie([left, right], True)
-    if tied is not None and left is not None and right is not None and not (left.zero or right.zero):
+    (first, a), (second, b) = left, right
+    tied = state.tie([a, b], True)
+    if tied is None or a is None or b is None:
+        return
+    if not (a.zero or b.zero):
         state.fix(tied)
+    weights = first.value in state.weights, second.value in state.weights
+    if weights[0] == weights[1]:
+        state.exposed += [a.labels, b.labels]
+        return
+    weight, activation = (a, b) if weights[0] else (b, a)
+    state.reads.append(weight.labels)
+    if not activation.zero:
+        state.loud.append(activation.labels)
 
 
 def _matmul(state: Labelling, left: Ref, right: Ref) -> Axes:
     """[(b,) m, k] times [(b,) k, n]."""
     *batch, rows, inner = state.of(left)
     *other, summed, columns = state.of(right)
-    contract(state, inner, summed)
+    contract(state, (left, inner), (right, summed))
     shared = [state.tie([a, b], bool(a and b and (a.zero or b.zero))) for a, b in zip(batch, other, strict=True)]
     state.heads += [axis.labels for axis in (*batch, *other) if axis is not None]
     return (*shared, rows, columns)
@@ -42,8 +53,9 @@ def _product_and_sum(state: Labelling, call: Call) -> Sequence[Axes]:
 
 def _vector_product(state: Labelling, call: Call) -> Sequence[Axes]:
     """A matrix, or a vector, times a vector."""
-    *rows, inner = state.of(call.args[0])
-    contract(state, inner, state.of(call.args[1])[0])
+    left, right = call.args[:2]
+    *rows, inner = state.of(left)
+    contract(state, (left, inner), (right, state.of(right)[0]))
     return [tuple(rows)]
 
 
@@ -58,11 +70,11 @@ def _convolution(state: Labelling, call: Call) -> Sequence[Axes]:
     inputs = state.shape(source)[len(batch)]
     if groups == 1:
         weighed, made = (first, second) if transposed else (second, first)
-        contract(state, channels, weighed)
+        contract(state, (source, channels), (kernel, weighed))
     elif inputs == groups:
         made = _depthwise(state, channels, first, second, transposed)
     else:
-        made = _grouped(state, channels, first, second, groups, transposed)
+        made = _grouped(state, call, channels)
     if bias is not None:
         offset = state.of(bias)[0]
         made = state.tie([made, offset], bool(made and offset and made.zero and offset.zero))
@@ -87,18 +99,18 @@ def _depthwise(
     return replace(first, zero=first.zero or channels.zero)
 
 
-def _grouped(
-    state: Labelling, channels: Axis | None, first: Axis | None, second: Axis | None, groups: int, transposed: bool
-) -> Axis | None:
+def _grouped(state: Labelling, call: Call, channels: Axis | None) -> Axis | None:
     """The same channel of every group goes; the number of groups stays."""
+    (source, kernel), transposed, groups = call.args[:2], call.args[6], call.args[8]
+    first, second = state.of(kernel)[:2]
     if transposed:  # [inputs, outputs a group]
         inner = _across_groups(state, channels, groups)
         own = _across_groups(state, first, groups)
-        contract(state, inner, own)
+        contract(state, (source, inner), (kernel, own))
         if second is None:
             return None
         return replace(second, labels=np.tile(second.labels, groups))
-    contract(state, _across_groups(state, channels, groups), second)
+    contract(state, (source, _across_groups(state, channels, groups)), (kernel, second))
     _across_groups(state, first, groups)
     return first
 

@@ -24,6 +24,8 @@ def _reduction(feels: Callable[[Labelling, Axis], bool], keeps: bool, position: 
             axis = axes[dim]
             if axis is not None and feels(state, axis):
                 state.fix(axis)
+            elif axis is not None:
+                state.exposed.append(axis.labels)
         left = [a and replace(a, zero=a.zero and keeps) for a in axes]
         kept = len(state.made(call)) == len(axes)
         found = tuple(None if i in gone else a for i, a in enumerate(left) if kept or i not in gone)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pruning import Evidence, Masks, prunable, prune, scorers
-from pruning.errors import GranularityError, StructureError
+from pruning.errors import GranularityError
 from pruning.structure import Channels, Depth, Skip, find_blocks, load, remove, remove_, save, trace, verify
 from tests.pruning.structure.zoo import images
 
@@ -135,13 +135,14 @@ def test_in_place_the_optimizer_forgets_removed_blocks():
     optimizer.step()
 
 
-def test_emptied_layers_outside_of_removed_blocks_are_refused():
+def test_emptied_layers_outside_of_removed_blocks_keep_one_unit():
     model, inputs = deep()
     structure = trace(model, inputs)
-    masks = {name: torch.zeros(p.shape, dtype=torch.bool) for name, p in model.named_parameters() if ".up." in name}
-    masks |= {name: torch.zeros(p.shape, dtype=torch.bool) for name, p in model.named_parameters() if "down.w" in name}
-    with pytest.raises(StructureError, match=r"blocks.0.up: .* or remove its whole block with Depth"):
-        remove(model, masks, structure)
+    gone = {name: torch.zeros(p.shape, dtype=torch.bool) for name, p in model.named_parameters() if ".up." in name}
+    gone |= {name: torch.zeros(p.shape, dtype=torch.bool) for name, p in model.named_parameters() if "down.w" in name}
+    small = remove(model, gone, structure)
+    assert [block.up.out_features for block in small.blocks] == [1] * 4
+    assert verify(model, gone, small, inputs) <= 1e-5
 
 
 @pytest.mark.parametrize(

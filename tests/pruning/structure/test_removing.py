@@ -124,12 +124,20 @@ def test_masks_that_leave_part_of_a_unit_keep_it():
     assert not small.conv1.weight[1].any()
 
 
+def test_a_layer_whose_units_all_go_keeps_one_of_zeros():
+    model, inputs = build("residual")
+    structure = trace(model, inputs)
+    masks = {name: torch.zeros(p.shape, dtype=torch.bool) for name, p in model.named_parameters() if "1." in name}
+    masks["conv2.weight"] = torch.zeros(6, 4, 3, 3, dtype=torch.bool)
+    small = remove(model, masks, structure)
+    assert small.conv1.out_channels == 1
+    assert not small.conv1.weight.any()
+    assert verify(model, masks, small, inputs) <= 1e-5
+
+
 def test_masks_that_do_not_fit_are_refused_by_name():
     model, inputs = build("residual")
     structure = trace(model, inputs)
-    everything = {name: torch.zeros(p.shape, dtype=torch.bool) for name, p in model.named_parameters()}
-    with pytest.raises(StructureError, match="stem: the masks remove all 6 units"):
-        remove(model, everything, structure)
     with pytest.raises(StructureError, match=r"conv1.bias: a mask of shape \[5\]"):
         remove(model, {"conv1.bias": torch.ones(5, dtype=torch.bool)}, structure)
     with pytest.raises(StructureError, match="trace this model"):
