@@ -18,8 +18,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter
 
 from experiments.statistics import Interval
+from pruning.errors import RecordsError
 
-X = Literal["compression", "sparsity"]
+X = Literal["compression", "sparsity", "macs", "latency"]
+AXES: tuple[X, ...] = ("compression", "sparsity", "macs", "latency")
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito 2008, safe for the colour-blind; without its yellow (faint on white) and black (the dense network)."""
@@ -60,14 +62,20 @@ def accuracy(
     """One line a method with a marker at every operating point, its band, and the dense network as a line of its own.
 
     `summary` and `dense` are what `statistics.summarise` and `statistics.dense` return for `value`. Points lie at the
-    realised density. `x` is "compression" (prunable / kept, log axis, sparsity on the upper edge) or "sparsity" (in
-    percent, linear). Accuracies are drawn in percent, other values in their own unit. A band is the t-interval of
+    realised density. `x` is "compression" (prunable / kept, log axis, sparsity on the upper edge), "sparsity" (in
+    percent, linear), "macs" (what remains of them, in percent) or "latency" (milliseconds, where it was measured).
+    Accuracies are drawn in percent, other values in their own unit. A band is the t-interval of
     `summary`; where n = 1 there is none. Where most points lie close to the dense network and others far off, a second
     panel shows the neighbourhood of the dense line. A point with nothing kept has no compression ratio: it is left out
     of that figure, and the legend says so.
     """
-    if x not in ("compression", "sparsity"):
-        raise ValueError(f'x is "compression" or "sparsity", not {x!r}')
+    if x not in AXES:
+        raise ValueError(f"x is one of {', '.join(AXES)}, not {x!r}")
+    column = {"macs": "macs", "latency": "latency_ms"}.get(x)
+    if column is not None:
+        summary = summary[np.isfinite(summary[column])]
+        if summary.empty:
+            raise RecordsError(f"no row tells its {column}: run the sweep with latency=32, say, or choose another x")
     label, scale = describe(value)
     curves = [(str(name), rows) for name, rows in summary.groupby("method", sort=False)]
     limits = _full(summary, dense, scale), _near(summary, dense, scale)
@@ -86,8 +94,10 @@ def accuracy(
             panel.set_ylabel(label + note)
         if x == "compression":
             _compression_axis(axes, summary)
-        else:
+        elif x == "sparsity":
             _sparsity_axis(axes, summary)
+        else:
+            axes[-1].set_xlabel(_COSTS[x])
         _legend(figure, axes, bool(np.isinf(summary["compression"]).any()) and x == "compression")
     return figure
 
@@ -133,7 +143,7 @@ def ratio(compression: float, times: str = TIMES) -> str:
 
 def _curve(panel: Axes, name: str, rows: pd.DataFrame, place: int, x: X, *, scale: float, alpha: float) -> None:
     rows = rows[np.isfinite(rows["compression"])] if x == "compression" else rows
-    rows = rows.sort_values("density", ascending=False)
+    rows = rows.iloc[np.argsort(_x(rows, x), kind="stable")]
     at = _x(rows, x)
     colour = COLOURS[place % len(COLOURS)]
     low, high = (scale * rows[name].to_numpy(dtype=float) for name in ("low", "high"))
@@ -178,7 +188,19 @@ def _count(counts: pd.Series | list[int]) -> str:
 
 
 def _x(rows: pd.DataFrame, x: X) -> np.ndarray:
-    return rows["compression"].to_numpy(dtype=float) if x == "compression" else 100 * rows["sparsity"].to_numpy(float)
+    column, scale = {
+        "compression": ("compression", 1),
+        "sparsity": ("sparsity", 100),
+        "macs": ("macs", 100),
+        "latency": ("latency_ms", 1),
+    }[x]
+    return scale * rows[column].to_numpy(dtype=float)
+
+
+_COSTS = {
+    "macs": "Remaining multiply-accumulates (%)",
+    "latency": "Milliseconds a forward pass of one batch",
+}
 
 
 # Limits

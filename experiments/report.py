@@ -2,9 +2,10 @@
 
     python -m experiments.report runs/scorers
     python -m experiments.report runs/scorers --value validation_accuracy --output paper/figures
+    python -m experiments.report runs/channels --x macs latency
 
-Reads every rows.jsonl below FOLDER and writes accuracy_compression and accuracy_sparsity, each as .png, .pdf and .csv
-(the numbers that are drawn). It only reads the runs, so it may look at a sweep that is still going on.
+Reads every rows.jsonl below FOLDER and writes accuracy_compression and accuracy_sparsity, or what --x asks for, each as
+.png, .pdf and .csv (the numbers that are drawn). It only reads the runs, so it may look at a sweep that is going on.
 """
 
 import argparse
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         frame = records.read(arguments.folder)
         summary = statistics.summarise(frame, arguments.value)
         dense = statistics.dense(frame, arguments.value)
-        written = draw(summary, dense, arguments.value, output)
+        written = draw(summary, dense, arguments.value, output, arguments.x)
     except PruningError as error:
         return _fail(str(error))
     except OSError as error:
@@ -48,8 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def draw(summary: pd.DataFrame, dense: Mapping[str, Interval], value: str, output: Path) -> list[Path]:
-    """Write both figures and their numbers into `output`, made if missing; return the paths.
+def draw(
+    summary: pd.DataFrame,
+    dense: Mapping[str, Interval],
+    value: str,
+    output: Path,
+    axes: Sequence[figures.X] = ("compression", "sparsity"),
+) -> list[Path]:
+    """Write a figure for each x axis, and their numbers, into `output`, made if missing; return the paths.
 
     They are called accuracy_… for the test accuracy and after the column for any other `value`.
     """
@@ -57,7 +64,7 @@ def draw(summary: pd.DataFrame, dense: Mapping[str, Interval], value: str, outpu
     numbers = pd.DataFrame([*_dense_rows(dense), *summary.to_dict("records")], columns=summary.columns)
     output.mkdir(parents=True, exist_ok=True)
     written = []
-    for x in ("compression", "sparsity"):
+    for x in axes:
         written += figures.save(figures.accuracy(summary, dense, x, value), output / f"{stem}_{x}", numbers)
     return written
 
@@ -98,6 +105,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("folder", type=Path, help="the folder that holds the runs, at any depth")
     parser.add_argument("--value", default="test_accuracy", help="the column to average (default: %(default)s)")
+    parser.add_argument("--x", nargs="+", choices=figures.AXES, default=["compression", "sparsity"], help="x axes")
     parser.add_argument("--output", type=Path, help="where the figures go (default: FOLDER)")
     return parser.parse_args(argv)
 

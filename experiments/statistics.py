@@ -16,7 +16,7 @@ from experiments.records import baselines, methods, require
 from pruning.errors import RecordsError
 
 INCIDENTAL = frozenset(
-    {"format", "run", "level", "seconds", "total_seconds", "threads", "device", "versions", "config"}
+    {"format", "run", "level", "seconds", "total_seconds", "threads", "device", "versions", "config", "latency_ms"}
 )
 """Keys of a row that may differ between two records of the same measurement."""
 
@@ -69,7 +69,8 @@ def summarise(frame: pd.DataFrame, value: str = "test_accuracy") -> pd.DataFrame
     Columns: `method` (see `records.methods`), `requested_density`, `density` (realised, mean over seeds, of the
     *prunable* weights: no biases, no normalisation), `sparsity` = 1 − density, `compression` = 1 / density, so
     prunable / kept (infinite where nothing is kept), `n` (distinct seeds), `mean`, `std`, `low`, `high` (in the unit of
-    `value`; see `Interval`) and `seeds` (a sorted tuple). Sorted by method, then from dense to sparse.
+    `value`; see `Interval`), `seeds` (a sorted tuple), and the means over seeds of `macs` (remaining / dense) and
+    `latency_ms`, NaN where they were not measured. Sorted by method, then from dense to sparse.
 
     The same seed found twice counts once where all that was measured agrees (two sweeps that share a density), and
     raises `RecordsError` where it does not: averaging both would count one seed as two. It also raises for no
@@ -103,6 +104,8 @@ def summarise(frame: pd.DataFrame, value: str = "test_accuracy") -> pd.DataFrame
                 "compression": 1 / density if density > 0 else math.inf,
                 **{name: getattr(interval, name) for name in ("n", "mean", "std", "low", "high")},
                 "seeds": tuple(sorted(int(seed) for seed in once["seed"])),
+                "macs": _mean(once, "macs") / _mean(once, "dense_macs"),
+                "latency_ms": _mean(once, "latency_ms"),
             }
         )
     summary.sort(key=lambda row: (natural(row["method"]), -row["requested_density"]))
@@ -156,6 +159,13 @@ def _numbers(rows: pd.DataFrame, value: str) -> None:
 
 def _numeric(column: Iterable[Any]) -> bool:
     return all(isinstance(cell, Real) and not isinstance(cell, (bool, np.bool_)) for cell in column)
+
+
+def _mean(rows: pd.DataFrame, column: str) -> float:
+    """Of a column that some rows may lack: NaN then."""
+    if column not in rows or rows[column].isna().any():
+        return math.nan
+    return float(rows[column].astype(float).mean())
 
 
 def _each_once(rows: pd.DataFrame, key: str, what: str) -> pd.DataFrame:

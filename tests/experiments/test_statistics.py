@@ -131,8 +131,9 @@ def test_a_summary_by_hand():
 
     assert list(found.columns) == [
         *("method", "requested_density", "density", "sparsity", "compression"),
-        *("n", "mean", "std", "low", "high", "seeds"),
+        *("n", "mean", "std", "low", "high", "seeds", "macs", "latency_ms"),
     ]
+    assert found["latency_ms"].isna().all()
     assert found["method"].tolist() == ["magnitude", "magnitude", "snip"]
     assert found["requested_density"].tolist() == [0.5, 0.1, 0.1]  # dense first
     assert found["density"].tolist() == pytest.approx([0.5, 0.1, 0.125])  # realised: the mean of .15 and .1

@@ -143,7 +143,6 @@ def test_scores_that_are_not_finite_are_refused_by_name(granularity, allocation)
     ("change", "name"),
     [
         (lambda within: within.pop("b"), "b"),
-        (lambda within: within.update(extra=torch.ones(2, dtype=torch.bool)), "extra"),
         (lambda within: within.update(b=within["b"][:1]), "b"),
         (lambda within: within.update(b=within["b"].view(-1)), "b"),
         (lambda within: within.update(b=within["b"].float()), "b"),
@@ -154,6 +153,15 @@ def test_masks_that_do_not_fit_are_refused_by_name(change, name):
     within = {key: torch.ones_like(score, dtype=torch.bool) for key, score in draw_scores().items()}
     change(within)
     assert_refused(MaskError, lambda: prune(draw_scores(), 0.5, within=within), f"{name}:", "within=")
+
+
+def test_masks_of_what_is_not_scored_stay():
+    within = {key: torch.ones_like(score, dtype=torch.bool) for key, score in draw_scores().items()}
+    bias = torch.tensor([True, False])
+    masks = prune(draw_scores(), 0.5, within=within | {"bias": bias})
+    assert torch.equal(masks["bias"], bias)
+    alone = prune(draw_scores(), 0.5)
+    assert all(torch.equal(masks[name], alone[name]) for name in alone)
 
 
 def test_every_refusal_is_a_pruning_error():

@@ -1,0 +1,116 @@
+"""Channels end to end: pruned, recovered, removed, verified and timed; one-shot, in rounds and by budget."""
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from experiments import figures, records, report, stages, statistics
+from experiments import run as app
+from experiments.configuration import checked
+from experiments.setting import Setting
+from experiments.stages import Level
+from experiments.store import Store
+from pruning.cost import cost
+from pruning.errors import ConfigurationError, RecordsError
+from pruning.structure import remove
+from tests.experiments.running import CONF, run, setting_of, timeless
+
+CHANNELS = ("granularity=channels", "model.hidden=[16,12]", "latency=8")
+RESNET = ("data=digits", "model=resnet20", "+model.width=0.25", "training.epochs=1", "recovery.epochs=1")
+
+
+def untimed(rows):
+    return [{key: value for key, value in row.items() if key != "latency_ms"} for row in timeless(rows)]
+
+
+def test_each_level_is_removed_verified_and_timed(tmp_path):
+    rows = run(tmp_path, *CHANNELS, "density=[0.5,0.25]", "scorer=taylor")
+    setting = setting_of(tmp_path, *CHANNELS, "density=[0.5,0.25]", "scorer=taylor")
+    assert setting.structure.size == 28
+    for row, share in zip(rows[1:], (0.5, 0.25), strict=True):
+        assert row["removed_difference"] <= 1e-5
+        assert row["removed_parameters"] == row["nonzero"] < row["parameters"]
+        assert row["latency_ms"] > 0
+        assert row["latency_batch"] == 8
+        assert row["requested_density"] == share
+        assert row["prunable"] == 64 * 16 + 16 * 12 + 12 * 10
+        assert row["density"] == row["kept"] / row["prunable"]
+    assert rows[0]["removed_parameters"] is None
+    assert rows[0]["latency_ms"] > 0
+
+
+def test_a_row_s_macs_are_those_of_the_small_network(tmp_path):
+    options = (*CHANNELS, "density=0.5")
+    row = run(tmp_path, *options)[1]
+    setting = setting_of(tmp_path, *options)
+    dense = stages.dense(setting)
+    begun = stages.prune(setting, dense, 0.5, lambda network: stages.score(setting, network))
+    network = stages.recover(setting, begun, 0.5)
+    assert untimed([stages.evaluate(setting, network, Level(1, 1, 1, 0.5, 0.5), dense)])[0]["macs"] == row["macs"]
+    model = stages.load(setting.new_model(), network)
+    small = remove(model, network.load_masks(), setting.structure)
+    whole = {name: torch.ones_like(p, dtype=torch.bool) for name, p in small.named_parameters()}
+    assert cost(small, stages.Masks(whole), setting.splits.test.inputs[:1]).dense_macs == row["macs"]
+    weights = [p for p in model.parameters() if p.dim() > 1]
+    assert sum(int((w != 0).sum()) for w in weights) == row["kept"]
+
+
+def test_removed_channels_do_not_come_back_while_training(tmp_path):
+    options = (*CHANNELS, "density=0.5", "recovery.epochs=3", "optimizer=sgd")
+    run(tmp_path, *options)
+    setting = setting_of(tmp_path, *options)
+    begun = stages.prune(setting, stages.dense(setting), 0.5, lambda network: stages.score(setting, network))
+    model = stages.load(setting.new_model(), stages.recover(setting, begun, 0.5))
+    masks = begun.load_masks()
+    assert {name for name in masks if name.endswith("bias")}
+    assert all(not bool(dict(model.named_parameters())[name][~mask].any()) for name, mask in masks.items())
+
+
+@pytest.mark.parametrize("kind", ["macs", "parameters"])
+def test_budgets_are_shares_of_the_whole_model(tmp_path, kind):
+    rows = run(tmp_path, *CHANNELS, f"allocation={kind}", "density=[0.6,0.4]")
+    for row, share in zip(rows[1:], (0.6, 0.4), strict=True):
+        spent = row["macs"] / row["dense_macs"] if kind == "macs" else row["nonzero"] / row["parameters"]
+        assert share - 0.1 < spent <= share
+    with pytest.raises(ConfigurationError, match="granularity=channels"):
+        run(tmp_path, f"allocation={kind}")
+
+
+def test_rounds_controls_and_a_second_run(tmp_path):
+    options = (*CHANNELS, "density=0.4", "schedule=exponential", "schedule.rounds=2", "controls=[shuffle,reinit]")
+    rows = run(tmp_path, *options)
+    assert [(row["round"], row["control"]) for row in rows[1:]] == [
+        (number, control) for number in (1, 2) for control in (None, "shuffle", "reinit")
+    ]
+    for row in rows[1:]:
+        assert row["removed_difference"] <= 1e-5
+    same = [row["removed_parameters"] for row in rows[1:]]
+    assert same[0] == same[2] > same[3] == same[5]
+    assert run(tmp_path, *options) == rows  # found, times included
+
+
+def test_residual_networks_are_pruned_too(tmp_path):
+    overrides = [*RESNET, "granularity=channels", "density=0.6", "granularity.multiple_of=2", "scorer=snip"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = checked(compose("config", overrides=overrides))
+    row = app.run(Setting(config, Store(tmp_path / "store")), tmp_path / "run", "name")[1]
+    assert row["removed_difference"] <= 1e-5
+    assert row["removed_parameters"] < row["parameters"]
+
+
+def test_structured_and_unstructured_stand_in_one_figure(tmp_path):
+    for name, options in (("a", CHANNELS), ("b", ("latency=8",))):
+        setting = setting_of(tmp_path, *options, "density=[0.6,0.3]")
+        app.run(setting, tmp_path / "runs" / name, name)
+    frame = records.read(tmp_path / "runs")
+    summary, dense = statistics.summarise(frame), statistics.dense(frame)
+    assert summary["macs"].between(0, 1).all()
+    assert (summary["latency_ms"] > 0).all()
+    assert summary["method"].nunique() == 2
+    written = report.draw(summary, dense, "test_accuracy", tmp_path / "out", figures.AXES)
+    assert {path.name for path in written if path.suffix == ".png"} == {f"accuracy_{x}.png" for x in figures.AXES}
+    drawn = figures.accuracy(summary, dense, "macs").axes[0].get_lines()
+    points = sorted(x for line in drawn[1:] for x in line.get_xdata())
+    assert points == pytest.approx(sorted(100 * summary["macs"]))
+    with pytest.raises(RecordsError, match="latency"):
+        figures.accuracy(summary.assign(latency_ms=float("nan")), dense, "latency")
