@@ -55,9 +55,10 @@ class Group:
             )
         reserved = sum(self._reserved(u) for u in chosen)
         if reserved > self.keep:
+            minimum = max(self.minimum, *(u.minimum for u in chosen))
             raise AllocationError(
-                f"{where}: the minimum of each tensor or family needs {reserved} units, but the density keeps "
-                f"{self.keep}: lower minimum or raise the density"
+                f"{where}: minimum={minimum} of each needs {reserved} units, but the density keeps {self.keep}: "
+                "lower minimum or raise the density"
             )
 
 

@@ -155,6 +155,21 @@ def test_in_your_own_training_loop(tmp_path):
     assert (tmp_path / "masks.safetensors").exists()
 
 
+def test_a_really_smaller_network_is_what_the_script_and_the_command_say(tmp_path):
+    (code,) = blocks("A really smaller network", "python")
+    (tmp_path / "smaller.py").write_text(code)
+    done = shell(tmp_path, "python smaller.py")
+    assert done.returncode == 0, done.stderr
+    assert "layer1.0.conv1" in done.stdout
+    one, _, report = blocks("A really smaller network", "bash")[0].strip().splitlines()
+    done = shell(tmp_path, one, "training.epochs=1", "recovery.epochs=1", "model.width=0.25")
+    assert done.returncode == 0, done.stderr
+    assert records.read(tmp_path / "runs" / "channels")["removed_difference"].max() <= 1e-5
+    done = shell(tmp_path, report)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "channels" / "accuracy_latency.png").exists()
+
+
 def test_the_table_of_choices_is_what_conf_holds():
     rows = dict(re.findall(r"^\| (`.*?`) \| (.*) \|$", section("A sweep of your own"), re.MULTILINE))
     assert len(rows) > 10

@@ -149,8 +149,12 @@ def test_every_granularity_and_allocation_composes(tmp_path, granularity, alloca
     density = "null" if allocation in ("n_of_m", "rates") else "0.5"
     overrides = [f"granularity={granularity}", f"allocation={allocation}", f"density={density}"]
     overrides += ["allocation.rate=0.5"] if allocation == "rates" else []
-    if granularity == "vectors" and allocation in ("per_row", "n_of_m"):
+    if granularity in ("vectors", "channels") and allocation in ("per_row", "n_of_m"):
         with pytest.raises(AllocationError, match="two dimensions"):
+            run(tmp_path, *overrides)
+        return
+    if granularity != "channels" and allocation in ("macs", "parameters"):
+        with pytest.raises(ConfigurationError, match="granularity=channels"):
             run(tmp_path, *overrides)
         return
     rows = run(tmp_path, *overrides)

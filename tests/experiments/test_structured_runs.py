@@ -16,7 +16,7 @@ from pruning.structure import remove
 from tests.experiments.running import CONF, run, setting_of, timeless
 
 CHANNELS = ("granularity=channels", "model.hidden=[16,12]", "latency=8")
-RESNET = ("data=digits", "model=resnet20", "+model.width=0.25", "training.epochs=1", "recovery.epochs=1")
+RESNET = ("data=digits", "model=resnet20", "model.width=0.25", "training.epochs=1", "recovery.epochs=1")
 
 
 def untimed(rows):

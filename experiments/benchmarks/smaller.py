@@ -1,0 +1,81 @@
+"""python -m experiments.benchmarks.smaller: what half of the MACs costs in time, once it is removed.
+
+ResNet-20 on [3, 32, 32], whose shortcuts are convolutions (B) or append zeros (A, and so fix the residual width), and a
+BERT-like encoder (4 layers of width 256, 64 tokens); random weights, batch 32. Channels, heads, neurons are pruned by
+magnitude to half of the MACs, in multiples of 8, removed, verified, and timed beside the whole network in turn, medians.
+"""
+
+import argparse
+import statistics
+from typing import Any
+
+import torch
+from torch import nn
+
+from experiments.benchmarks.measuring import in_turn, median_ratio, show
+from experiments.models.resnet import resnet20
+from pruning import Evidence, prunable, prune, scorers
+from pruning.structure import Budget, Channels, remove, trace, verify
+
+_BATCH = 32
+
+
+def models() -> dict[str, tuple[nn.Module, torch.Tensor]]:
+    """The networks and what they see."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(256, 8, 1024, batch_first=True, norm_first=True, activation="gelu")
+    return {
+        "ResNet-20": (resnet20([3, 32, 32], 10, shortcut="B").eval(), torch.randn(_BATCH, 3, 32, 32)),
+        "ResNet-20 (A)": (resnet20([3, 32, 32], 10, shortcut="A").eval(), torch.randn(_BATCH, 3, 32, 32)),
+        "BERT-like": (nn.TransformerEncoder(layer, 4, enable_nested_tensor=False).eval(), torch.randn(_BATCH, 64, 256)),
+    }
+
+
+def main() -> None:
+    """Run it; see the module's docstring."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=41)
+    parser.add_argument("--density", type=float, default=0.5, help="share of the MACs")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rows, found = [], {}
+    for name, (model, inputs) in models().items():
+        structure = trace(model, inputs[:2])
+        scores = scorers.magnitude(Evidence(model, prunable(model)))
+        channels = Channels(structure, pooling="mean", normalise="mean", multiple_of=_multiples(structure))
+        masks = prune(scores, arguments.density, channels, Budget(structure, "macs"))
+        small = remove(model, masks, structure)
+        difference = verify(model, masks, small, inputs)
+        share = trace(small, inputs[:2]).cost("macs") / structure.cost("macs")
+        with torch.inference_mode():
+            seconds = in_turn(
+                {"whole": lambda m=model, x=inputs: m(x), "small": lambda s=small, x=inputs: s(x)}, arguments.rounds, 3
+            )
+        speedup = median_ratio(seconds["whole"], seconds["small"])
+        times = {key: 1000 * statistics.median(value) for key, value in seconds.items()}
+        rows.append(
+            (
+                name,
+                f"{share:.3f}",
+                f"{times['whole']:.1f}",
+                f"{times['small']:.1f}",
+                f"{speedup:.2f}",
+                f"{difference:.1e}",
+            )
+        )
+        found[name] = round(speedup, 2)
+    show(
+        f"a forward pass of {_BATCH} examples, {torch.get_num_threads()} thread, milliseconds",
+        ("network", "MACs left", "whole", "small", "speed-up", "difference"),
+        rows,
+        {"speedup": found},
+    )
+
+
+def _multiples(structure: Any) -> dict[str, int]:
+    """Eight channels or neurons at a time; heads one by one."""
+    return {family.name: 1 if family.kind == "heads" else 8 for family in structure.families}
+
+
+if __name__ == "__main__":
+    main()
