@@ -24,13 +24,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from experiments.benchmarks.structure_models import Maker, disturbed, models
 from pruning import Masks
 from pruning.errors import PruningError
 from pruning.structure import TOLERANCE, remove, trace, verify
 from pruning.structure.channels import unit_masks
+from pruning.structure.tape import tensors_in
 
 _SHARE = 0.3
 _COLUMNS = (
@@ -121,8 +122,7 @@ def _torch_pruning(group: str, name: str, sending: Any) -> None:
 def _shapes(model: nn.Module, inputs: Any) -> list[tuple[int, ...]]:
     with torch.no_grad():
         outputs = model(**inputs) if isinstance(inputs, dict) else model(inputs)
-    outputs = outputs.values() if hasattr(outputs, "values") else [outputs]
-    return [tuple(output.shape) for output in outputs if isinstance(output, Tensor)]
+    return [tuple(output.shape) for output in tensors_in(outputs)]
 
 
 def _kind(model: nn.Module, name: str) -> str:
