@@ -104,7 +104,8 @@ def _torch_pruning(group: str, name: str, sending: Any) -> None:
     model = disturbed(model)
     before = _shapes(model, inputs)
     sending.send("ready")
-    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    last = [module for module in layers if isinstance(module, nn.Linear)][-1:] or layers[-1:]
     start = time.perf_counter()
     try:
         importance = torch_pruning.importance.RandomImportance()
