@@ -85,6 +85,11 @@ def _clamp_max(_: Labelling, call: Call, zeros: list[bool]) -> bool:
     return all(zeros) and not isinstance(bound, Ref) and bound >= 0
 
 
+def _hardtanh(_: Labelling, call: Call, zeros: list[bool]) -> bool:
+    low, high = argument(call, 1, "min_val", -1), argument(call, 2, "max_val", 1)
+    return all(zeros) and low <= 0 <= high
+
+
 def _threshold(_: Labelling, call: Call, zeros: list[bool]) -> bool:
     return all(zeros) and (call.args[1] < 0 or call.args[2] == 0)
 
@@ -131,7 +136,7 @@ def _drop(state: Labelling, call: Call) -> Sequence[Axes]:
 
 
 _SAME = """clone contiguous detach alias lift_fresh lift to_copy to neg abs relu relu6 gelu silu mish elu selu celu
-leaky_relu tanh tanhshrink hardtanh hardswish softsign softshrink hardshrink sin sinh asin atan asinh tan sqrt square
+leaky_relu tanh tanhshrink hardswish softsign softshrink hardshrink sin sinh asin atan asinh tan sqrt square
 sign erf expm1 log1p floor ceil round trunc frac maximum minimum fmax fmin where nan_to_num dropout positive
 conj_physical real view_as_real logical_or bitwise_or ne_zero lift_fresh_copy feature_dropout bernoulli_zero
 prelu prelu_kernel angle atan2 real copy_real rrelu_with_noise"""
@@ -151,6 +156,7 @@ RULES: dict[str, Rule] = {
     "clamp": _elementwise(_clamp),
     "clamp_min": _elementwise(_clamp_min),
     "clamp_max": _elementwise(_clamp_max),
+    "hardtanh": _elementwise(_hardtanh),
     "threshold": _elementwise(_threshold),
     "copy": _copy,
     "native_dropout": _drop,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -240,6 +241,88 @@ class Cuts(nn.Module):
         return self.head(torch.einsum("bi,ij->bj", first * second, self.kernel)) + (strided + unequal + single)[:, None]
 
 
+class Felt(nn.Module):
+    """What is no zero where it is removed must not be summed over: each layer but the first would be felt if it lost
+    a row."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.free, self.left, self.right = (nn.Linear(4, 6) for _ in range(3))
+        self.form, self.head = form, nn.Linear(6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        form = (FELT | QUIET)[self.form]
+        return self.head(F.relu(self.free(x)))[:, 0] + form(self.left(x), self.right(x))
+
+
+def _contracted(a: Tensor, b: Tensor) -> Tensor:
+    """Σᵢ aᵢ·bᵢ as a product of matrices."""
+    return (a[:, None] @ b[:, :, None])[:, 0, 0]
+
+
+FELT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "sum of a sigmoid": lambda a, b: (a.sigmoid() + b.cos()).sum(1),
+    "softmax": lambda a, b: (a + b).softmax(1).square().sum(1),
+    "product of exponentials": lambda a, b: _contracted(a.exp(), b.exp()),
+    "largest": lambda a, b: a.amax(1) + b.logsumexp(1),
+    "mean": lambda a, b: a.mean(1) + b.std(1),
+    "largest norm": lambda a, b: a.norm(float("inf"), 1) + b.norm(float("-inf"), 1),
+    "clamps": lambda a, b: (a.clamp(0.5) + b.clamp(max=-0.5)).sum(1),
+    "hard limits": lambda a, b: (F.hardtanh(a, 0.5, 1.0) + F.hardtanh(b, -2.0, -1.0)).sum(1),
+    "threshold": lambda a, b: (F.threshold(a, 0.1, 2.0) + F.threshold(b, 0.0, 1.0)).sum(1),
+    "batch norm without weights": lambda a, b: F.batch_norm(a + b, torch.ones(6), torch.ones(6)).sum(1),
+    "batch norm with biases alone": lambda a, b: F.batch_norm(
+        a + b, torch.ones(6), torch.ones(6), None, torch.zeros(6)
+    ).sum(1),
+    "constants": lambda a, b: (a + 1).sum(1) + (1 - b).sum(1),
+    "powers": lambda a, b: a.abs().add(b.abs()).pow(0.0).sum(1),
+    "quotient": lambda a, b: ((a.square() + 1) / b).sum(1),
+    "comparisons": lambda a, b: torch.where(a > 0, a, 1.0).sum(1) + torch.where(b > 0, 1.0, b).sum(1),
+    "scans": lambda a, b: a.cumsum(1)[:, 2] + b.sort(1).values[:, 2],
+    "rolls": lambda a, b: a.roll(1, 1)[:, 0] + b.flip(1)[:, 0],
+}
+
+QUIET: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "sum with zeros": lambda a, b: (F.silu(a) * b.sigmoid()).sum(1),
+    "product with zeros": lambda a, b: _contracted(a.relu(), b.exp()),
+    "norm with zeros": lambda a, b: a.norm(2, 1) + b.norm(1, 1) + (a * b).sum(1),
+    "hard limits with zeros": lambda a, b: (F.hardtanh(a, -0.5, 1.0) * F.relu6(b)).sum(1),
+    "powers with zeros": lambda a, b: (a * b).pow(2).sum(1),
+    "quotient with zeros": lambda a, b: (a * b / (b.square() + 1)).sum(1),
+    "clamps with zeros": lambda a, b: (a.clamp(-1) * b.clamp(-0.5, 0.5)).sum(1),
+    "threshold with zeros": lambda a, b: (F.threshold(a, -0.1, 2.0) * F.threshold(b, 0.1, 0.0)).sum(1),
+}
+
+
+class BatchNormSum(nn.Module):
+    """The weights and biases of a batch norm make zeros, whatever its statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm = nn.Linear(4, 6), nn.BatchNorm1d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.layer(x)).sum(1)
+
+
+class Window(nn.Module):
+    """Attention in windows; the width of one may happen to be the number of heads."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.num_heads, self.window = heads, (3, 3)
+        self.norm, self.qkv, self.proj = nn.LayerNorm(10), nn.Linear(10, 12 * heads), nn.Linear(4 * heads, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, rows = len(x), x.shape[1] // self.window[0]
+        windows = self.norm(x).view(batch, rows, self.window[0], rows, self.window[1], -1).transpose(2, 3)
+        qkv = self.qkv(windows.reshape(batch * rows * rows, self.window[0] * self.window[1], -1))
+        q, k, v = qkv.unflatten(-1, (3, self.num_heads, 4)).permute(2, 0, 3, 1, 4)
+        found = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        found = self.proj(found).view(batch, rows, rows, self.window[0], self.window[1], -1).transpose(2, 3)
+        return x + found.reshape(x.shape)
+
+
 class UNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -403,6 +486,10 @@ CASES: dict[str, Case] = {
     "layer used twice": (Twice, lambda: images(4), (6,)),
     "positional": (Positional, lambda: images(5, 4), (6,)),
     "slices, stack and einsum": (Cuts, lambda: images(4), (5, 6)),
+    **{f"felt: {name}": (partial(Felt, name), lambda: images(4), (6,)) for name in FELT},
+    **{f"not felt: {name}": (partial(Felt, name), lambda: images(4), (6, 6)) for name in QUIET},
+    "sum after batch norm": (BatchNormSum, lambda: images(4), (6,)),
+    "windows": (lambda: nn.Sequential(Window(3), Window(2)), lambda: images(6, 6, 10), (2, 3)),
     "u-net": (UNet, lambda: images(3, 6, 6), (4, 5, 6)),
     "inputs and outputs by name": (Several, lambda: {"left": images(4), "right": images(5)}, (6,)),
     "lora": (LoRA, lambda: images(5), (3, 6)),
