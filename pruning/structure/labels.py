@@ -140,8 +140,8 @@ class Labelling:
                     self.weights.update(dict.fromkeys(call.outputs, parameter))
                 elif parameter is not None:
                     self.uses[parameter] = self.uses.get(parameter, 0) + 1
-            if call.viewed is not None and call.viewed in self.axes:
-                self.axes[call.viewed] = tuple(a and replace(a, zero=False) for a in self.axes[call.viewed])
+            for alias in call.aliases:
+                self.axes[alias] = tuple(a and replace(a, zero=False) for a in self.axes[alias])
         for value in self.tape.results:
             for axis in self.axes.get(value, ()):
                 if axis is not None:

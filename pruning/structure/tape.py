@@ -31,7 +31,7 @@ class Call:
         args, kwargs: as the operator got them, with `Ref` for tensors.
         outputs: the values that it made.
         module: the name of the innermost module that was running; "" is the model itself.
-        viewed: for an operator in place, the value that its target is a view of.
+        aliases: for an operator in place, other values in the memory that it writes to: views, and what they are of.
     """
 
     operator: str
@@ -39,7 +39,7 @@ class Call:
     kwargs: Mapping[str, Any]
     outputs: tuple[int, ...]
     module: str
-    viewed: int | None = None
+    aliases: tuple[int, ...] = ()
 
 
 @dataclass
@@ -258,19 +258,23 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         self._alive.append(tensor)
         return number
 
+    def _aliases(self, target: Tensor) -> tuple[int, ...]:
+        base = target if target._base is None else target._base
+        found = (i for i, tensor in enumerate(self._alive) if tensor is base or tensor._base is base)
+        return tuple(i for i in found if self._alive[i] is not target)
+
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         given = mapped((tuple(args), kwargs), lambda tensor: Ref(self.value(tensor)))
-        viewed = None
+        aliases: tuple[int, ...] = ()
         name = function.__name__.split(".")[0]
         if name.endswith("_") and not name.endswith("__") and args and isinstance(args[0], Tensor):
-            base = args[0]._base
-            viewed = None if base is None else self.value(base)
+            aliases = self._aliases(args[0])
         output = _shaped(function, args)
         if output is None:
             output = function(*args, **kwargs)
         outputs = tuple(self._made(tensor) for tensor in tensors_in(output))
-        self.tape.calls.append(Call(name.strip("_"), given[0], given[1], outputs, self.module, viewed))
+        self.tape.calls.append(Call(name.strip("_"), given[0], given[1], outputs, self.module, aliases))
         return output
 
     @contextmanager

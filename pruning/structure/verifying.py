@@ -1,13 +1,15 @@
 """Masked against removed: the largest difference, and the module at which it begins."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pruning.evidence import untouched
 from pruning.masks import Masks
 from pruning.parameters import unwrapped
 from pruning.structure.structure import Structure
@@ -18,7 +20,8 @@ from pruning.structure.volumes import Kept, left
 def verify(model: nn.Module, masks: Mapping[str, Tensor], small: nn.Module, inputs: Inputs) -> float:
     """The largest difference between outputs of the masked `model` and of `small`, relative to the largest output.
 
-    Both run in eval mode, and half precision in float32. Infinite if the shapes differ or an output is not finite.
+    Both run in eval mode, half precision in float32, and float32 without TF32. Infinite if the shapes differ or an
+    output is not finite. Random states are as before.
     """
     expected, found = _outputs(_masked(model, masks), inputs), _outputs(_single(small), inputs)
     if len(expected) != len(found):
@@ -81,12 +84,32 @@ def _outputs(model: nn.Module, inputs: Inputs, seen: dict[str, Tensor] | None = 
     watched = [] if seen is None else model.named_modules()
     handles = [module.register_forward_hook(watch(name)) for name, module in watched]
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), untouched(model), _without_tf32():
             torch.manual_seed(0)
             return [part.detach() for part in tensors_in(model(*args, **kwargs))]
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """GPUs take TF32 for convolutions unless told otherwise, and its ten bits are no ground for a comparison."""
+    products, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    if hasattr(cudnn, "conv"):  # torch ≥ 2.9
+        settings: list[tuple[Any, str, Any]] = [
+            (p, "fp32_precision", "ieee") for p in (products, cudnn.conv, cudnn.rnn)
+        ]
+    else:
+        settings = [(part, "allow_tf32", False) for part in (products, cudnn)]
+    before = [getattr(part, name) for part, name, _ in settings]
+    try:
+        for part, name, value in settings:
+            setattr(part, name, value)
+        yield
+    finally:
+        for (part, name, _), value in zip(settings, before, strict=True):
+            setattr(part, name, value)
 
 
 def _difference(expected: Tensor, found: Tensor) -> float:

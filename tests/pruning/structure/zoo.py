@@ -260,9 +260,22 @@ def _contracted(a: Tensor, b: Tensor) -> Tensor:
     return (a[:, None] @ b[:, :, None])[:, 0, 0]
 
 
+def _raised(a: Tensor) -> Tensor:
+    """What writes to a view writes to what it is a view of."""
+    a[:, None].add_(1.0)
+    return a.sum(1)
+
+
+def _raised_below(a: Tensor) -> Tensor:
+    """And the other way round."""
+    view = a[:, None]
+    a.add_(1.0)
+    return view.sum((1, 2))
+
+
 FELT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "sum of a sigmoid": lambda a, b: (a.sigmoid() + b.cos()).sum(1),
-    "softmax": lambda a, b: (a + b).softmax(1).square().sum(1),
+    "softmax": lambda a, b: _contracted((a + b).softmax(1), a),
     "product of exponentials": lambda a, b: _contracted(a.exp(), b.exp()),
     "largest": lambda a, b: a.amax(1) + b.logsumexp(1),
     "mean": lambda a, b: a.mean(1) + b.std(1),
@@ -278,6 +291,12 @@ FELT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "powers": lambda a, b: a.abs().add(b.abs()).pow(0.0).sum(1),
     "quotient": lambda a, b: ((a.square() + 1) / b).sum(1),
     "comparisons": lambda a, b: torch.where(a > 0, a, 1.0).sum(1) + torch.where(b > 0, 1.0, b).sum(1),
+    "bounds": lambda a, b: torch.clamp_min(a, 0.5).sum(1) + torch.clamp_max(b, -0.5).sum(1),
+    "added products": lambda a, b: torch.addcmul(a, b.cos(), b.exp()).sum(1),
+    "pooling": lambda a, b: F.max_pool1d(a[:, None], 2).sum((1, 2)) + F.avg_pool1d(b[:, None], 3)[:, 0, 0],
+    "kernels": lambda a, b: F.conv1d(torch.ones(1, 1, 4), a.mean(0).exp()[:, None, None], b.mean(0)).sum(1)[:, 0],
+    "offsets": lambda a, b: F.conv1d(torch.ones(1, 1, 4), a.mean(0)[:, None, None], b.mean(0).exp()).sum(1)[:, 0],
+    "views in place": lambda a, b: _raised(a) + _raised_below(b),
     "scans": lambda a, b: a.cumsum(1)[:, 2] + b.sort(1).values[:, 2],
     "rolls": lambda a, b: a.roll(1, 1)[:, 0] + b.flip(1)[:, 0],
 }
@@ -288,6 +307,10 @@ QUIET: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "norm with zeros": lambda a, b: a.norm(2, 1) + b.norm(1, 1) + (a * b).sum(1),
     "hard limits with zeros": lambda a, b: (F.hardtanh(a, -0.5, 1.0) * F.relu6(b)).sum(1),
     "powers with zeros": lambda a, b: (a * b).pow(2).sum(1),
+    "places with zeros": lambda a, b: (
+        (a * b)[:, None, :, None].expand(-1, 3, -1, 5)[:, torch.tensor([0, 2]), :, torch.tensor([1, 4])].sum((0, 2))
+    ),
+    "copy with zeros": lambda a, b: torch.ones_like(a).copy_(a * b).sum(1),
     "quotient with zeros": lambda a, b: (a * b / (b.square() + 1)).sum(1),
     "clamps with zeros": lambda a, b: (a.clamp(-1) * b.clamp(-0.5, 0.5)).sum(1),
     "threshold with zeros": lambda a, b: (F.threshold(a, -0.1, 2.0) * F.threshold(b, 0.1, 0.0)).sum(1),
@@ -363,15 +386,19 @@ class LoRA(nn.Module):
 class Standardised(nn.Module):
     """Weights that are standardised over their inputs in the forward pass: without an input, all are others."""
 
-    def __init__(self) -> None:
+    def __init__(self, by_batch_norm: bool = False) -> None:
         super().__init__()
+        self.by_batch_norm = by_batch_norm
         self.first, self.second, self.third = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 4, 3), nn.Conv2d(4, 5, 1)
         self.head = nn.Linear(5, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.first(x))
         weight = self.second.weight
-        weight = (weight - weight.mean((1, 2, 3), keepdim=True)) / weight.std((1, 2, 3), keepdim=True)
+        if self.by_batch_norm:
+            weight = F.batch_norm(weight.flatten(1)[None], None, None, training=True).view_as(weight)
+        else:
+            weight = (weight - weight.mean((1, 2, 3), keepdim=True)) / weight.std((1, 2, 3), keepdim=True)
         x = F.relu(F.conv2d(x, weight, self.second.bias))
         return self.head(F.relu(self.third(x)).mean((2, 3)))
 
@@ -494,6 +521,7 @@ CASES: dict[str, Case] = {
     "inputs and outputs by name": (Several, lambda: {"left": images(4), "right": images(5)}, (6,)),
     "lora": (LoRA, lambda: images(5), (3, 6)),
     "standardised weights": (Standardised, lambda: images(3, 6, 6), (5,)),
+    "weights standardised by batch norm": (lambda: Standardised(by_batch_norm=True), lambda: images(3, 6, 6), (4, 5)),
     "weight norm": (_weight_norm, lambda: images(5), (8,)),
     "spectral norm": (_spectral_norm, lambda: images(5), (6, 7, 8)),
     "batch norm": (lambda: Norms(nn.BatchNorm2d(8)), lambda: images(3, 6, 6), (6, 8)),
