@@ -28,13 +28,13 @@ from experiments.store import Artefact
 from experiments.training import TRAINING_FORMAT, Recipe, Regime, batches, train
 from pruning import Evidence, Masks
 from pruning import prune as selected
-from pruning.cost import cost
+from pruning.cost import cost, latency
 from pruning.dynamic import Held
 from pruning.errors import ScoreError
 from pruning.evidence import Scores
 from pruning.recovery import reestimate_batchnorm
 from pruning.rewind import RewindPoint
-from pruning.structure import TOLERANCE, latency, remove, verify
+from pruning.structure import TOLERANCE, remove, verify
 
 log = logging.getLogger("experiments")
 _ROW = "row.json"
@@ -242,7 +242,7 @@ def evaluate(setting: Setting, network: Network, level: Level, dense_network: Ne
         "rounds": level.rounds,
         "requested_density": level.density if level.density is not None else row["density"],
         "target_density": level.target,
-        **dict.fromkeys(("removed_parameters", "removed_difference", "latency_ms")),
+        **dict.fromkeys(("removed_parameters", "removed_bytes", "removed_difference", "latency_ms")),
         **row,
         "epochs": history["epochs"],
         "total_epochs": history["total_epochs"],
@@ -266,7 +266,8 @@ def _removed(setting: Setting, model: nn.Module, masks: Masks | None) -> dict[st
         if difference > TOLERANCE:
             remove(model, masks, setting.structure)  # says where
         model = small.to(setting.device)
-        found["removed_parameters"] = sum(p.numel() for p in model.parameters())
+        counts = cost(model, None, setting.splits.test.inputs[:1].to(setting.device))
+        found |= {"removed_parameters": counts.parameters, "removed_bytes": counts.stored_bytes}
     batch = setting.config["latency"]
     if batch is not None:
         inputs = setting.splits.test.inputs[:batch].to(setting.device)

@@ -1,7 +1,9 @@
-"""What a network costs: parameters and multiply-accumulates, dense and remaining."""
+"""What a network costs: parameters, multiply-accumulates, bytes, and milliseconds on this machine."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -11,8 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pruning.decomposed import decomposed
 from pruning.evidence import untouched
+from pruning.inputs import Inputs, arguments
 from pruning.masks import Masks
-from pruning.parameters import named, storage, unwrapped
+from pruning.parameters import named, prunable, storage, unwrapped
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Cost:
             be zero counts as there.
         dense_macs: multiply-accumulates of one forward pass of the example inputs, by torch's counter.
         macs: what remains of them: a removed weight saves one at every position at which it is used.
+        stored_bytes: what all parameters and buffers take in a file, each storage once; zeros take as much as others.
     """
 
     prunable: int
@@ -33,26 +37,62 @@ class Cost:
     nonzero: int
     dense_macs: int
     macs: int
+    stored_bytes: int
 
 
-def cost(model: nn.Module, masks: Masks, *example_inputs: Tensor) -> Cost:
-    """Count parameters and MACs of `model` under `masks`, for `example_inputs` (give one example for MACs of one).
+def cost(model: nn.Module, masks: Masks | None, inputs: Inputs) -> Cost:
+    """Count parameters, MACs and bytes of `model` under `masks`; None: with all of its weights, as after a removal.
 
+    `inputs` are a tensor, a tuple of positional or a mapping of keyword arguments (one example for MACs of one).
     Counted are matrix products and convolutions, as torch counts them; additions, norms and activations are not, nor
     what happens inside a fused recurrent kernel or Bilinear. A removed weight is followed through views and slices of
     its tensor, so attention projections and tied weights count; not through copies, as a parametrization makes.
     """
     model = unwrapped(model)
+    masks = Masks.dense(prunable(model)) if masks is None else masks
     masks.check(model)
     every = named(model)
     saved = _Saved({name: every[name] for name in masks}, masks)
     with untouched(model), decomposed(), torch.no_grad(), FlopCounterMode(display=False) as counter, saved:
         model.eval()
-        model(*example_inputs)
+        args, kwargs = arguments(inputs)
+        model(*args, **kwargs)
     dense = counter.get_total_flops() // 2
     parameters = sum({storage(p): p.numel() for p in model.parameters()}.values())
-    gone = masks.total - masks.kept
-    return Cost(masks.total, masks.kept, parameters, parameters - gone, dense, dense - saved.macs)
+    stored = {storage(t): t.nbytes for t in (*model.parameters(), *model.buffers())}
+    return Cost(
+        prunable=masks.total,
+        kept=masks.kept,
+        parameters=parameters,
+        nonzero=parameters - (masks.total - masks.kept),
+        dense_macs=dense,
+        macs=dense - saved.macs,
+        stored_bytes=sum(stored.values()),
+    )
+
+
+def latency(model: nn.Module, inputs: Inputs, *, warmup: int = 3, repeats: int = 15) -> float:
+    """Milliseconds of one forward pass in eval mode without gradients: the median of `repeats`, after `warmup` more.
+
+    On as many threads as torch is set to (`torch.get_num_threads()`), which belongs to every number that is reported.
+    """
+    args, kwargs = arguments(inputs)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    modes = [(module, module.training) for module in model.modules()]
+    times = []
+    try:
+        model.eval()
+        with torch.inference_mode():
+            for _ in range(warmup + repeats):
+                start = perf_counter()
+                model(*args, **kwargs)
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                times.append(perf_counter() - start)
+    finally:
+        for module, training in modes:
+            module.training = training
+    return 1000 * median(times[warmup:])
 
 
 class _Saved(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own

@@ -29,9 +29,9 @@ from torch import nn
 from experiments.benchmarks.structure_models import Maker, disturbed, models
 from pruning import Masks
 from pruning.errors import PruningError
+from pruning.inputs import tensors_in
 from pruning.structure import TOLERANCE, remove, trace, verify
 from pruning.structure.channels import unit_masks
-from pruning.structure.tape import tensors_in
 
 _SHARE = 0.3
 _COLUMNS = (

@@ -4,7 +4,7 @@ from pruning.structure.budget import Budget
 from pruning.structure.channels import Channels
 from pruning.structure.dead import without_dead
 from pruning.structure.depth import Depth, Skip, find_blocks
-from pruning.structure.latency import LatencyTable, latency, measure_latency
+from pruning.structure.latency import LatencyTable, measure_latency
 from pruning.structure.removing import TOLERANCE, remove, remove_
 from pruning.structure.saving import load, save
 from pruning.structure.structure import Structure
@@ -20,7 +20,6 @@ __all__ = [
     "Skip",
     "Structure",
     "find_blocks",
-    "latency",
     "load",
     "measure_latency",
     "remove",

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from pruning.errors import GranularityError
 from pruning.granularity import Pooled, Units
+from pruning.inputs import Inputs, arguments, tensors_in
 from pruning.parameters import unwrapped
-from pruning.structure.tape import Inputs, arguments, tensors_in
 
 
 class Skip(nn.Module):

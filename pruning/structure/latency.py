@@ -1,46 +1,21 @@
-"""Measured time: of a forward pass, and of what each family of units adds to it on this machine."""
+"""What each family of units adds to the time of a forward pass on this machine."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
-from time import perf_counter
 
 import numpy as np
 import torch
 from torch import nn
 
+from pruning.cost import latency
 from pruning.errors import StructureError
+from pruning.inputs import Inputs
 from pruning.masks import Masks
 from pruning.parameters import unwrapped
 from pruning.structure.channels import unit_masks
 from pruning.structure.removing import remove
 from pruning.structure.structure import Structure
-from pruning.structure.tape import Inputs, arguments
 from pruning.structure.volumes import Kept
-
-
-def latency(model: nn.Module, inputs: Inputs, *, warmup: int = 3, repeats: int = 15) -> float:
-    """Milliseconds of one forward pass in eval mode without gradients: the median of `repeats`, after `warmup` more.
-
-    On as many threads as torch is set to (`torch.get_num_threads()`), which belongs to every number that is reported.
-    """
-    args, kwargs = arguments(inputs)
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    modes = [(module, module.training) for module in model.modules()]
-    times = []
-    try:
-        model.eval()
-        with torch.inference_mode():
-            for _ in range(warmup + repeats):
-                start = perf_counter()
-                model(*args, **kwargs)
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-                times.append(perf_counter() - start)
-    finally:
-        for module, training in modes:
-            module.training = training
-    return 1000 * median(times[warmup:])
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ from functools import cached_property
 
 import numpy as np
 
+from pruning.inputs import Inputs
 from pruning.structure.families import Family, families
 from pruning.structure.labels import Array, Axes
-from pruning.structure.tape import Inputs, Tape
+from pruning.structure.tape import Tape
 from pruning.structure.units import Solution
 from pruning.structure.volumes import Kept, UnitsOf, Volume, mac_volumes, parameter_volumes
 
@@ -83,7 +84,7 @@ class Structure:
         return 1 - self.cost("parameters", np.zeros(self.size, bool)) / whole if whole else 0.0
 
     def __str__(self) -> str:
-        rows: list[tuple[str, ...]] = [("family", "kind", "units", "parameters", "MACs", "slices of")]
+        rows: list[tuple[str, ...]] = [("family", "kind", "units", "parameters each", "MACs each", "slices of")]
         costs = self.shrunk("parameters"), self.shrunk("macs")
         for family in self.families:
             names = [f"{name}[{dim}]" for name, dim in family.members]
@@ -91,9 +92,16 @@ class Structure:
             each = [f"{shrunk[family.units].mean():,.0f}" for shrunk in costs]
             rows.append((family.name, family.kind, str(family.size), *each, ", ".join(names[:3]) + more))
         widths = [max(len(row[i]) for row in rows) for i in range(5)]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, (*widths, 0), strict=True)).rstrip() for row in rows]
+        lines = []
+        for row in rows:
+            words = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
+            numbers = [cell.rjust(width) for cell, width in zip(row[2:5], widths[2:], strict=True)]
+            lines.append("  ".join((*words, *numbers, row[5])))
         lines.append(f"{self.size:,} units hold {self.share:.1%} of {self.cost('parameters'):,} parameters")
-        lines += [f"kept whole: {name or 'the model'}: {reason}" for name, reason in self.frozen.items()]
+        for reason in dict.fromkeys(self.frozen.values()):
+            names = [name or "the model" for name, other in self.frozen.items() if other == reason]
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            lines.append(f"kept whole: {', '.join(names[:3])}{more}: {reason}")
         lines += [
             f"kept whole: what {operator} touches in {module or 'the model'}: no rule is known for this operator"
             for operator, module in self.unknown.items()

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pruning.decomposed import decomposed
 from pruning.evidence import untouched
+from pruning.inputs import Inputs, arguments, mapped, tensors_in
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,6 @@ def refs(call: Call) -> list[Ref]:
     return found
 
 
-Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
-"""What a model is called with: one tensor, positional arguments, or keyword arguments."""
-
-
 class ForwardError(Exception):
     """The model's own forward pass raised `cause`; `module` was running, and `tape` is what ran before."""
 
@@ -131,41 +128,6 @@ def record(model: nn.Module, inputs: Inputs) -> Tape:
             except ForwardError:
                 del tape.calls[tape.counted :]
     return tape
-
-
-def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """`inputs` as positional and keyword arguments."""
-    if isinstance(inputs, Tensor):
-        return (inputs,), {}
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    return tuple(inputs), {}
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """All tensors in nested tuples, lists, mappings and dataclasses; other objects are not looked into."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from tensors_in(part)
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from tensors_in(part)
-    elif is_dataclass(value) and not isinstance(value, type):
-        for part in fields(value):
-            yield from tensors_in(getattr(value, part.name))
-
-
-def mapped(value: Any, function: Callable[[Tensor], Any]) -> Any:
-    """`value` with `function` of every tensor in its tuples, lists and mappings."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, Mapping):
-        return {key: mapped(part, function) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return tuple(mapped(part, function) for part in value)
-    return value
 
 
 def on_meta(model: nn.Module, shape: Callable[[str, Tensor], Sequence[int]] | None = None) -> nn.Module:

@@ -6,10 +6,11 @@ import numpy as np
 from torch import Tensor, nn
 
 from pruning.errors import StructureError
+from pruning.inputs import Inputs
 from pruning.parameters import unwrapped
 from pruning.structure.shrinking import adjust_, kept_indices, sliced
 from pruning.structure.structure import Structure, structure_of
-from pruning.structure.tape import Call, ForwardError, Inputs, Tape, copied, on_meta, record
+from pruning.structure.tape import Call, ForwardError, Tape, copied, on_meta, record
 from pruning.structure.units import solve
 from pruning.structure.volumes import Kept, left
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from pruning.evidence import untouched
+from pruning.inputs import Inputs, arguments, mapped, tensors_in
 from pruning.masks import Masks
 from pruning.parameters import unwrapped
 from pruning.structure.structure import Structure
-from pruning.structure.tape import Inputs, arguments, mapped, tensors_in
 from pruning.structure.volumes import Kept, left
 
 

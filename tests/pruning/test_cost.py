@@ -1,10 +1,12 @@
 """Parameters and multiply-accumulates, by hand and by counting every multiplication of a kept weight."""
 
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pruning import Masks, prunable
@@ -18,7 +20,7 @@ def masks_of(model: nn.Module, seed: int = 0) -> Masks:
 
 
 def dense(model: nn.Module, *inputs: Tensor) -> Cost:
-    return cost(model, Masks.dense(prunable(model)), *inputs)
+    return cost(model, None, inputs)
 
 
 @pytest.mark.parametrize(
@@ -228,3 +230,29 @@ def test_wrapped_model_costs_the_same() -> None:
     model = nn.Linear(4, 3)
     masks = masks_of(model)
     assert cost(nn.DataParallel(model), masks, torch.zeros(1, 4)) == cost(model, masks, torch.zeros(1, 4))
+
+
+class Tied(nn.Module):
+    """Embedding and head are one matrix; a norm with buffers; weights in two types; inputs by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.norm, self.inner = nn.Embedding(7, 4), nn.BatchNorm1d(4), nn.Linear(4, 4).bfloat16()
+        self.head = nn.Linear(4, 7, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, words: Tensor, *, scale: Tensor) -> Tensor:
+        x: Tensor = self.norm(self.embedding(words))
+        return self.head(x + self.inner(x.bfloat16()).float()) * scale
+
+
+def test_bytes_are_those_of_a_file_with_each_storage_once(tmp_path: Path) -> None:
+    """A safetensors file is its header, whose length stands in its first eight bytes, and the tensors."""
+    model = Tied()
+    save_file({**dict(model.named_parameters()), **dict(model.named_buffers())}, tmp_path / "model")
+    content = (tmp_path / "model").read_bytes()
+    found = cost(model, None, {"words": torch.arange(3), "scale": torch.ones(())})
+    assert found.stored_bytes == len(content) - 8 - int.from_bytes(content[:8], "little")
+    assert found.stored_bytes == 4 * (28 + 4 * 4) + 2 * (16 + 4) + 8  # batches are counted in 64 bits
+    assert found.macs == found.dense_macs == 3 * (16 + 28)
+    assert found.kept == found.prunable == 16

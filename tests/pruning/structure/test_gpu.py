@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pruning.structure import latency, measure_latency, remove, remove_, trace, verify
-from pruning.structure.tape import mapped
+from pruning.cost import latency
+from pruning.inputs import mapped
+from pruning.structure import measure_latency, remove, remove_, trace, verify
 from tests.pruning.structure.masking import masks_of, some_kept
 from tests.pruning.structure.zoo import CASES, build
 

@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from pruning import Masks
+from pruning.cost import latency
 from pruning.errors import ArtefactError, StructureError
-from pruning.structure import latency, load, measure_latency, remove, remove_, save, trace, verify
+from pruning.structure import load, measure_latency, remove, remove_, save, trace, verify
 from tests.pruning.structure.masking import masks_of, some_kept
 from tests.pruning.structure.zoo import CASES, build, images
 

@@ -308,7 +308,7 @@ QUIET: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "hard limits with zeros": lambda a, b: (F.hardtanh(a, -0.5, 1.0) * F.relu6(b)).sum(1),
     "powers with zeros": lambda a, b: (a * b).pow(2).sum(1),
     "places with zeros": lambda a, b: (
-        (a * b)[:, None, :, None].expand(-1, 3, -1, 5)[:, torch.tensor([0, 2]), :, torch.tensor([1, 4])].sum((0, 2))
+        (a * b).T[:, None, :, None].expand(-1, 3, -1, 5)[:, torch.tensor([0, 2]), :, torch.tensor([1, 4])].sum((0, 1))
     ),
     "copy with zeros": lambda a, b: torch.ones_like(a).copy_(a * b).sum(1),
     "quotient with zeros": lambda a, b: (a * b / (b.square() + 1)).sum(1),

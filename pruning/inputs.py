@@ -1,0 +1,45 @@
+"""What a model is called with, and the tensors in it."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from torch import Tensor
+
+Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
+"""What a model is called with: one tensor, positional arguments, or keyword arguments."""
+
+
+def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """`inputs` as positional and keyword arguments."""
+    if isinstance(inputs, Tensor):
+        return (inputs,), {}
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return tuple(inputs), {}
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """All tensors in nested tuples, lists, mappings and dataclasses; other objects are not looked into."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from tensors_in(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from tensors_in(part)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for part in fields(value):
+            yield from tensors_in(getattr(value, part.name))
+
+
+def mapped(value: Any, function: Callable[[Tensor], Any]) -> Any:
+    """`value` with `function` of every tensor in its tuples, lists and mappings."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: mapped(part, function) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(mapped(part, function) for part in value)
+    return value
