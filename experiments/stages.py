@@ -182,6 +182,10 @@ def _regime(setting: Setting, masks: Masks | None, steps: int, density: float | 
     options: dict[str, Any] = {"steps": steps, "seed": config["seed"]}
     if arrives(config):
         options["density"] = density
+    if "granularity" in config["dynamic"]:
+        options["granularity"] = setting.granularity  # whole, also where it needs the structure of the model
+    if "allocation" in config["dynamic"]:
+        options["allocation"] = setting.allocation
 
     def regime(model: nn.Module, optimizer: Optimizer) -> Held:
         made: Held = built("dynamic", config["dynamic"])(_evidence(setting, model, masks), optimizer, **options)

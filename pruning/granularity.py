@@ -9,7 +9,7 @@ weight mask (bool, `shape`) in which every kept unit is True.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -60,6 +60,7 @@ class Granularity(Protocol):
         ...
 
 
+@runtime_checkable
 class TensorGranularity(Protocol):
     """A granularity whose units lie in one tensor each; see the module's docstring."""
 

@@ -1,6 +1,6 @@
 """Masks on a network in training: what every regime shares, and what it takes to change masks between two steps."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -47,9 +47,9 @@ class Held:
         """
         masks.check(model)
         self.model, self.optimizer, self.masks, self.step = model, optimizer, masks, 0
-        every = named(model)
-        self.parameters = {name: every[name] for name in masks}
-        self._resting = {name: p.detach().clone() for name, p in self.parameters.items()} if resting else None
+        self.parameters: dict[str, nn.Parameter] = {}
+        self._resting: dict[str, Tensor] | None = {} if resting else None
+        self._take(masks)
         self._attachment = masks.attach(model, optimizer)
 
     def before_step(self) -> None:
@@ -64,18 +64,30 @@ class Held:
         self._attachment.detach()
         return self.masks
 
+    def _take(self, names: Iterable[str]) -> None:
+        """Hold these parameters too."""
+        every = named(self.model)
+        for name in names:
+            if name not in self.parameters:
+                self.parameters[name] = every[name]
+                if self._resting is not None:
+                    self._resting[name] = every[name].detach().clone()
+
     @torch.no_grad()
     def replace(self, masks: Masks) -> None:
         """Hold other masks from now on. What returns has its resting value, or 0, and no past in the optimizer.
 
+        They may be of more parameters than before, as channels reach into biases and norms, but not of fewer.
         Over the processes of a DDP-wrapped model those of the first one hold.
         """
         masks = of_first_process(self.model, masks)
         if masks == self.masks:
             return
         self._attachment.detach()
+        self._take(masks)
         for name, parameter in self.parameters.items():
-            before, after = self.masks[name], masks[name]
+            after = masks[name]
+            before = self.masks[name] if name in self.masks else torch.ones_like(after)
             returning = after & ~before
             if self._resting is not None:
                 resting = self._resting[name]
@@ -100,6 +112,7 @@ class Held:
         """Go on from `state_dict()`. Load model and optimizer afterwards, so that these masks hold on them."""
         self._attachment.detach()
         self.step = state["step"]
+        self._take(state["masks"])
         self.masks = Masks({name: mask.to(self.parameters[name].device) for name, mask in state["masks"].items()})
         if self._resting is not None:
             for name, value in state["resting"].items():

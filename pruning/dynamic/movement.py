@@ -10,7 +10,7 @@ from pruning.dynamic.gradients import DenseGradients
 from pruning.dynamic.held import Held, moment, starting
 from pruning.errors import ScheduleError
 from pruning.evidence import Evidence
-from pruning.granularity import TensorGranularity
+from pruning.granularity import Granularity
 from pruning.masks import Masks
 from pruning.schedules import during_training
 from pruning.scorers import Movement as Learned
@@ -35,7 +35,7 @@ class Movement(Held):
         seed: int = 0,
         rate: float = 1.0,
         penalty: float = 0.0,
-        granularity: TensorGranularity | None = None,
+        granularity: Granularity | None = None,
         allocation: Allocation | None = None,
         begin: float = 0.1,
         end: float = 0.75,
@@ -74,6 +74,8 @@ class Movement(Held):
         if density is not None:
             self._wanted(0)
         self.learned = Learned(evidence.parameters, rate, 0.0, granularity)
+        if threshold is not None:
+            self.learned.soft(threshold)  # says now what is wrong with the granularity
         super().__init__(evidence.model, optimizer, self._alive, resting=True)
         self._gradients = DenseGradients(self.model, self.parameters)
         self._gradients.collect()

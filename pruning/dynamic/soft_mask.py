@@ -72,6 +72,11 @@ class SoftMask(Held):
                 f"end={end}, start={start}, stretch={stretch}, temperature={temperature}: need at least one step, "
                 "0 < start < 1, a stretch beyond [0, 1] and a temperature above 0"
             )
+        if granularity is not None and not isinstance(granularity, TensorGranularity):
+            raise ScoreError(
+                f"soft mask: a gate multiplies a unit of one tensor, {type(granularity).__name__} reach over several: "
+                "give Vectors(0), or prune them by a scorer"
+            )
         self._granularity = Vectors(0) if granularity is None else granularity
         if getattr(self._granularity, "pooling", "sum") != "sum":
             raise ScoreError("soft_mask: what a gate multiplies adds up over its weights: set pooling=sum")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pruning.allocation import Allocation
 from pruning.errors import ScoreError
 from pruning.evidence import Batch, Evidence, Scores, accumulated, scalar_loss, untouched
-from pruning.granularity import TensorGranularity, Weights
+from pruning.granularity import Granularity, TensorGranularity, Weights
 from pruning.masks import Masks
 from pruning.parameters import unwrapped
 from pruning.pipeline import prune
@@ -30,7 +30,7 @@ class Movement:
         parameters: Mapping[str, Tensor],
         rate: float = 1.0,
         penalty: float = 0.0,
-        granularity: TensorGranularity | None = None,
+        granularity: Granularity | None = None,
     ):
         """S = 0, of the parameters' shapes, in at least float32.
 
@@ -44,7 +44,7 @@ class Movement:
         Raises:
             ScoreError: a unit's score would not be a sum.
         """
-        self.granularity = Weights() if granularity is None else granularity
+        self.granularity: Granularity = Weights() if granularity is None else granularity
         if getattr(self.granularity, "pooling", "sum") != "sum":
             raise ScoreError("movement: the score of a unit is the sum over its weights: set pooling=sum")
         self.rate, self.penalty = rate, penalty
@@ -66,10 +66,10 @@ class Movement:
 
     def soft(self, threshold: float) -> Masks:
         """The units with σ(S) > `threshold`, in [0, 1). How many stay follows from training."""
-        masks = {}
+        masks, granularity = {}, self._tensorwise()
         for name, score in self.scores.items():
-            unit = self.granularity.pool(name, score, None).scores
-            masks[name] = self.granularity.expand(unit.sigmoid() > threshold, score.shape)
+            unit = granularity.pool(name, score, None).scores
+            masks[name] = granularity.expand(unit.sigmoid() > threshold, score.shape)
         return Masks(masks)
 
     def __call__(self, evidence: Evidence | None = None) -> Scores:
@@ -78,9 +78,18 @@ class Movement:
 
     def _penalty_slope(self, name: str, score: Tensor) -> Tensor:
         """σ'(S) of a unit in equal shares for its weights, so that the sum over the unit moves by it."""
-        unit = self.granularity.pool(name, score, None).scores.sigmoid()
-        size = self.granularity.pool(name, torch.ones_like(score), None).scores
-        return self.granularity.expand(unit * (1 - unit) / size, score.shape)
+        granularity = self._tensorwise()
+        unit = granularity.pool(name, score, None).scores.sigmoid()
+        size = granularity.pool(name, torch.ones_like(score), None).scores
+        return granularity.expand(unit * (1 - unit) / size, score.shape)
+
+    def _tensorwise(self) -> TensorGranularity:
+        if not isinstance(self.granularity, TensorGranularity):
+            raise ScoreError(
+                f"movement: thresholds and penalties are of units in one tensor, {type(self.granularity).__name__} "
+                "reach over several: give a density instead, or Vectors(0)"
+            )
+        return self.granularity
 
 
 def movement(
@@ -91,7 +100,7 @@ def movement(
     density: float | None = None,
     threshold: float | None = None,
     penalty: float = 0.0,
-    granularity: TensorGranularity | None = None,
+    granularity: Granularity | None = None,
     allocation: Allocation | None = None,
 ) -> Scores:
     """S = -rate·Σ_t g_t·w_t while a copy of the network trains by SGD: kept is what moves away from 0.

@@ -114,3 +114,13 @@ def test_structured_and_unstructured_stand_in_one_figure(tmp_path):
     assert points == pytest.approx(sorted(100 * summary["macs"]))
     with pytest.raises(RecordsError, match="latency"):
         figures.accuracy(summary.assign(latency_ms=float("nan")), dense, "latency")
+
+
+@pytest.mark.parametrize("dynamic", ["gradual", "movement"])
+def test_channels_go_while_training_too(tmp_path, dynamic):
+    options = ("granularity.pooling=sum", "density=0.5", "recovery.epochs=4", "dynamic.every=1")
+    row = run(tmp_path, *CHANNELS, f"dynamic={dynamic}", *options)[1]
+    assert row["removed_difference"] <= 1e-5
+    assert row["removed_parameters"] == row["nonzero"] < row["parameters"]
+    setting = setting_of(tmp_path, *CHANNELS)
+    assert setting.structure.cost("parameters") == row["parameters"]

@@ -20,6 +20,7 @@ from pruning.dynamic import SET, Gradual, Held, Movement, RigL, SoftMask
 from pruning.errors import MaskError, ScheduleError, ScoreError
 from pruning.granularity import Blocks, Vectors, Weights
 from pruning.schedules import during_training
+from pruning.structure import Channels, remove, trace
 
 STEPS = 40
 
@@ -58,6 +59,10 @@ def run(regime: Held, first: int = 0, last: int = STEPS, watch: Callable[[int], 
             watch(step + 1)
 
 
+def channels(model: nn.Module) -> Channels:
+    return Channels(trace(model, batch(0)[0]), pooling="sum", normalise=None)
+
+
 REGIMES: dict[str, Callable[[nn.Module, Optimizer], Held]] = {
     "held": lambda m, o: Held(m, o, Masks(evidence_of(m).masks)),
     "set": lambda m, o: SET(evidence_of(m), o, steps=STEPS, every=6, seed=1),
@@ -71,6 +76,22 @@ REGIMES: dict[str, Callable[[nn.Module, Optimizer], Held]] = {
     "movement": lambda m, o: Movement(evidence_of(m, None), o, steps=STEPS, density=0.2),
     "movement, blocks": lambda m, o: Movement(
         evidence_of(m, None), o, steps=STEPS, density=0.25, granularity=Blocks((2, 2)), every=3
+    ),
+    "gradual, channels": lambda m, o: Gradual(
+        evidence_of(m, None),
+        o,
+        steps=STEPS,
+        density=0.5,
+        scorer=scorers.magnitude,
+        every=5,
+        regrow=True,
+        granularity=channels(m),
+    ),
+    "gradual, channels, only losing": lambda m, o: Gradual(
+        evidence_of(m, None), o, steps=STEPS, density=0.5, scorer=scorers.taylor, every=5, granularity=channels(m)
+    ),
+    "movement, channels": lambda m, o: Movement(
+        evidence_of(m, None), o, steps=STEPS, density=0.5, granularity=channels(m)
     ),
     "soft movement": lambda m, o: Movement(
         evidence_of(m, None), o, steps=STEPS, threshold=0.5, penalty=0.01, begin=0.2
@@ -112,6 +133,20 @@ def test_removed_weights_do_not_exist_at_any_moment(name: str, optimizer: str) -
     assert masks.agree(model)
     assert masks.density < 1.0
     assert all(not hooks for p in model.parameters() for hooks in [p._backward_hooks, p._post_accumulate_grad_hooks])
+
+
+@pytest.mark.parametrize("name", [name for name in REGIMES if "channels" in name])
+def test_channels_go_as_a_whole_with_their_biases_and_can_be_removed(name: str) -> None:
+    model = network()
+    structure = trace(model, batch(0)[0])
+    regime = REGIMES[name](model, SGD(model.parameters(), lr=0.1, momentum=0.9))
+    run(regime)
+    masks = regime.finish()
+    kept = masks["0.bias"]
+    assert int(kept.sum()) == 6
+    assert torch.equal(masks["0.weight"], kept[:, None].expand(12, 10))
+    assert torch.equal(masks["2.weight"], kept[None].expand(4, 12))
+    assert remove(model, masks, structure)[0].out_features == 6
 
 
 @pytest.mark.parametrize("name", REGIMES)
@@ -531,6 +566,13 @@ def broken() -> Iterator[tuple[str, Callable[[nn.Module, Optimizer], Held], type
         lambda m, o: Movement(dense(m), o, steps=9, density=0.5, granularity=Vectors(0, "max")),
         ScoreError,
         "sum",
+    )
+    yield "gates", lambda m, o: SoftMask(dense(m), o, steps=9, granularity=channels(m)), ScoreError, "Vectors"
+    yield (
+        "threshold of channels",
+        lambda m, o: Movement(dense(m), o, steps=9, threshold=0.5, granularity=channels(m)),
+        ScoreError,
+        "one tensor",
     )
     yield "stretch", lambda m, o: SoftMask(dense(m), o, steps=9, stretch=(0.1, 1.1)), ScheduleError, "stretch"
 

@@ -246,7 +246,7 @@ def test_lossy_removal_is_asked_for_twice_and_reported(name):
 def test_the_table_tells_what_a_family_costs():
     model, inputs = build("residual")
     lines = str(trace(model, inputs)).splitlines()
-    assert lines[0].split() == "family kind units parameters each MACs each slices of".split()
+    assert lines[0].split() == ["family", "kind", "units", "parameters", "each", "MACs", "each", "slices", "of"]
     assert lines[2].split()[:5] == ["conv1", "channels", "4", "111", "7,776"]
     assert lines[-1].startswith("10 units hold")
 
