@@ -1,8 +1,9 @@
 """python -m experiments.benchmarks.smaller: what half of the MACs costs in time, once it is removed.
 
-ResNet-20 on [3, 32, 32], whose shortcuts are convolutions (B) or append zeros (A, and so fix the residual width), and a
-BERT-like encoder (4 layers of width 256, 64 tokens); random weights, batch 32. Channels, heads, neurons are pruned
-by magnitude to half of the MACs, in multiples of 8, removed, verified, and timed beside the whole network: medians.
+ResNet-20 on [3, 32, 32], whose shortcuts are convolutions (B) or append zeros (A: of the residual width, only the first
+16 channels can go), and a BERT-like encoder (4 layers of width 256, 64 tokens); random weights, batch 32. Channels,
+heads, neurons are pruned by magnitude to half of the MACs, in multiples of 8, removed, verified, and timed beside the
+whole network: medians.
 """
 
 import argparse

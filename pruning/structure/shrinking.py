@@ -49,7 +49,8 @@ def adjust_(small: nn.Module, structure: Structure, kept: Kept) -> None:
             others.setdefault(type(module), []).append((module, places.get(around, {})))
     for alike in others.values():
         for attribute in {attribute for module, _ in alike for attribute in vars(module)}:
-            _adjust_attribute_(attribute, alike)
+            if (type(alike[0][0]), attribute) not in structure.constants:
+                _adjust_attribute_(attribute, alike)
 
 
 def _places(structure: Structure, kept: Kept) -> dict[str, Places]:
@@ -79,7 +80,7 @@ def _adjust_attribute_(attribute: str, alike: list[tuple[nn.Module, Places]]) ->
     In one module the number of heads may happen to be equal to a window's width; in all of them it hardly is.
     """
     values: list[tuple[nn.Module, Places, Any]] = [(m, places, vars(m).get(attribute)) for m, places in alike]
-    if not all(_whole(value) for _, _, value in values):
+    if not all(is_whole(value) for _, _, value in values):
         return
     for length in {len(value) if isinstance(value, tuple | list) else None for _, _, value in values}:
         if length is None:
@@ -94,7 +95,8 @@ def _adjust_attribute_(attribute: str, alike: list[tuple[nn.Module, Places]]) ->
                 setattr(module, attribute, new)
 
 
-def _whole(value: Any) -> bool:
+def is_whole(value: Any) -> bool:
+    """Whether this may be sizes: an integer, or several."""
     if type(value) in (tuple, list):
         return bool(value) and all(type(part) is int for part in value)
     return type(value) is int
@@ -174,7 +176,7 @@ def _adjust_recurrent_(module: nn.RNNBase) -> None:
 
 def _adjust_convolution_(module: _ConvNd) -> None:
     first, second = module.weight.shape[:2]
-    depthwise = module.groups == module.in_channels
+    depthwise = module.groups == module.in_channels > 1  # of one input channel any convolution has as many groups
     if isinstance(module, _ConvTransposeNd):
         module.groups = first if depthwise else module.groups
         module.in_channels, module.out_channels = first, second * module.groups

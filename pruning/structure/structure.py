@@ -22,6 +22,7 @@ class Structure:
         families: all units, family by family.
         axes: parameter or buffer name → for each dimension the unit of every index (-1: fixed), or None if all are.
         frozen: modules that cannot be shrunk, with the reason.
+        constants: (class, attribute) of integers that stay, though they are equal to sizes that shrink.
         unknown: operators without a rule, with a module that ran them; what they touch is fixed.
         lossy: whether channels may go over which statistics are taken.
         inputs: the example inputs.
@@ -35,6 +36,7 @@ class Structure:
     families: tuple[Family, ...]
     axes: UnitsOf
     frozen: Mapping[str, str]
+    constants: frozenset[tuple[type, str]]
     unknown: Mapping[str, str]
     lossy: bool
     inputs: Inputs = field(repr=False)
@@ -109,7 +111,9 @@ class Structure:
         return "\n".join(lines)
 
 
-def structure_of(solution: Solution, frozen: Mapping[str, str], inputs: Inputs) -> Structure:
+def structure_of(
+    solution: Solution, frozen: Mapping[str, str], inputs: Inputs, constants: frozenset[tuple[type, str]] = frozenset()
+) -> Structure:
     """Families of a solution, and where their slices are."""
     tape, labelling = solution.labelling.tape, solution.labelling
     found, unit = families(solution)
@@ -134,6 +138,7 @@ def structure_of(solution: Solution, frozen: Mapping[str, str], inputs: Inputs) 
         families=found,
         axes=axes,
         frozen=frozen,
+        constants=constants,
         unknown=dict(labelling.unknown),
         lossy=labelling.lossy,
         inputs=inputs,

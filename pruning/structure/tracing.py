@@ -1,6 +1,6 @@
 """`trace`: find what belongs together in a model, and try out that it can be removed."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from pruning.errors import StructureError
 from pruning.inputs import Inputs
 from pruning.parameters import unwrapped
-from pruning.structure.shrinking import adjust_, kept_indices, sliced
+from pruning.structure.shrinking import adjust_, is_whole, kept_indices, sliced
 from pruning.structure.structure import Structure, structure_of
 from pruning.structure.tape import Call, ForwardError, Tape, copied, on_meta, record
 from pruning.structure.units import solve
@@ -51,16 +51,28 @@ def _recorded(model: nn.Module, inputs: Inputs) -> Tape:
 
 
 def _tried(model: nn.Module, tape: Tape, inputs: Inputs, lossy: bool) -> Structure:
-    """Remove units for a trial until the smaller model runs as foreseen; what goes wrong is frozen."""
+    """Remove units for a trial until the smaller model runs as foreseen.
+
+    Where it goes wrong, integers that were taken for sizes are left as they are, one by one; if that does not help,
+    the modules are frozen.
+    """
     frozen: dict[str, str] = {}
+    constants: dict[type, tuple[str, ...]] = {}
+    guesses: dict[type, Iterator[tuple[str, ...]]] = {}
     while True:
-        structure = structure_of(solve(tape, frozenset(frozen), lossy), dict(frozen), inputs)
+        held = frozenset((kind, attribute) for kind, attributes in constants.items() for attribute in attributes)
+        structure = structure_of(solve(tape, frozenset(frozen), lossy), dict(frozen), inputs, held)
         if not structure.families:
             return structure
         fault = _fault(model, structure)
         if fault is None:
             return structure
-        module, reason = fault
+        module, reason, changed = fault
+        kind = type(model.get_submodule(_owner(dict(model.named_modules()), module)))
+        guess = next(guesses.setdefault(kind, _guesses(changed.get(kind, set()))), None)
+        constants[kind] = guess or ()
+        if guess is not None:
+            continue
         alike = _alike(model, module, frozen)
         if not alike:
             raise StructureError(
@@ -70,8 +82,19 @@ def _tried(model: nn.Module, tape: Tape, inputs: Inputs, lossy: bool) -> Structu
         frozen |= dict.fromkeys(alike, reason)
 
 
-def _fault(model: nn.Module, structure: Structure) -> tuple[str, str] | None:
-    """The module at which a model with fewer units goes wrong, and how; None if it runs as foreseen."""
+def _guesses(attributes: set[str]) -> Iterator[tuple[str, ...]]:
+    """Which of the attributes that changed may be no sizes: one of them, or all."""
+    yield from ((attribute,) for attribute in sorted(attributes))
+    if len(attributes) > 1:
+        yield tuple(sorted(attributes))
+
+
+Fault = tuple[str, str, dict[type, set[str]]]
+"""A module, what goes wrong there, and by class the attributes that were adjusted."""
+
+
+def _fault(model: nn.Module, structure: Structure) -> Fault | None:
+    """Where and how a model with fewer units goes wrong; None if it runs as foreseen."""
     kept = _some(structure)
 
     def shape(name: str, tensor: Tensor) -> list[int]:
@@ -85,6 +108,7 @@ def _fault(model: nn.Module, structure: Structure) -> tuple[str, str] | None:
     else:
         small = copied(model, lambda name, tensor: sliced(structure, kept, name, tensor))
     adjust_(small, structure, kept)
+    changed = _changed(model, small)
     replaced = {name for name, module in small.named_modules() if type(module) is not type(model.get_submodule(name))}
     try:
         tape, failure = record(small, structure.inputs), None
@@ -93,17 +117,29 @@ def _fault(model: nn.Module, structure: Structure) -> tuple[str, str] | None:
     before, after = _compared(structure.tape, replaced), _compared(tape, replaced)
     for old, new in zip(before, after, strict=False):
         if _ALIKE.get(old.operator, old.operator) != _ALIKE.get(new.operator, new.operator):
-            return new.module, f"it takes another course when smaller: {new.operator} instead of {old.operator}"
+            reason = f"it takes another course when smaller: {new.operator} instead of {old.operator}"
+            return new.module, reason, changed
         for value, made in zip(old.outputs, new.outputs, strict=True):
             foreseen = _foreseen(structure, value, kept)
             if tape.shapes[made] != foreseen:
-                return new.module, (
+                reason = (
                     f"{new.operator} makes {list(tape.shapes[made])} when smaller, not {list(foreseen)}: a size is "
                     "written into its forward pass"
                 )
+                return new.module, reason, changed
     if failure is not None:
-        return failure.module, f"it fails when smaller: {_line(failure.cause)}"
+        return failure.module, f"it fails when smaller: {_line(failure.cause)}", changed
     return None
+
+
+def _changed(model: nn.Module, small: nn.Module) -> dict[type, set[str]]:
+    """By class, the attributes in which the smaller model differs."""
+    found: dict[type, set[str]] = {}
+    for old, new in zip(model.modules(), small.modules(), strict=True):
+        for attribute, value in vars(old).items():
+            if is_whole(value) and vars(new).get(attribute) != value:
+                found.setdefault(type(old), set()).add(attribute)
+    return found
 
 
 _ALIKE = {"unsafe_view": "view"}
@@ -142,15 +178,21 @@ def _alike(model: nn.Module, name: str, frozen: Iterable[str]) -> list[str]:
     own, with the torch modules directly in them. If they all are frozen already, the next one around it."""
     modules = dict(model.named_modules())
     while True:
-        kind = type(modules[name])
-        if not kind.__module__.startswith("torch.nn.") or not name:
-            alike = [n for n, module in modules.items() if type(module) is kind]
-            alike += [n for parent in alike for n in _own(modules, parent)]
-            if new := sorted(set(alike) - set(frozen)):
-                return new
+        name = _owner(modules, name)
+        alike = [n for n, module in modules.items() if type(module) is type(modules[name])]
+        alike += [n for parent in alike for n in _own(modules, parent)]
+        if new := sorted(set(alike) - set(frozen)):
+            return new
         if not name:
             return []
         name = name.rpartition(".")[0]
+
+
+def _owner(modules: dict[str, nn.Module], name: str) -> str:
+    """The innermost module around `name`, or itself, that is not torch's own; or the model."""
+    while name and type(modules[name]).__module__.startswith("torch.nn."):
+        name = name.rpartition(".")[0]
+    return name
 
 
 def _own(modules: dict[str, nn.Module], parent: str) -> Iterable[str]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from experiments import figures, records, report, stages, statistics
+from experiments import figures, models, records, report, stages, statistics
 from experiments import run as app
 from experiments.configuration import checked
 from experiments.setting import Setting
@@ -12,7 +12,7 @@ from experiments.stages import Level
 from experiments.store import Store
 from pruning.cost import cost
 from pruning.errors import ConfigurationError, RecordsError
-from pruning.structure import remove
+from pruning.structure import remove, trace
 from tests.experiments.running import CONF, run, setting_of, timeless
 
 CHANNELS = ("granularity=channels", "model.hidden=[16,12]", "latency=8")
@@ -124,3 +124,13 @@ def test_channels_go_while_training_too(tmp_path, dynamic):
     assert row["removed_parameters"] == row["nonzero"] < row["parameters"]
     setting = setting_of(tmp_path, *CHANNELS)
     assert setting.structure.cost("parameters") == row["parameters"]
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 32), (3, 32, 32)])
+@pytest.mark.parametrize(
+    "name", ["conv_2", "conv_4", "conv_6", "lenet_300_100", "lenet_5", "mlp", "resnet20", "vgg16_bn"]
+)
+def test_nearly_all_of_each_network_can_go(name, shape):
+    model = getattr(models, name)(list(shape), 10)
+    structure = trace(model, torch.randn(2, *shape))
+    assert structure.share > 0.98

@@ -57,6 +57,17 @@ class Pad(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+class Appended(nn.Module):
+    """A shortcut that appends a number of zeros, which happens to be that of its channels."""
+
+    def __init__(self, channels: int, more: int) -> None:
+        super().__init__()
+        self.more, self.conv = more, nn.Conv2d(channels, channels + more, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(F.pad(x, (0, 0, 0, 0, 0, self.more)) + self.conv(x))
+
+
 class ShuffleByHand(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -450,12 +461,34 @@ CASES: dict[str, Case] = {
     "residual": (Residual, lambda: images(3, 6, 6), (4, 6)),
     "dense": (Dense, lambda: images(3, 6, 6), (4, 4, 4)),
     "padded shortcut": (Pad, lambda: images(3, 6, 6), (4,)),
+    "appended zeros": (
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3), Appended(4, 4), Appended(8, 8), nn.Conv2d(16, 2, 1)),
+        lambda: images(3, 6, 6),
+        (4,),
+    ),
     "depthwise": (lambda: _grouped(False, 6), lambda: images(3, 6, 6), (6,)),
     "depthwise with multiplier": (lambda: _grouped(False, 6, 2), lambda: images(3, 6, 6), (6,)),
     "grouped": (lambda: _grouped(False, 2), lambda: images(3, 6, 6), (3, 3)),
     "transposed": (lambda: _grouped(True, 1), lambda: images(3, 6, 6), (6, 6)),
     "transposed grouped": (lambda: _grouped(True, 2), lambda: images(3, 6, 6), (3, 3)),
     "transposed depthwise": (lambda: _grouped(True, 6, 2), lambda: images(3, 6, 6), (6,)),
+    "one channel comes and goes": (
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 6, 3), nn.ReLU(), nn.ConvTranspose2d(6, 4, 3), nn.ReLU(), nn.Conv2d(4, 1, 1)
+        ),
+        lambda: images(1, 6, 6),
+        (4, 6),
+    ),
+    "one channel in between": (
+        lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 1, 1), nn.ConvTranspose2d(1, 4, 2), nn.Conv2d(4, 2, 1)),
+        lambda: images(3, 6, 6),
+        (4, 6),
+    ),
+    "one feature": (
+        lambda: nn.Sequential(nn.Linear(1, 6), nn.ReLU(), nn.Linear(6, 1), nn.Linear(1, 5), nn.ReLU(), nn.Linear(5, 1)),
+        lambda: images(1),
+        (5, 6),
+    ),
     "pixel shuffle": (
         lambda: nn.Sequential(nn.Conv2d(3, 12, 3), nn.PixelShuffle(2), nn.ReLU(), nn.Conv2d(3, 2, 1)),
         lambda: images(3, 6, 6),
