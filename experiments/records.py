@@ -245,7 +245,7 @@ def _labels(frame: pd.DataFrame, head: str | None, ignored: Collection[str]) -> 
     shown: dict[str, list[str]] = {}
     for name in set(heads):
         members = [option for option, other in zip(options, heads, strict=True) if other == name]
-        shown[name] = [path for path in _differing(members) if path not in implied]
+        shown[name] = _telling([path for path in _differing(members) if path not in implied], members)
     several = [len(set(names)) > 1 for names in zip(*places, strict=True)] if places else []
 
     paths = {path for option in options for path in option}
@@ -299,6 +299,20 @@ def _differing(options: list[dict[str, str]]) -> list[str]:
     paths = {path for option in options for path in option}
     differing = [path for path in paths if len({option.get(path) for option in options}) > 1]
     return sorted(differing, key=lambda path: (not path.startswith("scorer."), path))
+
+
+def _telling(paths: list[str], options: list[dict[str, str]]) -> list[str]:
+    """`paths` without options that a target among them decides: "granularity=Channels" says what the options of Channels
+    are, if all who have Channels agree on them."""
+
+    def decided(path: str) -> bool:
+        target = f"{path.rpartition('.')[0]}._target_"
+        values: dict[str | None, set[str | None]] = defaultdict(set)
+        for option in options:
+            values[option.get(target)].add(option.get(path))
+        return target != path and target in paths and all(len(found) == 1 for found in values.values())
+
+    return [path for path in paths if not decided(path)]
 
 
 def _constant(roots: set[str], places: list[tuple[str, str]], options: list[dict[str, str]]) -> set[str]:

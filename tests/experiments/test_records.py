@@ -275,7 +275,13 @@ def test_other_parts_of_the_configuration_appear_by_their_path_and_targets_by_th
     blocks = {"granularity": {"_target_": "pruning.granularity.Blocks", "shape": [4, 4]}, "recovery": {"epochs": 20}}
     assert labels(configured(weights), configured(blocks)) == [
         "magnitude (granularity=Weights)",
+        "magnitude (granularity=Blocks)",
+    ]
+    wide = {"granularity": {"_target_": "pruning.granularity.Blocks", "shape": [8, 8]}, "recovery": {"epochs": 20}}
+    assert labels(configured(weights), configured(blocks), configured(wide)) == [
+        "magnitude (granularity=Weights)",
         "magnitude (granularity=Blocks, granularity.shape=[4, 4])",
+        "magnitude (granularity=Blocks, granularity.shape=[8, 8])",
     ]
     longer = {**weights, "recovery": {"epochs": 40}}
     assert labels(configured(weights), configured(longer)) == [
