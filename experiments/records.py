@@ -302,8 +302,8 @@ def _differing(options: list[dict[str, str]]) -> list[str]:
 
 
 def _telling(paths: list[str], options: list[dict[str, str]]) -> list[str]:
-    """`paths` without options that a target among them decides: "granularity=Channels" says what the options of Channels
-    are, if all who have Channels agree on them."""
+    """`paths` without those that a target among them decides: "granularity=Channels" tells the options of Channels too,
+    if all who have Channels agree on them."""
 
     def decided(path: str) -> bool:
         target = f"{path.rpartition('.')[0]}._target_"
