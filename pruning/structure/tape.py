@@ -194,6 +194,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         self._names = {id(module): name for name, module in model.named_modules()}
         self._running = [""]
         self._values: dict[int, int] = {}
+        self._looked = 0
+        self._views: dict[int, list[int]] = {}
         self._alive: list[Tensor] = []  # an id is unique only among the living
 
     def run(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -221,8 +223,13 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         return number
 
     def _aliases(self, target: Tensor) -> tuple[int, ...]:
+        for i in range(self._looked, len(self._alive)):  # torch says what a tensor is a view of once its call is over
+            viewed = self._alive[i]._base
+            if viewed is not None:
+                self._views.setdefault(id(viewed), []).append(i)
+        self._looked = len(self._alive)
         base = target if target._base is None else target._base
-        found = (i for i, tensor in enumerate(self._alive) if tensor is base or tensor._base is base)
+        found = (self.value(base), *self._views.get(id(base), ()))
         return tuple(i for i in found if self._alive[i] is not target)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
