@@ -104,6 +104,10 @@ class Structure:
             names = [name or "the model" for name, other in self.frozen.items() if other == reason]
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             lines.append(f"kept whole: {', '.join(names[:3])}{more}: {reason}")
+        if self.frozen:
+            lines.append(
+                "(to let these shrink, take sizes from tensors, as in x.shape[1], not from numbers in their code)"
+            )
         lines += [
             f"kept whole: what {operator} touches in {module or 'the model'}: no rule is known for this operator"
             for operator, module in self.unknown.items()
