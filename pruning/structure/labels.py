@@ -21,10 +21,11 @@ Array = NDArray[np.int64]
 @dataclass(frozen=True)
 class Axis:
     """The labels of one dimension, one an index. `zero`: what is removed along it holds exact zeros in the masked
-    network, so that sums do not feel it."""
+    network, so that sums do not feel it. `free`: every index holds the same, so that any may go, or none."""
 
     labels: Array
     zero: bool
+    free: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -72,12 +73,12 @@ class Labelling:
     _ties: list[tuple[Array, Array]] = field(default_factory=list)
     _fixed: list[tuple[Array, str]] = field(default_factory=list)
 
-    def fresh(self, size: int, zero: bool) -> Axis | None:
+    def fresh(self, size: int, zero: bool, free: bool = False) -> Axis | None:
         """New labels; a single index is no choice, and so fixed."""
         if size < 2:
             return None
         self.size += size
-        return Axis(np.arange(self.size - size, self.size, dtype=np.int64), zero)
+        return Axis(np.arange(self.size - size, self.size, dtype=np.int64), zero, free)
 
     def of(self, ref: Any) -> Axes:
         """The axes of an argument."""
@@ -117,7 +118,7 @@ class Labelling:
             return None
         for axis in known[1:]:
             self.equate(known[0].labels, axis.labels)
-        return replace(known[0], zero=zero)
+        return replace(known[0], zero=zero, free=all(axis.free for axis in known))
 
     def walk(self, rules: Mapping[str, Rule], frozen: frozenset[str] = frozenset()) -> None:
         """Apply the rules to all calls; what modules named in `frozen` touch is fixed."""
@@ -173,6 +174,11 @@ class Labelling:
         for name, value in self.tape.tensors.items():
             if value not in used:
                 self._fixed += [(axis.labels, f"{name} is not used") for axis in self.axes[value] if axis is not None]
+            hidden = self.axes[value][1] if name.rpartition(".")[2].startswith("weight_hr_l") else None
+            if (
+                hidden is not None
+            ):  # torch takes an LSTM of as many hidden as projected units for one without projection
+                self._fixed.append((hidden.labels, f"{name} must project to fewer than it projects"))
 
     def components(self) -> tuple[Array, dict[int, str]]:
         """Label → number of its component; and the components that are fixed, with the reason."""

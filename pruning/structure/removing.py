@@ -171,7 +171,14 @@ def _check(
     kept: Kept,
     lossy: bool,
 ) -> None:
-    difference = verify(model, masks, small, structure.inputs)
+    try:
+        difference = verify(model, masks, small, structure.inputs)
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise StructureError(
+            f"{type(model).__name__}: the smaller network does not run on the example inputs ({reason}): keep more "
+            "units, as with minimum= or exclude=, and report the model"
+        ) from error
     if difference <= TOLERANCE or (lossy and np.isfinite(difference)):
         return
     if structure.lossy:

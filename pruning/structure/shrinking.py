@@ -170,7 +170,7 @@ def _adjust_recurrent_(module: nn.RNNBase) -> None:
     rows, columns = own["weight_hh_l0"].shape
     gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
     module.hidden_size, module.input_size = rows // gates, own["weight_ih_l0"].shape[1]
-    module.proj_size = 0 if columns == module.hidden_size else columns
+    module.proj_size = columns if module.proj_size else 0
     module.flatten_parameters()
 
 

@@ -126,7 +126,7 @@ def _copy(state: Labelling, call: Call) -> Sequence[Axes]:
 def _like(state: Labelling, call: Call) -> Sequence[Axes]:
     """A constant in the shape of its argument: it has all labels it needs, and may lose any."""
     zero = call.operator in ("zeros_like", "zero", "new_zeros_like")
-    return [tuple(state.fresh(len(a), zero) if a is not None else None for a in state.of(call.args[0]))]
+    return [tuple(state.fresh(len(a), zero, free=True) if a is not None else None for a in state.of(call.args[0]))]
 
 
 def _drop(state: Labelling, call: Call) -> Sequence[Axes]:

@@ -61,7 +61,7 @@ def _constant(zero: bool) -> Rule:
     """Every index holds the same, so any of them may go."""
 
     def rule(state: Labelling, call: Call) -> Sequence[Axes]:
-        return [tuple(state.fresh(size, zero) for size in state.made(call))]
+        return [tuple(state.fresh(size, zero, free=True) for size in state.made(call))]
 
     return rule
 

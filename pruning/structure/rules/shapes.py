@@ -39,7 +39,7 @@ def _merged(state: Labelling, axes: Axes, shape: Sequence[int]) -> Axis | None:
     known = [i for i, axis in enumerate(axes) if axis is not None]
     if not known:
         return None
-    keep = max(known, key=lambda i: shape[i])
+    keep = max(known, key=lambda i: (not axes[i].free, shape[i]))  # type: ignore[union-attr]  # known
     for i in known:
         if i != keep:
             state.fix(axes[i])
@@ -109,8 +109,14 @@ def _unsqueeze(state: Labelling, call: Call) -> Sequence[Axes]:
 
 
 def _expand(state: Labelling, call: Call) -> Sequence[Axes]:
-    axes, shape = state.of(call.args[0]), state.made(call)
-    return [(None,) * (len(shape) - len(axes)) + axes]  # what is 1 has no labels, and gets none
+    axes, shape, before = state.of(call.args[0]), state.made(call), state.shape(call.args[0])
+    first = len(shape) - len(axes)
+    return [
+        tuple(
+            axes[i - first] if i >= first and before[i - first] == size else state.fresh(size, False, free=True)
+            for i, size in enumerate(shape)
+        )
+    ]
 
 
 def _repeat(state: Labelling, call: Call) -> Sequence[Axes]:
@@ -159,12 +165,15 @@ def _stack(state: Labelling, call: Call) -> Sequence[Axes]:
 
 def _split(state: Labelling, call: Call) -> Sequence[Axes]:
     """Equal parts stay equal, as a chunk makes them: index i of each goes with index i of the others. Unequal ones have
-    sizes that the module knows, and shrink on their own."""
+    sizes that the module knows, and shrink on their own; those of a chunk, whose last is smaller, can not."""
     axes = state.of(call.args[0])
     dim = argument(call, 2, "dim", 0) % len(axes)
     sizes = [state.made(call, i)[dim] for i in range(len(call.outputs))]
     if len(set(sizes)) == 1:
         parts = [_equal_parts(state, axes[dim], sizes)] * len(sizes)
+    elif not isinstance(call.args[1], tuple):
+        state.fix(axes[dim])
+        parts = [None] * len(sizes)
     else:
         parts = _unequal_parts(state, axes[dim], sizes)
     return [(*axes[:dim], part, *axes[dim + 1 :]) for part in parts]

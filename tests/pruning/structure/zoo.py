@@ -190,6 +190,50 @@ class GroupedQuery(nn.Module):
         return x + self.out(found.transpose(1, 2).flatten(2))
 
 
+class MultiQuery(nn.Module):
+    """All query heads share one key, which is broadcast to them; the scale is that of the head's width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.norm = 4, nn.RMSNorm(10)
+        self.q, self.kv, self.out = nn.Linear(10, 16), nn.Linear(10, 8), nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        q = self.q(y).view(len(x), -1, self.heads, 4).transpose(1, 2)
+        k, v = self.kv(y)[:, None].chunk(2, -1)
+        return x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Normalise(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(x, dim=-1)
+
+
+class Scaled(nn.Module):
+    """Its attribute is no size, though it is equal to one."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.width**-0.5
+
+
+class Chunks(nn.Module):
+    """The last of three chunks is smaller; which index is in which follows from their number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(5, 11), nn.Linear(5, 6), nn.Linear(6, 3)
+        self.parts = nn.ModuleList(nn.Linear(size, 3) for size in (4, 4, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = F.relu(self.first(x)).chunk(3, 1)
+        return self.head(F.relu(self.second(x))) + sum(m(y) for m, y in zip(self.parts, parts, strict=True))
+
+
 class Tied(nn.Module):
     """Embedding and head are one matrix, and its width is free."""
 
@@ -207,8 +251,11 @@ class Recurrent(nn.Module):
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.embedding = nn.Embedding(11, 6)
-        self.rnn = getattr(nn, kind)(6, 5, num_layers=2, batch_first=True, bidirectional=True)
-        self.head = nn.Linear(10, 3)
+        if kind == "projected LSTM":
+            self.rnn, width = nn.LSTM(6, 9, num_layers=2, batch_first=True, proj_size=3), 3
+        else:
+            self.rnn, width = getattr(nn, kind)(6, 5, num_layers=2, batch_first=True, bidirectional=True), 10
+        self.head = nn.Linear(width, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.rnn(self.embedding(x))[0][:, -1])
@@ -543,6 +590,12 @@ CASES: dict[str, Case] = {
     "tied embedding": (Tied, lambda: torch.randint(0, 11, (2, 5)), (6,)),
     "LSTM": (lambda: Recurrent("LSTM"), lambda: torch.randint(0, 11, (2, 4)), (5, 6)),
     "GRU": (lambda: Recurrent("GRU"), lambda: torch.randint(0, 11, (2, 4)), (5, 6)),
+    "projected LSTM": (lambda: Recurrent("projected LSTM"), lambda: torch.randint(0, 11, (2, 4)), (3, 6)),
+    "RNN": (lambda: Recurrent("RNN"), lambda: torch.randint(0, 11, (2, 4)), (5, 6)),
+    "multiple queries": (MultiQuery, lambda: images(5, 10), (4,)),
+    "normalised": (lambda: Rows(Normalise()), lambda: images(5), (6, 8)),
+    "scaled by an attribute": (lambda: Rows(Scaled(8)), lambda: images(5), (6, 8)),
+    "uneven chunks": (Chunks, lambda: images(5), (6,)),
     "layer used twice": (Twice, lambda: images(4), (6,)),
     "positional": (Positional, lambda: images(5, 4), (6,)),
     "slices, stack and einsum": (Cuts, lambda: images(4), (5, 6)),

@@ -1,0 +1,132 @@
+"""A removal for a trial: whether a smaller model runs as the structure foresees, and where not."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from pruning.inputs import Inputs
+from pruning.structure.rules import elementwise
+from pruning.structure.shrinking import adjust_, is_whole, kept_indices, sliced
+from pruning.structure.structure import Structure
+from pruning.structure.tape import Call, ForwardError, Tape, copied, on_meta, record
+from pruning.structure.volumes import Kept, left
+
+Fault = tuple[str, str, dict[type, set[str]]]
+"""A module, what goes wrong there, and by class the attributes that were adjusted."""
+
+
+def fault(model: nn.Module, structure: Structure) -> Fault | None:
+    """Where and how a model with fewer units goes wrong; None if it runs as foreseen."""
+    kept = _some(structure)
+
+    def shape(name: str, tensor: Tensor) -> list[int]:
+        found = list(tensor.shape)
+        for dim, indices in kept_indices(structure, name, kept):
+            found[dim] = len(indices)
+        return found
+
+    small = on_meta(model, shape) if structure.tape.abstract else _real(model, structure, kept)
+    adjust_(small, structure, kept)
+    tape, failure = _recorded(small, structure.inputs)
+    if failure is not None and structure.tape.abstract:  # not all that runs with values runs without
+        small = _real(model, structure, kept)
+        adjust_(small, structure, kept)
+        tape, failure = _recorded(small, structure.inputs)
+    changed = _changed(model, small)
+    replaced = {name for name, module in small.named_modules() if type(module) is not type(model.get_submodule(name))}
+    olds, news = _compared(structure.tape, replaced), _compared(tape, replaced)
+    for old, new in zip(olds, news, strict=False):
+        if _ALIKE.get(old.operator, old.operator) != _ALIKE.get(new.operator, new.operator):
+            reason = f"it takes another course when smaller: {new.operator} instead of {old.operator}"
+            return new.module, reason, changed
+        if _numbers(old) != _numbers(new):
+            before, after = (", ".join(f"{x:.4g}" for x in _numbers(call)) for call in (old, new))
+            reason = f"it takes a number from a size: {new.operator} with {after} when smaller, not {before}"
+            return new.module, reason, changed
+        for value, made in zip(old.outputs, new.outputs, strict=True):
+            foreseen = _foreseen(structure, value, kept)
+            if tape.shapes[made] != foreseen:
+                reason = (
+                    f"{new.operator} makes {list(tape.shapes[made])} when smaller, not {list(foreseen)}: a size is "
+                    "written into its forward pass"
+                )
+                return new.module, reason, changed
+    if failure is not None:
+        return failure.module, f"it fails when smaller: {first_line(failure.cause)}", changed
+    return None
+
+
+def _changed(model: nn.Module, small: nn.Module) -> dict[type, set[str]]:
+    """By class, the attributes in which the smaller model differs."""
+    found: dict[type, set[str]] = {}
+    for old, new in zip(model.modules(), small.modules(), strict=True):
+        for attribute, value in vars(old).items():
+            if is_whole(value) and vars(new).get(attribute) != value:
+                found.setdefault(type(old), set()).add(attribute)
+    return found
+
+
+def _real(model: nn.Module, structure: Structure, kept: Kept) -> nn.Module:
+    return copied(model, lambda name, tensor: sliced(structure, kept, name, tensor))
+
+
+def _recorded(small: nn.Module, inputs: Inputs) -> tuple[Tape, ForwardError | None]:
+    try:
+        return record(small, inputs), None
+    except ForwardError as error:
+        return error.tape, error
+
+
+def _numbers(call: Call) -> list[float]:
+    """What a call computes with: its fractions, and whole numbers that are no sizes."""
+    kinds = (int, float) if call.operator in elementwise.RULES else float
+    found: list[float] = []
+
+    def look(value: Any) -> None:
+        if isinstance(value, kinds) and not isinstance(value, bool):
+            found.append(value)
+        elif isinstance(value, tuple):
+            for part in value:
+                look(part)
+
+    look(call.args)
+    look(tuple(call.kwargs.values()))
+    return found
+
+
+_ALIKE = {"unsafe_view": "view"}
+"""Operators that are the same to us: `reshape` takes the one or the other, and copies where it must."""
+
+
+def _compared(tape: Tape, replaced: Iterable[str]) -> list[Call]:
+    """The calls that must be the same before and after: not of modules that have become another class."""
+    inside = tuple(f"{name}." for name in replaced)
+    return [
+        call
+        for call in tape.calls
+        if call.operator != "clone" and call.module not in replaced and not call.module.startswith(inside)
+    ]
+
+
+def _foreseen(structure: Structure, value: int, kept: Kept) -> tuple[int, ...]:
+    return tuple(
+        size if axis is None else int(left(structure.unit[axis.labels], kept).sum())
+        for axis, size in zip(structure.labels[value], structure.tape.shapes[value], strict=True)
+    )
+
+
+def _some(structure: Structure) -> Kept:
+    """About a third of each family removed, at least one unit and not all."""
+    kept = np.ones(structure.size, bool)
+    rng = np.random.default_rng(0)
+    for family in structure.families:
+        gone = max(1, family.size // 3)
+        kept[family.first + rng.choice(family.size, gone, replace=False)] = False
+    return kept
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without what follows."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
