@@ -1,7 +1,16 @@
 """What each ATen operator does to labels; one file a family, one function a kind of operator."""
 
 from pruning.structure.labels import Rule
-from pruning.structure.rules import elementwise, lookup, normalisation, products, recurrent, reductions, shapes
+from pruning.structure.rules import (
+    elementwise,
+    lookup,
+    normalisation,
+    products,
+    recurrent,
+    reductions,
+    shapes,
+    transforms,
+)
 
 RULES: dict[str, Rule] = {
     **elementwise.RULES,
@@ -11,5 +20,6 @@ RULES: dict[str, Rule] = {
     **normalisation.RULES,
     **lookup.RULES,
     **recurrent.RULES,
+    **transforms.RULES,
 }
 """Operator name → rule."""

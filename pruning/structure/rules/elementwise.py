@@ -138,7 +138,7 @@ def _drop(state: Labelling, call: Call) -> Sequence[Axes]:
 _SAME = """clone contiguous detach alias lift_fresh lift to_copy to neg abs relu relu6 gelu silu mish elu selu celu
 leaky_relu tanh tanhshrink hardswish softsign softshrink hardshrink sin sinh asin atan asinh tan sqrt square
 sign erf expm1 log1p floor ceil round trunc frac maximum minimum fmax fmin where nan_to_num dropout positive
-conj_physical real view_as_real logical_or bitwise_or ne_zero lift_fresh_copy feature_dropout bernoulli_zero
+conj_physical real logical_or bitwise_or ne_zero lift_fresh_copy feature_dropout bernoulli_zero
 prelu prelu_kernel angle atan2 real copy_real rrelu_with_noise"""
 _NONZERO = """sigmoid exp exp2 cos cosh acos softplus log_sigmoid log_sigmoid_forward hardsigmoid
 eq ne lt le gt ge logical_not logical_and bitwise_not bitwise_and isnan isinf isfinite masked_fill

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pruning.structure.labels import Axes, Labelling, Rule, argument
+from pruning.structure.labels import Axes, Axis, Labelling, Rule, argument
 from pruning.structure.tape import Call, Ref, refs
 
 
@@ -13,6 +13,31 @@ def _embedding(state: Labelling, call: Call) -> Sequence[Axes]:
     state.fix(rows)
     state.fix_all(state.of(places))
     return [((None,) * len(state.shape(places)) + tuple(features))]
+
+
+def _embedding_bag(state: Labelling, call: Call) -> Sequence[Axes]:
+    """Sums, means or maxima of rows of a table."""
+    rows, features = state.of(call.args[0])
+    state.fix(rows)
+    for ref in refs(call)[1:]:
+        state.fix_all(state.of(ref))
+    others = [(None,) * len(state.made(call, i)) for i in range(1, len(call.outputs))]
+    return [(None, features), *others]
+
+
+def _index_add(state: Labelling, call: Call) -> Sequence[Axes]:
+    """Rows of the source are added to those of a target that are named; all other dimensions are the same."""
+    target, dim, index, source = call.args[:4]
+    state.fix_all(state.of(index))
+    found: list[Axis | None] = []
+    for i, (a, b) in enumerate(zip(state.of(target), state.of(source), strict=True)):
+        if i == dim % len(state.shape(target)):
+            state.fix(a)
+            state.fix(b)
+            found.append(None)
+        else:
+            found.append(state.tie([a, b], bool(a and b and a.zero and b.zero)))
+    return [tuple(found)]
 
 
 def _index_select(state: Labelling, call: Call) -> Sequence[Axes]:
@@ -85,6 +110,8 @@ randint randperm local_scalar_dense item nonzero range complex tril_indices"""
 
 RULES: dict[str, Rule] = {
     "embedding": _embedding,
+    **dict.fromkeys(("embedding_bag", "embedding_bag_forward_only"), _embedding_bag),
+    "index_add": _index_add,
     "index_select": _index_select,
     "index": _index,
     "gather": _gather,

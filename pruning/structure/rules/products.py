@@ -59,6 +59,20 @@ def _vector_product(state: Labelling, call: Call) -> Sequence[Axes]:
     return [tuple(rows)]
 
 
+def _distances(state: Labelling, call: Call) -> Sequence[Axes]:
+    """‖a - b‖ₚ of all pairs of rows: a sum over features, of which neither may be there where they are removed."""
+    *batch, rows, left = state.of(call.args[0])
+    *other, columns, right = state.of(call.args[1])
+    order = argument(call, 2, "p", 2.0)
+    summed = state.tie([left, right], bool(left and right and left.zero and right.zero and 0 < order < float("inf")))
+    if summed is not None and not summed.zero:
+        state.fix(summed)
+    elif summed is not None:
+        state.exposed.append(summed.labels)
+    shared = [state.tie([a, b], False) for a, b in zip(batch, other, strict=True)]
+    return [tuple(a and replace(a, zero=False) for a in (*shared, rows, columns))]
+
+
 def _convolution(state: Labelling, call: Call) -> Sequence[Axes]:
     """One group ties inputs to inputs; several lose the same channel each, or whole groups if they have one input."""
     source, kernel, bias = call.args[:3]
@@ -130,6 +144,7 @@ def _across_groups(state: Labelling, axis: Axis | None, groups: int) -> Axis | N
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("mm", "bmm"), _product),
     **dict.fromkeys(("addmm", "baddbmm"), _product_and_sum),
+    "cdist_forward": _distances,
     **dict.fromkeys(("mv", "dot", "vdot"), _vector_product),
     **dict.fromkeys(("convolution", "convolution_overrideable"), _convolution),
 }
