@@ -23,6 +23,7 @@ class Structure:
         axes: parameter or buffer name → for each dimension the unit of every index (-1: fixed), or None if all are.
         frozen: modules that cannot be shrunk, with the reason.
         constants: (class, attribute) of integers that stay, though they are equal to sizes that shrink.
+        fixed: (parameter, dimension) of which nothing can go → the operator that needs all of it.
         unknown: operators without a rule, with a module that ran them; what they touch is fixed.
         lossy: whether channels may go over which statistics are taken.
         inputs: the example inputs.
@@ -37,6 +38,7 @@ class Structure:
     axes: UnitsOf
     frozen: Mapping[str, str]
     constants: frozenset[tuple[type, str]]
+    fixed: Mapping[tuple[str, int], str] = field(repr=False)
     unknown: Mapping[str, str]
     lossy: bool
     inputs: Inputs = field(repr=False)
@@ -108,6 +110,11 @@ class Structure:
             lines.append(
                 "(to let these shrink, take sizes from tensors, as in x.shape[1], not from numbers in their code)"
             )
+        if not self.families:
+            for reason in list(dict.fromkeys(self.fixed.values()))[:8]:
+                slots = [f"{name}[{dim}]" for (name, dim), other in self.fixed.items() if other == reason]
+                more = f" and {len(slots) - 3} more" if len(slots) > 3 else ""
+                lines.append(f"fixed by {reason}: {', '.join(slots[:3])}{more}")
         lines += [
             f"kept whole: what {operator} touches in {module or 'the model'}: no rule is known for this operator"
             for operator, module in self.unknown.items()
@@ -143,6 +150,13 @@ def structure_of(
         axes=axes,
         frozen=frozen,
         constants=constants,
+        fixed={
+            (name, dim): reason
+            for name, value in tape.tensors.items()
+            if name not in tape.buffers
+            for dim, axis in enumerate(labelling.axes[value])
+            if axis is not None and (reason := solution.reason(axis)) is not None
+        },
         unknown=dict(labelling.unknown),
         lossy=labelling.lossy,
         inputs=inputs,

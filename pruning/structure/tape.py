@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pruning.decomposed import decomposed
 from pruning.evidence import untouched
 from pruning.inputs import Inputs, arguments, mapped, tensors_in
+from pruning.structure.shortcuts import shortcut
 
 
 @dataclass(frozen=True)
@@ -158,35 +159,6 @@ def copied(model: nn.Module, tensor: Callable[[str, Tensor], Tensor]) -> nn.Modu
     return small
 
 
-def _shaped(function: Any, args: tuple[Any, ...]) -> Any:
-    """What frequent operators give on the meta device, where torch takes up to a millisecond to find a shape."""
-    first = args[0] if args else None
-    if not isinstance(first, Tensor) or not first.is_meta:
-        return None
-    if function in _ELEMENTWISE:
-        second = args[1] if len(args) > 1 else 0.0
-        alike = not isinstance(second, Tensor) or (second.shape == first.shape and second.dtype == first.dtype)
-        return torch.empty_like(first) if alike and first.is_floating_point() else None
-    if function is _aten.native_batch_norm.default and not args[5]:
-        channels = first.new_empty((first.shape[1],))
-        return torch.empty_like(first), channels, torch.empty_like(channels)
-    if function is _aten.native_layer_norm.default:
-        row = first.new_empty((*first.shape[: -len(args[1])], *(1 for _ in args[1])))
-        return torch.empty_like(first), row, torch.empty_like(row)
-    if function is _aten.addmm.default:
-        return first.new_empty((args[1].shape[0], args[2].shape[1]))
-    return None
-
-
-_aten = torch.ops.aten
-_ELEMENTWISE = frozenset(
-    (
-        *(_aten.add.Tensor, _aten.mul.Tensor, _aten.mul.Scalar, _aten.relu.default, _aten.gelu.default),
-        *(_aten.silu.default, _aten.sigmoid.default, _aten.hardtanh.default),
-    )
-)
-
-
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
     def __init__(self, model: nn.Module):
         super().__init__()  # type: ignore[no-untyped-call]  # torch's own
@@ -239,7 +211,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         name = function.__name__.split(".")[0]
         if name.endswith("_") and not name.endswith("__") and args and isinstance(args[0], Tensor):
             aliases = self._aliases(args[0])
-        output = _shaped(function, args)
+        output = shortcut(function, args)
         if output is None:
             output = function(*args, **kwargs)
         outputs = tuple(self._made(tensor) for tensor in tensors_in(output))

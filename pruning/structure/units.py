@@ -19,14 +19,13 @@ class Solution:
 
     labelling: Labelling
     component: Array
-    reasons: Mapping[int, str]
+    _numbers: Array  # the components of all labels, fixed ones too
+    _reasons: Mapping[int, str]
 
-    def of(self, axis: Axis | None, size: int) -> Array | None:
-        """The units along an axis, -1 where fixed; None if all are."""
-        if axis is None:
-            return None
+    def reason(self, axis: Axis) -> str | None:
+        """What fixes an axis of which nothing can go; None if something can."""
         found = self.component[axis.labels]
-        return found if (found >= 0).any() else None
+        return None if (found >= 0).any() else self._reasons[int(self._numbers[axis.labels[0]])]
 
 
 def solve(tape: Tape, frozen: frozenset[str] = frozenset(), lossy: bool = False) -> Solution:
@@ -84,4 +83,4 @@ def _walked(tape: Tape, choices: Mapping[int, int] | None, frozen: frozenset[str
     component, fixed = labelling.components()
     held = np.zeros(int(component.max(initial=-1)) + 1, bool)
     held[list(fixed)] = True
-    return Solution(labelling, np.where(held[component], -1, component), fixed)
+    return Solution(labelling, np.where(held[component], -1, component), component, fixed)
