@@ -53,6 +53,7 @@ class Tape:
         counted: how many of the calls are of the first pass; a second one, in training mode, may follow.
         shapes: the shape of each value; its type in `dtypes`.
         tensors: parameter or buffer name → its value, each once; `buffers` are the names of buffers.
+        constants: values of single numbers that the model's code made, as `torch.tensor(2.0)` does.
         inputs, results: values that came from the caller, and that went back to it.
         returned: module name → the tensor that its first call gave.
     """
@@ -64,6 +65,7 @@ class Tape:
     dtypes: list[torch.dtype] = field(default_factory=list)
     tensors: dict[str, int] = field(default_factory=dict)
     buffers: frozenset[str] = frozenset()
+    constants: dict[int, float] = field(default_factory=dict)
     inputs: list[int] = field(default_factory=list)
     results: list[int] = field(default_factory=list)
     returned: dict[str, int] = field(default_factory=dict)
@@ -189,6 +191,14 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         known = self._values.get(id(tensor))
         return self._made(tensor) if known is None else known
 
+    def _met(self, tensor: Tensor) -> int:
+        """The number of an argument. One that no operator made is a constant of the model's code."""
+        new = id(tensor) not in self._values
+        number = self.value(tensor)
+        if new and tensor.numel() == 1 and not tensor.is_meta and not tensor.is_complex():
+            self.tape.constants[number] = tensor.item()
+        return number
+
     def _made(self, tensor: Tensor) -> int:
         number = self._values[id(tensor)] = self.tape.new(tensor)
         self._alive.append(tensor)
@@ -206,7 +216,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = mapped((tuple(args), kwargs), lambda tensor: Ref(self.value(tensor)))
+        given = mapped((tuple(args), kwargs), lambda tensor: Ref(self._met(tensor)))
         aliases: tuple[int, ...] = ()
         name = function.__name__.split(".")[0]
         if name.endswith("_") and not name.endswith("__") and args and isinstance(args[0], Tensor):

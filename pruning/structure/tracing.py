@@ -58,6 +58,7 @@ def _tried(model: nn.Module, tape: Tape, inputs: Inputs, lossy: bool) -> Structu
     constants: dict[type, tuple[str, ...]] = {}
     guesses: dict[type, Iterator[tuple[str, ...]]] = {}
     reasons: dict[type, str] = {}
+    met: set[type] = set()  # classes of which one module was frozen
     while True:
         held = frozenset((kind, attribute) for kind, attributes in constants.items() for attribute in attributes)
         structure = structure_of(solve(tape, frozenset(frozen), lossy), dict(frozen), inputs, held)
@@ -74,7 +75,8 @@ def _tried(model: nn.Module, tape: Tape, inputs: Inputs, lossy: bool) -> Structu
         if guess is not None:
             continue
         del reasons[kind]
-        alike = _alike(model, module, frozen)
+        alike = _alike(model, module, frozen, kind in met)
+        met.add(kind)
         if not alike:
             raise StructureError(
                 f"{module or type(model).__name__}: {reason}, and freezing it does not help: "
@@ -90,13 +92,14 @@ def _guesses(attributes: set[str]) -> Iterator[tuple[str, ...]]:
         yield tuple(sorted(attributes))
 
 
-def _alike(model: nn.Module, name: str, frozen: Iterable[str]) -> list[str]:
-    """All modules that are frozen with the one at fault: those of the class of the innermost one that is not torch's
-    own, with the torch modules directly in them. If they all are frozen already, the next one around it."""
+def _alike(model: nn.Module, name: str, frozen: Iterable[str], again: bool) -> list[str]:
+    """What is frozen for a fault in `name`: the innermost module around it that is not torch's own, or if it happens
+    `again` in its class, all of that class; with the torch modules directly in them. If all that is frozen already, the
+    next one around it."""
     modules = dict(model.named_modules())
     while True:
         name = _owner(modules, name)
-        alike = [n for n, module in modules.items() if type(module) is type(modules[name])]
+        alike = [n for n, module in modules.items() if type(module) is type(modules[name])] if again else [name]
         alike += [n for parent in alike for n in _own(modules, parent)]
         if new := sorted(set(alike) - set(frozen)):
             return new

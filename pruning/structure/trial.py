@@ -1,5 +1,6 @@
 """A removal for a trial: whether a smaller model runs as the structure foresees, and where not."""
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,7 +11,7 @@ from pruning.inputs import Inputs
 from pruning.structure.rules import elementwise
 from pruning.structure.shrinking import adjust_, is_whole, kept_indices, sliced
 from pruning.structure.structure import Structure
-from pruning.structure.tape import Call, ForwardError, Tape, copied, on_meta, record
+from pruning.structure.tape import Call, ForwardError, Ref, Tape, copied, on_meta, record
 from pruning.structure.volumes import Kept, left
 
 Fault = tuple[str, str, dict[type, set[str]]]
@@ -41,8 +42,9 @@ def fault(model: nn.Module, structure: Structure) -> Fault | None:
         if _ALIKE.get(old.operator, old.operator) != _ALIKE.get(new.operator, new.operator):
             reason = f"it takes another course when smaller: {new.operator} instead of {old.operator}"
             return new.module, reason, changed
-        if _numbers(old) != _numbers(new):
-            before, after = (", ".join(f"{x:.4g}" for x in _numbers(call)) for call in (old, new))
+        numbers = _numbers(structure.tape, old), _numbers(tape, new)
+        if repr(numbers[0]) != repr(numbers[1]):  # where nan is nan
+            before, after = (", ".join(f"{x:.4g}" for x in part) for part in numbers)
             reason = f"it takes a number from a size: {new.operator} with {after} when smaller, not {before}"
             return new.module, reason, changed
         for value, made in zip(old.outputs, new.outputs, strict=True):
@@ -79,14 +81,16 @@ def _recorded(small: nn.Module, inputs: Inputs) -> tuple[Tape, ForwardError | No
         return error.tape, error
 
 
-def _numbers(call: Call) -> list[float]:
-    """What a call computes with: its fractions, and whole numbers that are no sizes."""
+def _numbers(tape: Tape, call: Call) -> list[float]:
+    """What a call computes with: its fractions, whole numbers that are no sizes, and constants of the model's code."""
     kinds = (int, float) if call.operator in elementwise.RULES else float
     found: list[float] = []
 
     def look(value: Any) -> None:
         if isinstance(value, kinds) and not isinstance(value, bool):
             found.append(value)
+        elif isinstance(value, Ref) and value.value in tape.constants:
+            found.append(tape.constants[value.value])
         elif isinstance(value, tuple):
             for part in value:
                 look(part)
@@ -118,11 +122,15 @@ def _foreseen(structure: Structure, value: int, kept: Kept) -> tuple[int, ...]:
 
 
 def _some(structure: Structure) -> Kept:
-    """About a third of each family removed, at least one unit and not all."""
+    """Some units of each family removed: of families of one size different numbers, so that code in which two such
+    sizes must be the same is found out."""
     kept = np.ones(structure.size, bool)
     rng = np.random.default_rng(0)
+    alike: Counter[int] = Counter()
     for family in structure.families:
-        gone = max(1, family.size // 3)
+        most = min(family.size - 2, 7) if family.size > 3 else family.size - 1  # one unit left may be a special case
+        gone = 1 + alike[family.size] % most
+        alike[family.size] += 1
         kept[family.first + rng.choice(family.size, gone, replace=False)] = False
     return kept
 

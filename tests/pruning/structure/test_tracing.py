@@ -93,7 +93,7 @@ class Silent(nn.Module):
 
     def forward(self, x):
         y = F.relu(self.first(x))
-        return self.second(y) * torch.tensor(float(y.shape[1]))
+        return self.second(y) * torch.tensor([float(y.shape[1]), 1.0])[0]
 
 
 def test_a_difference_is_refused_and_its_place_is_named():
@@ -109,6 +109,64 @@ def test_a_difference_is_refused_and_its_place_is_named():
 def test_a_model_that_does_not_run_is_refused_with_its_reason():
     with pytest.raises(StructureError, match=r"stem: the model does not run .* give inputs that it takes"):
         trace(Residual(), images(4, 6, 6))
+
+
+class Wide(nn.Module):
+    """Keys and values have heads of one width, an attribute; where there is a single head, its width seems a choice."""
+
+    def __init__(self, heads):
+        super().__init__()
+        self.width, self.norm = 8, nn.LayerNorm(8)
+        self.q, self.k, self.v = (nn.Linear(8, 8 * heads) for _ in range(3))
+        self.out = nn.Linear(8 * heads, 8)
+
+    def forward(self, x):
+        y = self.norm(x)
+        q, k, v = (layer(y).view(*x.shape[:2], -1, self.width).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        return x + self.out(F.scaled_dot_product_attention(q, k, v, scale=0.3).transpose(1, 2).flatten(2))
+
+
+def test_sizes_that_share_an_attribute_are_kept_in_that_module_alone():
+    model, inputs = nn.Sequential(Wide(1), Wide(3)).eval(), images(5, 8)
+    structure = trace(model, inputs)
+    assert {name.split(".")[0] for name in structure.frozen} == {"0"}
+    assert families(structure) == {"1.q": ("heads", 3)}
+    for seed in range(3):
+        masks = masks_of(structure, some_kept(structure, seed))
+        assert verify(model, masks, remove(model, masks, structure), images(4, 8)) <= 1e-5
+
+
+class Scale(nn.Module):
+    """Computes with the size of what may shrink: by a number, by a tensor, by the default scale of attention."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.form, self.first, self.second = form, nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        y = F.relu(self.first(x))
+        if self.form == "number":
+            return self.second(y / y.shape[-1])
+        if self.form == "tensor":
+            return self.second(y) / torch.sqrt(torch.tensor(y.shape[-1], dtype=torch.float32))
+        return self.second(y) + F.scaled_dot_product_attention(y, y, y).sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("form", ["number", "tensor", "attention"])
+def test_numbers_that_follow_from_a_size_are_found_out(form):
+    structure = trace(Scale(form).eval(), images(5, 4))
+    assert not structure.families
+    assert "takes a number from a size" in str(structure)
+    assert "to let these shrink" in str(structure)
+
+
+def test_a_model_of_which_nothing_can_go_says_what_needs_it():
+    class Mean(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x).mean(1)
+
+    lines = str(trace(Mean(nn.Linear(4, 6)).eval(), images(4))).splitlines()
+    assert "fixed by mean in the model: 0.weight[0], 0.bias[0]" in lines
 
 
 class Unknown(nn.Module):
