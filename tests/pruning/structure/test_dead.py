@@ -6,7 +6,8 @@ from torch import nn
 
 from pruning import Evidence, Masks, prunable, prune, scorers
 from pruning.structure import remove, trace, verify, without_dead
-from tests.pruning.structure.zoo import CASES, build, images
+from tests.pruning.structure.zoo import CASES, build
+from tests.pruning.structure.zoo.case import images
 
 
 def mlp():

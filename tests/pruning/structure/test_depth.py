@@ -9,7 +9,7 @@ from torch import nn
 from pruning import Evidence, Masks, prunable, prune, scorers
 from pruning.errors import GranularityError
 from pruning.structure import Channels, Depth, Skip, find_blocks, load, remove, remove_, save, trace, verify
-from tests.pruning.structure.zoo import images
+from tests.pruning.structure.zoo.case import images
 
 
 class Block(nn.Module):

@@ -15,7 +15,8 @@ from pruning.cost import latency
 from pruning.errors import ArtefactError, StructureError
 from pruning.structure import load, measure_latency, remove, remove_, save, trace, verify
 from tests.pruning.structure.masking import masks_of, some_kept
-from tests.pruning.structure.zoo import CASES, build, images
+from tests.pruning.structure.zoo import CASES, build
+from tests.pruning.structure.zoo.case import images
 
 OPTIMIZERS = {
     "SGD": lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, weight_decay=0.01, nesterov=True),

@@ -9,7 +9,10 @@ from torch.nn import functional as F
 from pruning.errors import StructureError
 from pruning.structure import Channels, remove, trace, verify
 from tests.pruning.structure.masking import masks_of, some_kept
-from tests.pruning.structure.zoo import Attention, FusedAttention, Residual, build, images
+from tests.pruning.structure.zoo import build
+from tests.pruning.structure.zoo.attention import Attention, FusedAttention
+from tests.pruning.structure.zoo.case import images
+from tests.pruning.structure.zoo.convolutions import Residual
 
 
 def families(structure):
