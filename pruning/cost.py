@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pruning.decomposed import decomposed
 from pruning.evidence import untouched
-from pruning.inputs import Inputs, arguments
+from pruning.inputs import Inputs, arguments_for
 from pruning.masks import Masks
 from pruning.parameters import named, prunable, storage, unwrapped
 
@@ -55,7 +55,7 @@ def cost(model: nn.Module, masks: Masks | None, inputs: Inputs) -> Cost:
     saved = _Saved({name: every[name] for name in masks}, masks)
     with untouched(model), decomposed(), torch.no_grad(), FlopCounterMode(display=False) as counter, saved:
         model.eval()
-        args, kwargs = arguments(inputs)
+        args, kwargs = arguments_for(model, inputs)
         model(*args, **kwargs)
     dense = counter.get_total_flops() // 2
     parameters = sum({storage(p): p.numel() for p in model.parameters()}.values())
@@ -76,7 +76,7 @@ def latency(model: nn.Module, inputs: Inputs, *, warmup: int = 3, repeats: int =
 
     On as many threads as torch is set to (`torch.get_num_threads()`), which belongs to every number that is reported.
     """
-    args, kwargs = arguments(inputs)
+    args, kwargs = arguments_for(model, inputs)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     modes = [(module, module.training) for module in model.modules()]
     times = []

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
 """What a model is called with: one tensor, positional arguments, or keyword arguments."""
@@ -17,6 +17,15 @@ def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return tuple(inputs), {}
+
+
+def arguments_for(model: nn.Module, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """`arguments`, with tensors on the device of the model's first parameter."""
+    device = next((p.device for p in model.parameters()), None)
+    args, kwargs = arguments(inputs)
+    if device is None:
+        return args, kwargs
+    return mapped(args, lambda x: x.to(device)), mapped(kwargs, lambda x: x.to(device))
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

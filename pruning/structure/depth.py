@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pruning.errors import GranularityError
 from pruning.granularity import Pooled, Units
-from pruning.inputs import Inputs, arguments, tensors_in
+from pruning.inputs import Inputs, arguments_for, tensors_in
 from pruning.parameters import unwrapped
 
 
@@ -130,11 +130,13 @@ def _passes(model: nn.Module, inputs: Inputs) -> dict[str, tuple[Any, Any]]:
                 seen.setdefault(name, (args, kwargs))
 
         handles.append(module.register_forward_hook(watch, with_kwargs=True))
-    args, kwargs = arguments(inputs)
-    with torch.no_grad():
-        model(*args, **kwargs)
-    for handle in handles:
-        handle.remove()
+    args, kwargs = arguments_for(model, inputs)
+    try:
+        with torch.no_grad():
+            model(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
     return seen
 
 

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pruning.decomposed import decomposed
 from pruning.evidence import untouched
-from pruning.inputs import Inputs, arguments, mapped, tensors_in
+from pruning.inputs import Inputs, arguments_for, mapped, tensors_in
 from pruning.structure.shortcuts import shortcut
 
 
@@ -111,10 +111,8 @@ def record(model: nn.Module, inputs: Inputs) -> Tape:
         ForwardError: the forward pass raised.
     """
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    args, kwargs = arguments(inputs)
+    args, kwargs = arguments_for(model, inputs)
     abstract = any(tensor.is_meta for tensor in tensors.values())
-    if abstract:
-        args, kwargs = mapped((args, kwargs), lambda tensor: tensor.to("meta"))
     recorder = _Recorder(model)
     recorder.tape.abstract = abstract
     recorder.tape.tensors = {name: recorder.value(tensor) for name, tensor in tensors.items()}

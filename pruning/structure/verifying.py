@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.evidence import untouched
-from pruning.inputs import Inputs, arguments, mapped, tensors_in
+from pruning.inputs import Inputs, arguments_for, mapped, tensors_in
 from pruning.masks import Masks
 from pruning.parameters import unwrapped
 from pruning.structure.structure import Structure
@@ -72,7 +72,9 @@ def _single(model: nn.Module) -> nn.Module:
 def _outputs(model: nn.Module, inputs: Inputs, seen: dict[str, Tensor] | None = None) -> list[Tensor]:
     """What the model gives; in `seen` goes what each of its modules gave at its first call."""
     wide = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    args, kwargs = mapped(arguments(inputs), lambda x: x.to(wide) if x.dtype in (torch.float16, torch.bfloat16) else x)
+    args, kwargs = mapped(
+        arguments_for(model, inputs), lambda x: x.to(wide) if x.dtype in (torch.float16, torch.bfloat16) else x
+    )
 
     def watch(name: str) -> Any:
         def hook(_: nn.Module, __: Any, output: Any) -> None:

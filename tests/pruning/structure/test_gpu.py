@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pruning.cost import latency
+from pruning.cost import cost, latency
 from pruning.inputs import mapped
 from pruning.structure import measure_latency, remove, remove_, trace, verify
 from tests.pruning.structure.masking import masks_of, some_kept
@@ -38,6 +38,18 @@ def test_structure_and_removal_are_as_on_a_cpu(name):
     assert sum(p.numel() for p in small.parameters()) == expected.cost("parameters", kept)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert torch.equal(torch.cuda.get_rng_state(), random)
+
+
+def test_a_model_may_move_after_it_was_traced():
+    """The example inputs stay on the CPU."""
+    model, inputs = build("residual")
+    structure = trace(model, inputs)
+    kept = some_kept(structure, 0)
+    model.cuda()
+    small = remove(model, masks_of(structure, kept), structure)
+    assert all(p.is_cuda for p in small.parameters())
+    assert cost(small, None, inputs).parameters == structure.cost("parameters", kept)
+    assert latency(small, inputs) > 0
 
 
 def test_wide_layers_are_compared_without_tf32():
