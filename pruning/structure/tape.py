@@ -1,7 +1,7 @@
 """One forward pass, written down: each operator, its arguments, and the module that ran it."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,20 +77,25 @@ class Tape:
         return len(self.shapes) - 1
 
 
-def refs(call: Call) -> list[Ref]:
-    """The tensors among a call's arguments, nested ones too."""
-    found: list[Ref] = []
+def leaves(call: Call) -> list[Any]:
+    """A call's arguments, and what is nested in them."""
+    found: list[Any] = []
 
-    def look(value: Any) -> None:
-        if isinstance(value, Ref):
-            found.append(value)
-        elif isinstance(value, tuple):
-            for part in value:
-                look(part)
+    def look(values: Iterable[Any]) -> None:
+        for value in values:
+            if isinstance(value, tuple):
+                look(value)
+            else:
+                found.append(value)
 
     look(call.args)
-    look(tuple(call.kwargs.values()))
+    look(call.kwargs.values())
     return found
+
+
+def refs(call: Call) -> list[Ref]:
+    """The tensors among a call's arguments."""
+    return [value for value in leaves(call) if isinstance(value, Ref)]
 
 
 class ForwardError(Exception):

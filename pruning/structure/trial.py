@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -11,7 +10,7 @@ from pruning.inputs import Inputs
 from pruning.structure.rules import elementwise
 from pruning.structure.shrinking import adjust_, is_whole, kept_indices, sliced
 from pruning.structure.structure import Structure
-from pruning.structure.tape import Call, ForwardError, Ref, Tape, copied, on_meta, record
+from pruning.structure.tape import Call, ForwardError, Ref, Tape, copied, leaves, on_meta, record
 from pruning.structure.volumes import Kept, left
 
 Fault = tuple[str, str, dict[type, set[str]]]
@@ -85,18 +84,11 @@ def _numbers(tape: Tape, call: Call) -> list[float]:
     """What a call computes with: its fractions, whole numbers that are no sizes, and constants of the model's code."""
     kinds = (int, float) if call.operator in elementwise.RULES else float
     found: list[float] = []
-
-    def look(value: Any) -> None:
-        if isinstance(value, kinds) and not isinstance(value, bool):
+    for value in leaves(call):
+        if isinstance(value, Ref):
+            found += [tape.constants[value.value]] if value.value in tape.constants else []
+        elif isinstance(value, kinds) and not isinstance(value, bool):
             found.append(value)
-        elif isinstance(value, Ref) and value.value in tape.constants:
-            found.append(tape.constants[value.value])
-        elif isinstance(value, tuple):
-            for part in value:
-                look(part)
-
-    look(call.args)
-    look(tuple(call.kwargs.values()))
     return found
 
 
