@@ -31,10 +31,10 @@ class Family:
         return slice(self.first, self.first + self.size)
 
 
-def families(solution: Solution) -> tuple[tuple[Family, ...], Array]:
+def families(solution: Solution, smallest: int = 2) -> tuple[tuple[Family, ...], Array]:
     """The families in the order of their first slices, and label → number of its unit (-1: fixed).
 
-    A family of a single unit is no choice, and fixed.
+    A family of a single unit is no choice, and fixed; so are all of fewer units than `smallest`.
     """
     tape, axes = solution.labelling.tape, solution.labelling.axes
     slots = [
@@ -51,7 +51,7 @@ def families(solution: Solution) -> tuple[tuple[Family, ...], Array]:
     names: dict[str, int] = {}
     for members, components in _by_members([units for _, _, units in slots], len(number_of)):
         makers = [i for i in members if slots[i][0] not in tape.buffers]
-        if len(components) < 2 or not makers:
+        if len(components) < smallest or not makers:
             continue
         tensor = next((slots[i][0] for i in makers if slots[i][1] == 0), slots[makers[0]][0])
         rank = len(tape.shapes[tape.tensors[tensor]])

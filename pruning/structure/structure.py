@@ -123,11 +123,15 @@ class Structure:
 
 
 def structure_of(
-    solution: Solution, frozen: Mapping[str, str], inputs: Inputs, constants: frozenset[tuple[type, str]] = frozenset()
+    solution: Solution,
+    frozen: Mapping[str, str],
+    inputs: Inputs,
+    constants: frozenset[tuple[type, str]] = frozenset(),
+    smallest: int = 2,
 ) -> Structure:
     """Families of a solution, and where their slices are."""
     tape, labelling = solution.labelling.tape, solution.labelling
-    found, unit = families(solution)
+    found, unit = families(solution, smallest)
     axes = {
         name: tuple(None if axis is None else _units(unit[axis.labels]) for axis in labelling.axes[value])
         for name, value in tape.tensors.items()

@@ -37,7 +37,10 @@ def _recorded(model: nn.Module, inputs: Inputs) -> Tape:
     try:
         return record(on_meta(model), inputs)
     except ForwardError:
-        pass  # it asks for values, or has tensors that are no buffers
+        return _with_values(model, inputs)  # it asks for them, or has tensors that are no buffers
+
+
+def _with_values(model: nn.Module, inputs: Inputs) -> Tape:
     try:
         return record(model, inputs)
     except ForwardError as failure:
@@ -51,24 +54,32 @@ def _recorded(model: nn.Module, inputs: Inputs) -> Tape:
 def _tried(model: nn.Module, tape: Tape, inputs: Inputs, lossy: bool) -> Structure:
     """Remove units for a trial until the smaller model runs as foreseen.
 
-    Where it goes wrong, integers that were taken for sizes are left as they are, one by one; if that does not help,
-    the modules are frozen.
+    Where it goes wrong, families of two units are let be, as one unit may be a special case (it is in `einsum`); then
+    integers that were taken for sizes are left as they are, one by one; if that does not help, the modules are frozen.
     """
     frozen: dict[str, str] = {}
     constants: dict[type, tuple[str, ...]] = {}
     guesses: dict[type, Iterator[tuple[str, ...]]] = {}
     reasons: dict[type, str] = {}
     met: set[type] = set()  # classes of which one module was frozen
+    smallest = 2
     while True:
         held = frozenset((kind, attribute) for kind, attributes in constants.items() for attribute in attributes)
-        structure = structure_of(solve(tape, frozenset(frozen), lossy), dict(frozen), inputs, held)
-        if not structure.families:
-            return structure
-        found = fault(model, structure)
+        solution = solve(tape, frozenset(frozen), lossy)
+        structure = structure_of(solution, dict(frozen), inputs, held, smallest)
+        found = fault(model, structure) if structure.families else None
+        if found is not None and not reasons and any(family.size == 2 for family in structure.families):
+            without = structure_of(solution, dict(frozen), inputs, held, 3)
+            other = fault(model, without) if without.families else None
+            if other is None or _kind(model, other[0]) is not _kind(model, found[0]):
+                structure, found, smallest = without, other, 3
         if found is None:
             return structure
         module, reason, changed = found
-        kind = type(model.get_submodule(_owner(dict(model.named_modules()), module)))
+        if tape.abstract and "meta" in reason:  # what is smaller asks for values
+            tape = _with_values(model, inputs)
+            continue
+        kind = _kind(model, module)
         reason = reasons.setdefault(kind, reason)  # guesses go wrong in other ways
         guess = next(guesses.setdefault(kind, _guesses(changed.get(kind, set()))), None)
         constants[kind] = guess or ()
@@ -113,6 +124,10 @@ def _owner(modules: dict[str, nn.Module], name: str) -> str:
     while name and type(modules[name]).__module__.startswith("torch.nn."):
         name = name.rpartition(".")[0]
     return name
+
+
+def _kind(model: nn.Module, name: str) -> type:
+    return type(model.get_submodule(_owner(dict(model.named_modules()), name)))
 
 
 def _own(modules: dict[str, nn.Module], parent: str) -> Iterable[str]:

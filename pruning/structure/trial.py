@@ -6,7 +6,6 @@ from collections.abc import Iterable
 import numpy as np
 from torch import Tensor, nn
 
-from pruning.inputs import Inputs
 from pruning.structure.rules import elementwise
 from pruning.structure.shrinking import adjust_, is_whole, kept_indices, sliced
 from pruning.structure.structure import Structure
@@ -27,13 +26,15 @@ def fault(model: nn.Module, structure: Structure) -> Fault | None:
             found[dim] = len(indices)
         return found
 
-    small = on_meta(model, shape) if structure.tape.abstract else _real(model, structure, kept)
+    if structure.tape.abstract:
+        small = on_meta(model, shape)
+    else:
+        small = copied(model, lambda name, tensor: sliced(structure, kept, name, tensor))
     adjust_(small, structure, kept)
-    tape, failure = _recorded(small, structure.inputs)
-    if failure is not None and structure.tape.abstract:  # not all that runs with values runs without
-        small = _real(model, structure, kept)
-        adjust_(small, structure, kept)
-        tape, failure = _recorded(small, structure.inputs)
+    try:
+        tape, failure = record(small, structure.inputs), None
+    except ForwardError as error:
+        tape, failure = error.tape, error
     changed = _changed(model, small)
     replaced = {name for name, module in small.named_modules() if type(module) is not type(model.get_submodule(name))}
     olds, news = _compared(structure.tape, replaced), _compared(tape, replaced)
@@ -67,17 +68,6 @@ def _changed(model: nn.Module, small: nn.Module) -> dict[type, set[str]]:
             if is_whole(value) and vars(new).get(attribute) != value:
                 found.setdefault(type(old), set()).add(attribute)
     return found
-
-
-def _real(model: nn.Module, structure: Structure, kept: Kept) -> nn.Module:
-    return copied(model, lambda name, tensor: sliced(structure, kept, name, tensor))
-
-
-def _recorded(small: nn.Module, inputs: Inputs) -> tuple[Tape, ForwardError | None]:
-    try:
-        return record(small, inputs), None
-    except ForwardError as error:
-        return error.tape, error
 
 
 def _numbers(tape: Tape, call: Call) -> list[float]:
