@@ -123,7 +123,7 @@ def _check_scores(scorer: str, scores: Any, parameters: Mapping[str, Tensor]) ->
     """Exactly the prunable tensors: with fewer or more, "density" would speak of something else."""
     if not isinstance(scores, Mapping):
         raise ScoreError(f"{scorer}: returned a {type(scores).__name__}: return a dict, parameter name -> tensor")
-    for name in scores.keys() ^ parameters.keys():
+    for name in sorted(scores.keys() ^ parameters.keys()):
         which = "no score for" if name in parameters else "a score for something that is not prunable:"
         raise ScoreError(f"{scorer}: {which} {name}: score exactly evidence.parameters, or set include and exclude")
     for name, score in scores.items():

@@ -229,7 +229,7 @@ class Masks(Mapping[str, Tensor]):
         return views
 
     def _combined(self, other: "Masks", combine: Callable[[Tensor, Tensor], Tensor]) -> "Masks":
-        for name in self.keys() ^ other.keys():
+        for name in sorted(self.keys() ^ other.keys()):
             raise MaskError(f"{name}: is in only one of the two masks: combine masks over the same parameters")
         for name, mask in self.items():
             if mask.shape != other[name].shape:

@@ -111,7 +111,7 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
 
 def _checked(evidence: Evidence, masks: Mapping[str, Tensor]) -> Masks:
     kept = Masks(masks)
-    for name in kept.keys() ^ evidence.parameters.keys():
+    for name in sorted(kept.keys() ^ evidence.parameters.keys()):
         raise MaskError(f"{name}: in only one of the masks and the prunable parameters: give masks for exactly those")
     kept.check(evidence.model)
     return kept

@@ -154,7 +154,7 @@ def _forget_(optimizer: Optimizer, model: nn.Module) -> None:
 def _check_masks(model: nn.Module, masks: Mapping[str, Tensor], structure: Structure) -> None:
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     traced = {name: structure.tape.shapes[structure.tape.tensors[name]] for name in structure.parameters}
-    for name in shapes.keys() ^ traced.keys():
+    for name in sorted(shapes.keys() ^ traced.keys()):
         raise StructureError(f"{name}: only in one of the model and the traced one: trace this model")
     for name, shape in traced.items():
         if shapes[name] != shape:

@@ -48,8 +48,9 @@ def load(path: str | PathLike[str], model: nn.Module) -> nn.Module:
     skip_(model, tuple(name for name, kind in tree["classes"].items() if kind == Skip.__qualname__))
     modules = dict(model.named_modules())
     own = dict(model.named_parameters()) | dict(model.named_buffers())
-    for name in own.keys() ^ tensors.keys() | modules.keys() ^ tree["classes"].keys():
-        where = "the file" if name in tensors or name in tree["classes"] else "the model"
+    saved_names = tensors.keys() | tree["classes"].keys()
+    for name in sorted(saved_names ^ (own.keys() | modules.keys()), key=lambda name: (name not in saved_names, name)):
+        where = "the file" if name in saved_names else "the model"
         raise StructureError(f"{name}: only in {where}: build the model as it was built before it was pruned")
     for name, module in modules.items():
         saved, kind = tree["classes"][name], type(module).__qualname__
