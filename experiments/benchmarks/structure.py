@@ -16,9 +16,11 @@ import json
 import logging
 import multiprocessing
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +145,19 @@ def _markdown(rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (_COLUMNS, aligned, *rows)) + "\n"
 
 
+def _heading(counts: dict[str, dict[str, Any]]) -> str:
+    """What ran where, and how it ended."""
+    names = ("torch", "torchvision", "timm", "transformers", "torch-pruning")
+    found = "; ".join(
+        f"{group}: {count['right']} right, {count['refused']} refused, {count['wrong']} wrong, "
+        f"median trace {count['seconds']} s, torch-pruning runs on {count['torch-pruning runs']}"
+        for group, count in counts.items()
+    )
+    versions = ", ".join(f"{name} {version(name)}" for name in names)
+    command = " ".join(["python -m experiments.benchmarks.structure", *sys.argv[1:]])
+    return f"`{command}`, on one thread, with {versions}\n\n{found}\n\n"
+
+
 def main() -> None:
     """Run it; see the module's docstring."""
     parser = argparse.ArgumentParser()
@@ -173,7 +188,7 @@ def main() -> None:
     table = _markdown(rows)
     print(table)
     if arguments.output:
-        arguments.output.write_text(table)
+        arguments.output.write_text(_heading(counts) + table)
     for name, reason in reasons.items():
         print(f"{name}: {reason}")
     total = {verdict: sum(count[verdict] for count in counts.values()) for verdict in ("right", "refused", "wrong")}
