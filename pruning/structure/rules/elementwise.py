@@ -102,6 +102,14 @@ def _first_or_product(_: Labelling, __: Call, zeros: list[bool]) -> bool:
     return zeros[0] and any(zeros[1:])
 
 
+def _random(state: Labelling, call: Call) -> Sequence[Axes]:
+    """Fewer draws are other draws. In training, where only what eval mode leaves unused is looked at, that may be."""
+    axes = state.of(call.args[0])
+    if state.number < state.tape.counted:
+        state.fix_all(axes)
+    return [tuple(a and replace(a, zero=False) for a in axes)] * len(call.outputs)
+
+
 def _pole(rule: Rule, denominator: int) -> Rule:
     """Where zero is not allowed: the masked network would have infinities there."""
 
@@ -132,27 +140,47 @@ def _like(state: Labelling, call: Call) -> Sequence[Axes]:
 def _drop(state: Labelling, call: Call) -> Sequence[Axes]:
     """Dropout and its mask."""
     axes = state.of(call.args[0])
+    if argument(call, 2, "train"):
+        _random(state, call)
     return [axes, tuple(a and replace(a, zero=False) for a in axes)]
 
 
-_SAME = """clone contiguous detach alias lift_fresh lift to_copy to neg abs relu relu6 gelu silu mish elu selu celu
-leaky_relu tanh tanhshrink hardswish softsign softshrink hardshrink sin sinh asin atan asinh tan sqrt square
-sign erf expm1 log1p floor ceil round trunc frac maximum minimum fmax fmin where nan_to_num dropout positive
-conj_physical real logical_or bitwise_or ne_zero lift_fresh_copy feature_dropout bernoulli_zero
-prelu prelu_kernel angle atan2 real copy_real rrelu_with_noise"""
-_NONZERO = """sigmoid exp exp2 cos cosh acos softplus log_sigmoid log_sigmoid_forward hardsigmoid
-eq ne lt le gt ge logical_not logical_and bitwise_not bitwise_and isnan isinf isfinite masked_fill
-masked_fill_ bernoulli uniform normal random fill lerp remainder fmod floor_divide erfc erfinv pow_scalar"""
+def _noisy(state: Labelling, call: Call) -> Sequence[Axes]:
+    """Leaky ReLU, of a random slope in training."""
+    if argument(call, 4, "training", False):
+        _random(state, call)
+    return [state.of(call.args[0])] * len(call.outputs)
+
+
+def _to_a_power(state: Labelling, call: Call) -> Sequence[Axes]:
+    """Zero to a negative power is infinite; a power that is a tensor may be negative."""
+    exponent = argument(call, 1, "exponent")
+    below = not isinstance(exponent, int | float) or exponent < 0
+    rule = _elementwise(_power)
+    return _pole(rule, 0)(state, call) if below else rule(state, call)
+
+
+_SAME = """clone contiguous detach alias lift_fresh lift lift_fresh_copy to_copy to neg abs relu relu6 gelu silu mish
+elu selu celu leaky_relu tanh hardswish softshrink hardshrink sin sinh asin atan asinh tan sqrt square sign erf expm1
+log1p floor ceil round trunc frac maximum minimum fmax fmin where nan_to_num dropout feature_dropout positive
+conj_physical real logical_or bitwise_or prelu prelu_kernel angle atan2"""
+_NONZERO = """sigmoid exp exp2 cos cosh acos softplus log_sigmoid log_sigmoid_forward hardsigmoid eq ne lt le gt ge
+logical_not logical_and bitwise_not bitwise_and isnan isinf isfinite masked_fill fill lerp erfc erfinv"""
+_RANDOM = "bernoulli uniform normal random exponential cauchy geometric log_normal rand_like randn_like randint_like"
 
 RULES: dict[str, Rule] = {
     **{name: _elementwise(_keeps) for name in _SAME.split()},
     **{name: _elementwise(_never) for name in _NONZERO.split()},
     **{name: _elementwise(_sum) for name in ("add", "sub", "rsub")},
     **{name: _elementwise(_product) for name in ("mul",)},
+    **dict.fromkeys(_RANDOM.split(), _random),
+    "rrelu_with_noise": _noisy,
     **{name: _pole(_elementwise(_first), 1) for name in ("div", "true_divide")},
+    **{name: _pole(_elementwise(_never), 1) for name in ("remainder", "fmod", "floor_divide")},
     **{name: _pole(_elementwise(_never), 0) for name in ("reciprocal", "rsqrt", "log", "log2", "log10", "logit")},
-    **{name: _elementwise(_first_or_product) for name in ("addcmul", "addcdiv")},
-    "pow": _elementwise(_power),
+    "addcmul": _elementwise(_first_or_product),
+    "addcdiv": _pole(_elementwise(_first_or_product), 2),
+    "pow": _to_a_power,
     "clamp": _elementwise(_clamp),
     "clamp_min": _elementwise(_clamp_min),
     "clamp_max": _elementwise(_clamp_max),
@@ -160,5 +188,5 @@ RULES: dict[str, Rule] = {
     "threshold": _elementwise(_threshold),
     "copy": _copy,
     "native_dropout": _drop,
-    **dict.fromkeys(("zeros_like", "ones_like", "full_like", "empty_like", "zero", "new_empty_like"), _like),
+    **dict.fromkeys(("zeros_like", "ones_like", "full_like", "empty_like", "zero"), _like),
 }

@@ -29,9 +29,14 @@ def _reduction(feels: Callable[[Labelling, Axis], bool], keeps: bool, position: 
         left = [a and replace(a, zero=a.zero and keeps) for a in axes]
         kept = len(state.made(call)) == len(axes)
         found = tuple(None if i in gone else a for i, a in enumerate(left) if kept or i not in gone)
-        return [found] * len(call.outputs)
+        return [found, *[_places(found)] * (len(call.outputs) - 1)]
 
     return rule
+
+
+def _places(axes: Axes) -> Axes:
+    """Second outputs are places, such as of the maximum, of which a removed one need not be zero."""
+    return tuple(a and replace(a, zero=False) for a in axes)
 
 
 def _not_zero(_: Labelling, axis: Axis) -> bool:
@@ -70,7 +75,7 @@ def _scan(state: Labelling, call: Call) -> Sequence[Axes]:
     dim = dim if isinstance(dim, int) and not isinstance(dim, bool) else -1
     state.fix(axes[dim])
     axes[dim] = None
-    return [tuple(axes)] * len(call.outputs)
+    return [tuple(axes), *[_places(tuple(axes))] * (len(call.outputs) - 1)]
 
 
 def _top(state: Labelling, call: Call) -> Sequence[Axes]:
@@ -78,7 +83,7 @@ def _top(state: Labelling, call: Call) -> Sequence[Axes]:
     dim = argument(call, 2, "dim", -1)
     state.fix(axes[dim])
     axes[dim] = None
-    return [tuple(axes), tuple(a and replace(a, zero=False) for a in axes)]
+    return [tuple(axes), _places(tuple(axes))]
 
 
 def _pooled(spatial: int) -> Rule:
@@ -89,7 +94,7 @@ def _pooled(spatial: int) -> Rule:
         for axis in axes[-spatial:]:
             state.fix(axis)
         found = (*axes[:-spatial], *(None,) * spatial)
-        return [found] * len(call.outputs)
+        return [found, *[_places(found)] * (len(call.outputs) - 1)]
 
     return rule
 
