@@ -1,5 +1,6 @@
 """What a model is called with, and the tensors in it."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -29,13 +30,13 @@ def arguments_for(model: nn.Module, inputs: Inputs) -> tuple[tuple[Any, ...], di
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """All tensors in nested tuples, lists, mappings and dataclasses; other objects are not looked into."""
+    """All tensors in nested tuples, lists, sets, mappings and dataclasses; other objects are not looked into."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
         for part in value.values():
             yield from tensors_in(part)
-    elif isinstance(value, list | tuple):
+    elif isinstance(value, list | tuple | set | frozenset):
         for part in value:
             yield from tensors_in(part)
     elif is_dataclass(value) and not isinstance(value, type):
@@ -43,12 +44,24 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(getattr(value, part.name))
 
 
+def outputs_in(value: Any) -> list[Tensor]:
+    """The tensors in what a model returned; in its attributes, if it is another object than `tensors_in` knows.
+
+    An object beside tensors, as the cache of a language model, is not part of the result.
+    """
+    return list(tensors_in(value)) or list(tensors_in(getattr(value, "__dict__", None)))
+
+
 def mapped(value: Any, function: Callable[[Tensor], Any]) -> Any:
-    """`value` with `function` of every tensor in its tuples, lists and mappings."""
+    """`value` with `function` of every tensor in its tuples, lists and mappings, which stay of their kinds."""
     if isinstance(value, Tensor):
         return function(value)
-    if isinstance(value, Mapping):
-        return {key: mapped(part, function) for key, part in value.items()}
+    if isinstance(value, dict):
+        made = copy.copy(value)
+        made.update({key: mapped(part, function) for key, part in value.items()})
+        return made
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(mapped(part, function) for part in value))
     if isinstance(value, list | tuple):
-        return tuple(mapped(part, function) for part in value)
+        return type(value)(mapped(part, function) for part in value)
     return value

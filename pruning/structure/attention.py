@@ -45,30 +45,53 @@ class PrunedAttention(nn.MultiheadAttention):
             key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
         if is_causal and attn_mask is None:
             attn_mask = torch.ones(len(query), len(key), dtype=torch.bool, device=query.device).triu(1)
-        weights = self._attend(query, key, value, key_padding_mask, attn_mask)
-        return self._finish(*weights, need_weights, average_attn_weights, batched)
+        output, weights = self._attend(query, key, value, key_padding_mask, attn_mask, need_weights)
+        if weights is not None:
+            weights = weights.mean(1) if average_attn_weights else weights
+            weights = weights if batched else weights.squeeze(0)
+        if not batched:
+            return output.squeeze(1), weights
+        return output.transpose(0, 1) if self.batch_first else output, weights
 
     def _attend(
-        self, query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Outputs [length, batch, features] and attention weights [batch, heads, length, source]."""
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        padding: Tensor | None,
+        mask: Tensor | None,
+        need_weights: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Outputs [length, batch, features], and on request attention weights [batch, heads, length, source]."""
         q, k, v = self._projected(query, key, value)
         if self.bias_k is not None and self.bias_v is not None:
             k = torch.cat([k, self.bias_k.expand(1, k.shape[1], -1)])
             v = torch.cat([v, self.bias_v.expand(1, v.shape[1], -1)])
-        q, k, v = (part.reshape(*part.shape[:2], self.num_heads, -1).permute(1, 2, 0, 3) for part in (q, k, v))
+        q, k, v = (part.reshape(*part.shape[:2], -1, self.head_dim).permute(1, 2, 0, 3) for part in (q, k, v))
         if self.add_zero_attn:
             k, v = (F.pad(part, (0, 0, 0, 1)) for part in (k, v))
-        scores = (q * self.head_dim**-0.5) @ k.transpose(-2, -1)
-        added = k.shape[2] - key.shape[0]
-        for given, shape in ((mask, None), (padding, 1)):
+        bias = self._bias(padding, mask, k.shape[2] - key.shape[0], q.dtype)
+        dropout = self.dropout if self.training else 0.0
+        weights = None
+        if need_weights:
+            scores = (q * self.head_dim**-0.5) @ k.transpose(-2, -1)
+            weights = F.dropout((scores if bias is None else scores + bias).softmax(-1), dropout)
+            found = weights @ v
+        else:  # as torch does, which gives zeros, not NaN, where all sources are masked
+            found = F.scaled_dot_product_attention(q, k, v, bias, dropout)
+        return self.out_proj(found.permute(2, 0, 1, 3).flatten(2)), weights
+
+    def _bias(self, padding: Tensor | None, mask: Tensor | None, added: int, dtype: torch.dtype) -> Tensor | None:
+        """What both masks add to the scores, broadcast to [batch, heads, length, source with `added` ones]."""
+        found: Tensor | None = None
+        for given, by_example in ((mask, False), (padding, True)):
             if given is not None:
-                given = F.pad(given, (0, added))
-                given = given[:, None, None, :] if shape else self._by_head(given)
-                scores = scores.masked_fill(given, -torch.inf) if given.dtype == torch.bool else scores + given
-        weights = F.dropout(scores.softmax(-1), self.dropout, self.training)
-        found = (weights @ v).permute(2, 0, 1, 3).flatten(2)
-        return self.out_proj(found), weights
+                part = F.pad(given, (0, added))
+                part = part[:, None, None, :] if by_example else self._by_head(part)
+                if part.dtype == torch.bool:
+                    part = torch.zeros_like(part, dtype=dtype).masked_fill(part, -torch.inf)
+                found = part if found is None else found + part
+        return found
 
     def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
         biases: Any = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
@@ -79,12 +102,6 @@ class PrunedAttention(nn.MultiheadAttention):
 
     def _by_head(self, mask: Tensor) -> Tensor:
         """[length, source], or one a head and example, first of the example's heads."""
+        if mask.dim() > 2 and len(mask) % self.num_heads:
+            raise ValueError(f"attn_mask: {len(mask)} masks, {self.num_heads} heads are left: give one for each")
         return mask if mask.dim() == 2 else mask.reshape(-1, self.num_heads, *mask.shape[1:])
-
-    def _finish(
-        self, output: Tensor, weights: Tensor, need_weights: bool, average: bool, batched: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        weights = weights.mean(1) if average else weights
-        if not batched:
-            return output.squeeze(1), weights.squeeze(0) if need_weights else None
-        return output.transpose(0, 1) if self.batch_first else output, weights if need_weights else None

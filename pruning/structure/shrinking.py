@@ -41,7 +41,7 @@ def adjust_(small: nn.Module, structure: Structure, kept: Kept) -> None:
     """Set the sizes that modules keep as attributes, by their tensors and by the shapes that they worked with."""
     places = _places(structure, kept)
     others: dict[type[nn.Module], list[tuple[nn.Module, Places]]] = {}
-    for name, module in small.named_modules():
+    for name, module in reversed(list(small.named_modules())):  # those within first
         if not _adjust_known_(module) and not type(module).__module__.startswith("torch.nn."):
             around = name
             while around and around not in places:  # a method of it may be called, not itself
@@ -118,6 +118,8 @@ def _after(values: list[tuple[Places, int]]) -> list[int]:
 
 def _adjust_known_(module: nn.Module) -> bool:
     """Set the sizes of torch's own modules, and of those derived from them; False for others."""
+    if isinstance(module, nn.MultiheadAttention) and type(module) not in (nn.MultiheadAttention, PrunedAttention):
+        return False  # it has a forward pass of its own
     for kinds, adjust in _KNOWN:
         if isinstance(module, kinds):
             adjust(module)
@@ -185,6 +187,12 @@ def _adjust_convolution_(module: _ConvNd) -> None:
         module.out_channels, module.in_channels = first, second * module.groups
 
 
+def _without_nesting_(module: nn.TransformerEncoder) -> None:
+    """Padded examples as nested tensors are for torch's own attention alone."""
+    if any(isinstance(part, PrunedAttention) for part in module.modules()):
+        module.use_nested_tensor = module.enable_nested_tensor = False
+
+
 _KNOWN: tuple[tuple[Any, Any], ...] = (
     (nn.Linear, _adjust_linear_),
     (_ConvNd, _adjust_convolution_),
@@ -195,5 +203,6 @@ _KNOWN: tuple[tuple[Any, Any], ...] = (
     (nn.PReLU, _adjust_prelu_),
     (nn.RNNBase, _adjust_recurrent_),
     (nn.MultiheadAttention, PrunedAttention.take_over_),
+    (nn.TransformerEncoder, _without_nesting_),
 )
 """Modules by class, and how their sizes follow from their tensors."""

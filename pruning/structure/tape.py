@@ -12,8 +12,9 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pruning.decomposed import decomposed
+from pruning.errors import StructureError
 from pruning.evidence import untouched
-from pruning.inputs import Inputs, arguments_for, mapped, tensors_in
+from pruning.inputs import Inputs, arguments_for, outputs_in, tensors_in
 from pruning.structure.shortcuts import shortcut
 
 
@@ -124,13 +125,15 @@ def record(model: nn.Module, inputs: Inputs) -> Tape:
     recorder.tape.buffers = frozenset(name for name, _ in model.named_buffers())
     recorder.tape.inputs = [recorder.value(tensor) for tensor in tensors_in((args, kwargs))]
     with untouched(model), recorder.hooked(), decomposed(), torch.no_grad():
-        recorder.run(model.eval(), args, kwargs)
+        model.eval()
+        recorder.run(model, args, kwargs)
         tape = recorder.tape
         tape.counted = len(tape.calls)
         used = {ref.value for call in tape.calls for ref in refs(call)}
         if any(value not in used for name, value in tape.tensors.items() if name not in tape.buffers):
             try:
-                recorder.run(model.train(), args, kwargs)
+                model.train(True)
+                recorder.run(model, args, kwargs)
             except ForwardError:
                 del tape.calls[tape.counted :]
     return tape
@@ -156,12 +159,25 @@ def copied(model: nn.Module, tensor: Callable[[str, Tensor], Tensor]) -> nn.Modu
     """
     memo: dict[int, Any] = {id(old): tensor(name, old) for name, old in model.named_parameters()}
     memo |= {id(old): tensor(name, old) for name, old in model.named_buffers()}
-    small = copy.deepcopy(model, memo)
+    for module in model.modules():  # what a forward pass with gradients left behind
+        memo |= {id(old): old.detach() for old in tensors_in(vars(module)) if old.grad_fn is not None}
+    try:
+        small = copy.deepcopy(model, memo)
+    except Exception as error:
+        raise StructureError(
+            f"{type(model).__name__}: cannot be copied ({type(error).__name__}: {error}): take what has no copy, as "
+            "locks, files and scripted modules, out of it"
+        ) from error
     modes = [module.training for module in small.modules()]
-    small.train()
+    small.train(True)
     for module, training in zip(small.modules(), modes, strict=True):
         module.training = training
     return small
+
+
+def _memory(tensor: Tensor) -> int:
+    """What is the same for a tensor, its views, and what `detach` or `.data` gives."""
+    return int(tensor.untyped_storage()._cdata)
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
@@ -171,8 +187,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         self._names = {id(module): name for name, module in model.named_modules()}
         self._running = [""]
         self._values: dict[int, int] = {}
-        self._looked = 0
-        self._views: dict[int, list[int]] = {}
+        self._stored: dict[int, list[int]] = {}  # memory → values in it
         self._alive: list[Tensor] = []  # an id is unique only among the living
 
     def run(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -184,7 +199,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
             failed = self.module
             self._running = [""]
             raise ForwardError(failed, self.tape, error) from error
-        self.tape.results += [self.value(tensor) for tensor in tensors_in(output)]
+        found = [self.value(tensor) for tensor in outputs_in(output)]
+        if not found:
+            cause = TypeError(f"returns {type(output).__name__} without a tensor in it: return tensors")
+            raise ForwardError("", self.tape, cause)
+        self.tape.results += found
 
     @property
     def module(self) -> str:
@@ -205,21 +224,23 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
     def _made(self, tensor: Tensor) -> int:
         number = self._values[id(tensor)] = self.tape.new(tensor)
         self._alive.append(tensor)
+        self._stored.setdefault(_memory(tensor), []).append(number)
         return number
 
+    def _given(self, value: Any) -> Any:
+        """An argument with `Ref` for tensors, and lists as tuples."""
+        if isinstance(value, Tensor):
+            return Ref(self._met(value))
+        if isinstance(value, list | tuple):
+            return tuple(self._given(part) for part in value)
+        return value
+
     def _aliases(self, target: Tensor) -> tuple[int, ...]:
-        for i in range(self._looked, len(self._alive)):  # torch says what a tensor is a view of once its call is over
-            viewed = self._alive[i]._base
-            if viewed is not None:
-                self._views.setdefault(id(viewed), []).append(i)
-        self._looked = len(self._alive)
-        base = target if target._base is None else target._base
-        found = (self.value(base), *self._views.get(id(base), ()))
-        return tuple(i for i in found if self._alive[i] is not target)
+        return tuple(i for i in self._stored[_memory(target)] if self._alive[i] is not target)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = mapped((tuple(args), kwargs), lambda tensor: Ref(self._met(tensor)))
+        given = self._given(args), {key: self._given(value) for key, value in kwargs.items()}
         aliases: tuple[int, ...] = ()
         name = function.__name__.split(".")[0]
         if name.endswith("_") and not name.endswith("__") and args and isinstance(args[0], Tensor):

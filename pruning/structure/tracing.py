@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable, Iterator
 
+import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from pruning.errors import StructureError
 from pruning.inputs import Inputs
@@ -30,6 +32,12 @@ def trace(model: nn.Module, example_inputs: Inputs, *, lossy: bool = False) -> S
         StructureError: the model does not run on these inputs, or cannot be made smaller anywhere.
     """
     model = unwrapped(model)
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise StructureError(f"{name or 'the model'}: is scripted: give the module from which it was made")
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise StructureError(f"{name}: has no shape yet: call the model once before it is traced")
     return _tried(model, _recorded(model, example_inputs), example_inputs, lossy)
 
 

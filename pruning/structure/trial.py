@@ -6,7 +6,6 @@ from collections.abc import Iterable
 import numpy as np
 from torch import Tensor, nn
 
-from pruning.structure.rules import elementwise
 from pruning.structure.shrinking import adjust_, is_whole, kept_indices, sliced
 from pruning.structure.structure import Structure
 from pruning.structure.tape import Call, ForwardError, Ref, Tape, copied, leaves, on_meta, record
@@ -57,6 +56,10 @@ def fault(model: nn.Module, structure: Structure) -> Fault | None:
                 return new.module, reason, changed
     if failure is not None:
         return failure.module, f"it fails when smaller: {first_line(failure.cause)}", changed
+    if len(olds) != len(news):
+        longer = max(olds, news, key=len)
+        reason = f"it takes another course when smaller: {len(news)} operators instead of {len(olds)}"
+        return longer[min(len(olds), len(news))].module, reason, changed
     return None
 
 
@@ -72,8 +75,12 @@ def _changed(model: nn.Module, small: nn.Module) -> dict[type, set[str]]:
 
 def _numbers(tape: Tape, call: Call) -> list[float]:
     """What a call computes with: its fractions, whole numbers that are no sizes, and constants of the model's code."""
-    kinds = (int, float) if call.operator in elementwise.RULES else float
+    kinds = float if call.operator in _SIZED else (int, float)
     found: list[float] = []
+    if call.operator == "full":
+        found.append(call.args[1])
+    elif call.operator == "convolution":  # all but the groups, which may be channels
+        found += [part for arguments in call.args[3:8] if isinstance(arguments, tuple) for part in arguments]
     for value in leaves(call):
         if isinstance(value, Ref):
             found += [tape.constants[value.value]] if value.value in tape.constants else []
@@ -81,6 +88,14 @@ def _numbers(tape: Tape, call: Call) -> list[float]:
             found.append(value)
     return found
 
+
+_VIEWS = ("view", "unsafe_view", "reshape", "reshape_alias", "expand", "repeat", "slice", "as_strided")
+_PARTS = ("split", "split_with_sizes", "unsafe_split")
+_MADE = ("zeros", "ones", "full", "empty", "empty_strided", "arange", "affine_grid_generator")
+_NEW = ("new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided")
+_NORMS = ("native_layer_norm", "fused_rms_norm", "rms_norm", "native_group_norm")
+_SIZED = frozenset((*_VIEWS, *_PARTS, *_MADE, *_NEW, *_NORMS, "convolution"))
+"""Operators whose whole numbers may be sizes of what shrinks; those of all others stay the same."""
 
 _ALIKE = {"unsafe_view": "view"}
 """Operators that are the same to us: `reshape` takes the one or the other, and copies where it must."""

@@ -1,6 +1,5 @@
 """Masked against removed: the largest difference, and the module at which it begins."""
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -10,21 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from pruning.evidence import untouched
-from pruning.inputs import Inputs, arguments_for, mapped, tensors_in
+from pruning.inputs import Inputs, arguments_for, mapped, outputs_in
 from pruning.masks import Masks
 from pruning.parameters import unwrapped
 from pruning.structure.structure import Structure
+from pruning.structure.tape import copied
 from pruning.structure.volumes import Kept, left
 
 
 def verify(model: nn.Module, masks: Mapping[str, Tensor], small: nn.Module, inputs: Inputs) -> float:
     """The largest difference between outputs of the masked `model` and of `small`, relative to the largest output.
 
-    Both run in eval mode, half precision in float32, and float32 without TF32. Infinite if the shapes differ or an
-    output is not finite. Random states are as before.
+    Both run in eval mode, half precision in float32, and float32 without TF32. Infinite if the shapes differ, an
+    output is not finite, or there is none. Random states are as before.
     """
     expected, found = _outputs(_masked(model, masks), inputs), _outputs(_single(small), inputs)
-    if len(expected) != len(found):
+    if not expected or len(expected) != len(found):
         return float("inf")
     return max((_difference(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
 
@@ -45,7 +45,7 @@ def first_difference(
     for name, whole in expected.items():
         value = structure.tape.returned.get(name)
         part = found.get(name)
-        if value is None or part is None or not name:
+        if value is None or part is None or not name or whole.is_nested or part.is_nested:
             continue
         for dim, axis in enumerate(structure.labels[value]):
             if axis is not None and part.dim() == whole.dim() and part.shape[dim] < whole.shape[dim]:
@@ -64,9 +64,15 @@ def _masked(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
 
 def _single(model: nn.Module) -> nn.Module:
     """A copy in at least single precision, in eval mode."""
-    found = copy.deepcopy(unwrapped(model)).eval()
+    found = copied(unwrapped(model), lambda _, tensor: _twin(tensor))
+    found.eval()
     halves = any(p.dtype in (torch.float16, torch.bfloat16) for p in found.parameters())
     return found.float() if halves else found
+
+
+def _twin(tensor: Tensor) -> Tensor:
+    made = tensor.detach().clone()
+    return nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
 
 
 def _outputs(model: nn.Module, inputs: Inputs, seen: dict[str, Tensor] | None = None) -> list[Tensor]:
@@ -88,7 +94,7 @@ def _outputs(model: nn.Module, inputs: Inputs, seen: dict[str, Tensor] | None = 
     try:
         with torch.no_grad(), untouched(model), _without_tf32():
             torch.manual_seed(0)
-            return [part.detach() for part in tensors_in(model(*args, **kwargs))]
+            return [part.detach() for part in outputs_in(model(*args, **kwargs))]
     finally:
         for handle in handles:
             handle.remove()

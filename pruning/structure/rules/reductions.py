@@ -29,7 +29,8 @@ def _reduction(feels: Callable[[Labelling, Axis], bool], keeps: bool, position: 
         left = [a and replace(a, zero=a.zero and keeps) for a in axes]
         kept = len(state.made(call)) == len(axes)
         found = tuple(None if i in gone else a for i, a in enumerate(left) if kept or i not in gone)
-        return [found, *[_places(found)] * (len(call.outputs) - 1)]
+        second = found if call.operator.endswith("_mean") else _places(found)
+        return [found, *[second] * (len(call.outputs) - 1)]
 
     return rule
 

@@ -11,6 +11,9 @@ from pruning.structure.tape import Call
 
 def _view(state: Labelling, call: Call) -> Sequence[Axes]:
     axes, before, after = state.of(call.args[0]), state.shape(call.args[0]), state.made(call)
+    if 0 in before:  # of nothing, any view is a view
+        state.fix_all(axes)
+        return [(None,) * len(after)]
     found: list[Axis | None] = []
     for old, new in _matching(before, after):
         flat = _merged(state, axes[old], before[old])
