@@ -125,6 +125,9 @@ class Labelling:
         self._begin()
         for number, call in enumerate(self.tape.calls):
             self.number = number
+            if self.tape.unread.issuperset(call.outputs):
+                self.axes.update((value, (None,) * len(self.tape.shapes[value])) for value in call.outputs)
+                continue
             for ref in refs(call):
                 self.axes.setdefault(ref.value, (None,) * len(self.tape.shapes[ref.value]))
             rule = rules.get(call.operator)
@@ -170,7 +173,8 @@ class Labelling:
                 self.weights[value] = value
         for value in self.tape.inputs:
             self.axes.setdefault(value, (None,) * len(self.tape.shapes[value]))
-        used = {ref.value for call in self.tape.calls for ref in refs(call)}
+        read = (call for call in self.tape.calls if not self.tape.unread.issuperset(call.outputs))
+        used = {ref.value for call in read for ref in refs(call)}
         for name, value in self.tape.tensors.items():
             if value not in used:
                 self._fixed += [(axis.labels, f"{name} is not used") for axis in self.axes[value] if axis is not None]

@@ -59,6 +59,8 @@ def _places(structure: Structure, kept: Kept) -> dict[str, Places]:
     made: dict[str, int] = {}
     tape = structure.tape
     for call in tape.calls:
+        if tape.unread.issuperset(call.outputs):
+            continue
         number = made[call.module] = made.get(call.module, 0) + 1
         own = found.setdefault(call.module, {})
         for i, value in enumerate((*call.outputs, *(ref.value for ref in refs(call)))):

@@ -1,6 +1,6 @@
 """Structure: which slices of which tensors go together, and what each unit costs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -60,6 +60,12 @@ class Structure:
         """The names of all parameters, tied ones once."""
         return tuple(name for name in self.axes if name not in self.tape.buffers)
 
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Parameters that the example inputs leave unread: they keep their sizes, and code that reads them in other
+        cases, together with what has shrunk, will not run."""
+        return tuple(dict.fromkeys(name for (name, _), reason in self.fixed.items() if reason.endswith("is not used")))
+
     @cached_property
     def volumes(self) -> Mapping[str, tuple[Volume, ...]]:
         """What is summed up for "parameters" and for "macs"."""
@@ -104,22 +110,27 @@ class Structure:
         lines.append(f"{self.size:,} units hold {self.share:.1%} of {self.cost('parameters'):,} parameters")
         for reason in dict.fromkeys(self.frozen.values()):
             names = [name or "the model" for name, other in self.frozen.items() if other == reason]
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            lines.append(f"kept whole: {', '.join(names[:3])}{more}: {reason}")
+            lines.append(f"kept whole: {_listed(names)}: {reason}")
         if self.frozen:
             lines.append(
                 "(to let these shrink, take sizes from tensors, as in x.shape[1], not from numbers in their code)"
             )
+        if self.unused:
+            told = "trace with inputs that reach what others reach"
+            lines.append(f"not used by the example inputs: {_listed(self.unused)}: {told}")
         if not self.families:
             for reason in list(dict.fromkeys(self.fixed.values()))[:8]:
                 slots = [f"{name}[{dim}]" for (name, dim), other in self.fixed.items() if other == reason]
-                more = f" and {len(slots) - 3} more" if len(slots) > 3 else ""
-                lines.append(f"fixed by {reason}: {', '.join(slots[:3])}{more}")
+                lines.append(f"fixed by {reason}: {_listed(slots)}")
         lines += [
             f"kept whole: what {operator} touches in {module or 'the model'}: no rule is known for this operator"
             for operator, module in self.unknown.items()
         ]
         return "\n".join(lines)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def structure_of(

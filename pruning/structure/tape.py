@@ -56,6 +56,7 @@ class Tape:
         tensors: parameter or buffer name → its value, each once; `buffers` are the names of buffers.
         constants: values of single numbers that the model's code made, as `torch.tensor(2.0)` does.
         inputs, results: values that came from the caller, and that went back to it.
+        unread: values that no result depends on; what makes them may be left out of account.
         returned: module name → the tensor that its first call gave.
     """
 
@@ -69,6 +70,7 @@ class Tape:
     constants: dict[int, float] = field(default_factory=dict)
     inputs: list[int] = field(default_factory=list)
     results: list[int] = field(default_factory=list)
+    unread: frozenset[int] = frozenset()
     returned: dict[str, int] = field(default_factory=dict)
 
     def new(self, tensor: Tensor) -> int:
@@ -136,7 +138,20 @@ def record(model: nn.Module, inputs: Inputs) -> Tape:
                 recorder.run(model, args, kwargs)
             except ForwardError:
                 del tape.calls[tape.counted :]
+    tape.unread = _unread(tape)
     return tape
+
+
+def _unread(tape: Tape) -> frozenset[int]:
+    """From the end: what is read by nothing that is read. Writing into the memory of others is for someone to read."""
+    read = set(tape.results)
+    unread: set[int] = set()
+    for call in reversed(tape.calls):
+        if call.aliases or not read.isdisjoint(call.outputs):
+            read.update(ref.value for ref in refs(call))
+        else:
+            unread.update(call.outputs)
+    return frozenset(unread)
 
 
 def on_meta(model: nn.Module, shape: Callable[[str, Tensor], Sequence[int]] | None = None) -> nn.Module:

@@ -102,12 +102,16 @@ _ALIKE = {"unsafe_view": "view"}
 
 
 def _compared(tape: Tape, replaced: Iterable[str]) -> list[Call]:
-    """The calls that must be the same before and after: not of modules that have become another class."""
+    """The calls that must be the same before and after: not of modules that have become another class, nor those whose
+    outputs nobody reads."""
     inside = tuple(f"{name}." for name in replaced)
     return [
         call
         for call in tape.calls
-        if call.operator != "clone" and call.module not in replaced and not call.module.startswith(inside)
+        if call.operator != "clone"
+        and not tape.unread.issuperset(call.outputs)
+        and call.module not in replaced
+        and not call.module.startswith(inside)
     ]
 
 

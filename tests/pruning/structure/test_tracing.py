@@ -1,5 +1,8 @@
 """What `trace` finds, freezes and refuses; wrapped models, models of other libraries, and numbers in their code."""
 
+import threading
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -170,6 +173,150 @@ def test_a_model_of_which_nothing_can_go_says_what_needs_it():
 
     lines = str(trace(Mean(nn.Linear(4, 6)).eval(), images(4))).splitlines()
     assert "fixed by mean in the model: 0.weight[0], 0.bias[0]" in lines
+
+
+class Branches(nn.Module):
+    """Which layer reads depends on the length of what it gets."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.short, self.long = nn.Linear(4, 6), nn.Linear(6, 3), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return (self.short if x.shape[1] < 10 else self.long)(F.relu(self.first(x)))
+
+
+def test_what_the_example_does_not_reach_is_told():
+    structure = trace(Branches().eval(), images(5, 4))
+    assert structure.unused == ("long.weight", "long.bias")
+    assert "not used by the example inputs: long.weight, long.bias" in str(structure)
+
+
+def test_a_small_network_is_traced_and_pruned_again():
+    """Attention with fewer heads than its width has room for, too."""
+    model, inputs = build("transformer")
+    for seed in range(2):
+        structure = trace(model, inputs)
+        assert {family.kind for family in structure.families} == {"heads", "neurons"}
+        masks = masks_of(structure, some_kept(structure, seed, 0.7))
+        small = remove(model, masks, structure)
+        assert verify(model, masks, small, inputs) <= 1e-5
+        model = small
+
+
+class Doubled(nn.MultiheadAttention):
+    def forward(self, *args, **kwargs):
+        output, weights = super().forward(*args, **kwargs)
+        return 2 * output, weights
+
+
+class Attending(nn.Module):
+    def __init__(self, attention):
+        super().__init__()
+        self.norm, self.attention, self.up, self.down = nn.LayerNorm(12), attention, nn.Linear(12, 9), nn.Linear(9, 3)
+
+    def forward(self, x, padding=None):
+        y = self.norm(x)
+        x = x + self.attention(y, y, y, key_padding_mask=padding, need_weights=False)[0]
+        return self.down(F.relu(self.up(x)))
+
+
+def test_attention_with_a_forward_pass_of_its_own_keeps_its_heads():
+    structure = trace(Attending(Doubled(12, 4, batch_first=True)).eval(), images(5, 12))
+    assert families(structure) == {"up": ("neurons", 9)}
+    assert "attention" in structure.frozen
+
+
+def test_encoders_with_padding_lose_heads():
+    """Torch's encoder makes nested tensors of padded examples, which attention of other widths cannot take."""
+    torch.manual_seed(0)
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(12, 4, 16, batch_first=True), 2).eval()
+    x, padding = torch.randn(2, 7, 12), torch.zeros(2, 7, dtype=torch.bool)
+    padding[0, 4:] = True
+    structure = trace(model, x)
+    masks = masks_of(structure, some_kept(structure, 0))
+    small = remove(model, masks, structure)
+    masks.apply_(model)
+    expected, found = (m(x, src_key_padding_mask=padding)[~padding] for m in (model, small))
+    assert torch.allclose(expected, found, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["object", "set"])
+def test_outputs_are_found_in_other_containers(form):
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            y = self.second(F.relu(self.first(x)))
+            return SimpleNamespace(logits=y) if form == "object" else {y}
+
+    assert families(trace(Wrapped(), images(4))) == {"first": ("neurons", 6)}
+
+
+def test_outputs_without_tensors_are_refused():
+    class Numbers(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).tolist()
+
+    with pytest.raises(StructureError, match="without a tensor"):
+        trace(Numbers(4, 3), images(4))
+
+
+def broken_models():
+    kept = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3))
+    kept.lock = threading.Lock()
+    yield "lock", kept, "cannot be copied"
+    yield "lazy", nn.Sequential(nn.LazyLinear(6), nn.Linear(6, 3)), "call the model once"
+    yield "scripted", torch.jit.trace(nn.Linear(4, 3), torch.randn(2, 4)), "is scripted"
+
+
+@pytest.mark.parametrize("case", list(broken_models()), ids=lambda case: case[0])
+def test_models_that_cannot_be_traced_are_refused_in_one_line(case):
+    with pytest.raises(StructureError, match=case[2]) as caught:
+        trace(case[1], images(4))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tensor_with_a_gradient_that_a_forward_pass_left_behind_is_no_hindrance():
+    class Keeping(nn.Sequential):
+        def forward(self, x):
+            self.last = super().forward(x)
+            return self.last
+
+    model = Keeping(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    model(images(4))
+    structure = trace(model, images(4))
+    masks = masks_of(structure, some_kept(structure, 0))
+    assert remove(model, masks, structure)[0].out_features < 6
+
+
+class Repeated(nn.Module):
+    """A number of steps, a shift and a fill that happen to be equal to a width."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.form, self.number, self.first, self.second = form, 6, nn.Linear(4, 6), nn.Linear(6, 4)
+
+    def forward(self, x):
+        if self.form == "steps":
+            for _ in range(self.number):
+                x = x + self.second(F.relu(self.first(x)))
+            return x
+        y = self.second(F.relu(self.first(torch.roll(x, self.number, 1) if self.form == "shift" else x)))
+        return y * torch.full((1,), self.number) if self.form == "fill" else y
+
+
+@pytest.mark.parametrize("form", ["steps", "shift", "fill"])
+def test_numbers_that_happen_to_be_a_width_stay(form):
+    model, inputs = Repeated(form).eval(), images(7, 4)
+    structure = trace(model, inputs)
+    assert families(structure) == {"first": ("neurons", 6)}
+    masks = masks_of(structure, some_kept(structure, 0))
+    small = remove(model, masks, structure)
+    assert small.number == 6
+    assert verify(model, masks, small, inputs) <= 1e-5
 
 
 class Unknown(nn.Module):

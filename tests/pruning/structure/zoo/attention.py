@@ -13,16 +13,16 @@ from tests.pruning.structure.zoo.case import Case, images
 class Attention(nn.Module):
     """Self or cross attention by torch's own module, before a norm of the residual width."""
 
-    def __init__(self, cross: bool = False, **options: Any) -> None:
+    def __init__(self, cross: bool = False, weights: bool = False, **options: Any) -> None:
         super().__init__()
-        self.cross, self.norm = cross, nn.LayerNorm(12)
+        self.cross, self.weights, self.norm = cross, weights, nn.LayerNorm(12)
         self.attention = nn.MultiheadAttention(12, 4, batch_first=True, **options)
         self.head = nn.Linear(12, 3)
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         y = self.norm(x)
         source = y if other is None else other
-        return self.head((x + self.attention(y, source, source, need_weights=False)[0]).mean(1))
+        return self.head((x + self.attention(y, source, source, need_weights=self.weights)[0]).mean(1))
 
 
 class FusedAttention(nn.Module):
@@ -100,6 +100,7 @@ class Window(nn.Module):
 
 CASES: dict[str, Case] = {
     "attention": (Attention, lambda: images(5, 12), (4,)),
+    "attention whose weights nobody reads": (lambda: Attention(weights=True), lambda: images(5, 12), (4,)),
     "attention without bias": (lambda: Attention(bias=False), lambda: images(5, 12), (4,)),
     "attention with learned keys": (lambda: Attention(add_bias_kv=True), lambda: images(5, 12), (4,)),
     "attention with zero keys": (lambda: Attention(add_zero_attn=True), lambda: images(5, 12), (4,)),
