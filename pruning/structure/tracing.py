@@ -1,6 +1,7 @@
 """`trace`: find what belongs together in a model, and try out that it can be removed."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -9,9 +10,10 @@ from torch.nn.parameter import is_lazy
 from pruning.errors import StructureError
 from pruning.inputs import Inputs
 from pruning.parameters import unwrapped
+from pruning.structure.shrinking import is_whole
 from pruning.structure.structure import Structure, structure_of
 from pruning.structure.tape import ForwardError, Tape, on_meta, record
-from pruning.structure.trial import fault, first_line
+from pruning.structure.trial import adjusted, fault, first_line
 from pruning.structure.units import solve
 
 
@@ -62,9 +64,15 @@ def _with_values(model: nn.Module, inputs: Inputs) -> Tape:
 def _tried(model: nn.Module, tape: Tape, inputs: Inputs, lossy: bool) -> Structure:
     """Remove units for a trial until the smaller model runs as foreseen.
 
-    Where it goes wrong, families of two units are let be, as one unit may be a special case (it is in `einsum`); then
-    integers that were taken for sizes are left as they are, one by one; if that does not help, the modules are frozen.
+    First with all integers that modules hold as they are; where that goes wrong, with those changed that were sizes.
+    Where it goes wrong still, families of two units are let be, as one unit may be a special case (it is in `einsum`);
+    then integers that were taken for sizes stay as they are, one by one; if that does not help, modules are frozen. In
+    the end, every integer stays that can: a limit may be equal to a width, and the example not reach it.
     """
+    everything = frozenset(
+        (type(m), name) for m in model.modules() for name, value in vars(m).items() if is_whole(value)
+    )
+    adjusting = False
     frozen: dict[str, str] = {}
     constants: dict[type, tuple[str, ...]] = {}
     guesses: dict[type, Iterator[tuple[str, ...]]] = {}
@@ -73,16 +81,20 @@ def _tried(model: nn.Module, tape: Tape, inputs: Inputs, lossy: bool) -> Structu
     smallest = 2
     while True:
         held = frozenset((kind, attribute) for kind, attributes in constants.items() for attribute in attributes)
+        held = held if adjusting else everything
         solution = solve(tape, frozenset(frozen), lossy)
         structure = structure_of(solution, dict(frozen), inputs, held, smallest)
         found = fault(model, structure) if structure.families else None
+        if found is not None and not adjusting:
+            adjusting = True
+            continue
         if found is not None and not reasons and any(family.size == 2 for family in structure.families):
             without = structure_of(solution, dict(frozen), inputs, held, 3)
             other = fault(model, without) if without.families else None
             if other is None or _kind(model, other[0]) is not _kind(model, found[0]):
                 structure, found, smallest = without, other, 3
         if found is None:
-            return structure
+            return _settled(model, structure) if adjusting and structure.families else structure
         module, reason, changed = found
         if tape.abstract and "meta" in reason:  # what is smaller asks for values
             tape = _with_values(model, inputs)
@@ -102,6 +114,16 @@ def _tried(model: nn.Module, tape: Tape, inputs: Inputs, lossy: bool) -> Structu
                 "remove channels by hand, or report the model"
             )
         frozen |= dict.fromkeys(alike, reason)
+
+
+def _settled(model: nn.Module, structure: Structure) -> Structure:
+    """`structure` with as few integers to change as its trial needs."""
+    for kind, attributes in adjusted(model, structure).items():
+        for attribute in sorted(attributes):
+            fewer = replace(structure, constants=structure.constants | {(kind, attribute)})
+            if fault(model, fewer) is None:
+                structure = fewer
+    return structure
 
 
 def _guesses(attributes: set[str]) -> Iterator[tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 from torch import Tensor, nn
@@ -18,18 +19,7 @@ Fault = tuple[str, str, dict[type, set[str]]]
 def fault(model: nn.Module, structure: Structure) -> Fault | None:
     """Where and how a model with fewer units goes wrong; None if it runs as foreseen."""
     kept = _some(structure)
-
-    def shape(name: str, tensor: Tensor) -> list[int]:
-        found = list(tensor.shape)
-        for dim, indices in kept_indices(structure, name, kept):
-            found[dim] = len(indices)
-        return found
-
-    if structure.tape.abstract:
-        small = on_meta(model, shape)
-    else:
-        small = copied(model, lambda name, tensor: sliced(structure, kept, name, tensor))
-    adjust_(small, structure, kept)
+    small = _smaller(model, structure, kept)
     try:
         tape, failure = record(small, structure.inputs), None
     except ForwardError as error:
@@ -63,6 +53,31 @@ def fault(model: nn.Module, structure: Structure) -> Fault | None:
         reason = f"it takes another course when smaller: {len(news)} operators instead of {len(olds)}"
         return longer[min(len(olds), len(news))].module, reason, changed
     return None
+
+
+def _smaller(model: nn.Module, structure: Structure, kept: Kept) -> nn.Module:
+    def shape(name: str, tensor: Tensor) -> list[int]:
+        found = list(tensor.shape)
+        for dim, indices in kept_indices(structure, name, kept):
+            found[dim] = len(indices)
+        return found
+
+    if structure.tape.abstract:
+        small = on_meta(model, shape)
+    else:
+        small = copied(model, lambda name, tensor: sliced(structure, kept, name, tensor))
+    adjust_(small, structure, kept)
+    return small
+
+
+def adjusted(model: nn.Module, structure: Structure) -> dict[type, set[str]]:
+    """By class, the integers that a removal changes beside those of torch's own modules."""
+    kept = _some(structure)
+    small = _smaller(model, structure, kept)
+    own = _changed(model, small)
+    untouched = replace(structure, constants=frozenset((kind, name) for kind, names in own.items() for name in names))
+    torchs = _changed(model, _smaller(model, untouched, kept))
+    return {kind: names - torchs.get(kind, set()) for kind, names in own.items()}
 
 
 def _changed(model: nn.Module, small: nn.Module) -> dict[type, set[str]]:

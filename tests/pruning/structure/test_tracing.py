@@ -319,6 +319,26 @@ def test_numbers_that_happen_to_be_a_width_stay(form):
     assert verify(model, masks, small, inputs) <= 1e-5
 
 
+class Limited(nn.Module):
+    """Looks at the first tokens alone; the limit happens to be the width."""
+
+    def __init__(self):
+        super().__init__()
+        self.limit, self.first, self.second = 16, nn.Linear(4, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.second(F.relu(self.first(x[:, : self.limit])))
+
+
+def test_integers_that_the_example_does_not_depend_on_stay():
+    model = Limited().eval()
+    structure = trace(model, images(5, 4))
+    masks = masks_of(structure, some_kept(structure, 0))
+    small = remove(model, masks, structure)
+    assert small.limit == 16 > small.first.out_features
+    assert verify(model, masks, small, images(20, 4)) <= 1e-5
+
+
 class Unknown(nn.Module):
     def __init__(self):
         super().__init__()
