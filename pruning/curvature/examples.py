@@ -9,7 +9,7 @@ where an operator has no rule for that, one by one.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -115,7 +115,8 @@ def _mapped(evidence: Evidence, batch: Batch, cotangent: Tensor, names: list[str
             return outputs[-1]
 
         assert evidence.loss is not None
-        evidence.loss(model, tree_map(lambda t: t[None] if isinstance(t, Tensor) else t, example))  # type: ignore[arg-type]  # called, no more
+        called = cast(nn.Module, model)  # a loss calls its model, and no more
+        evidence.loss(called, tree_map(lambda t: t[None] if isinstance(t, Tensor) else t, example))
         return (output_tensor(outputs[-1]) * v[None]).sum()
 
     some = sliced(batch, part, size)

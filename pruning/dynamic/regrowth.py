@@ -1,7 +1,9 @@
 """Sparse from the first step to the last: at some steps a layer drops its smallest weights and grows as many others."""
 
 import math
+from collections.abc import Mapping
 from hashlib import sha256
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
@@ -98,9 +100,9 @@ class RigL(_Regrowth):
     optimizer's step, whose gradients are set to None.
     """
 
-    def __init__(self, evidence: Evidence, optimizer: Optimizer, **options: float):
+    def __init__(self, evidence: Evidence, optimizer: Optimizer, **options: Any):
         """As `SET`."""
-        super().__init__(evidence, optimizer, **options)  # type: ignore[arg-type]  # checked there
+        super().__init__(evidence, optimizer, **options)
         self._gradients = DenseGradients(self.model, self.parameters)
 
     def before_step(self) -> None:
@@ -121,7 +123,7 @@ class RigL(_Regrowth):
         self._gradients.stop()
         return super().finish()
 
-    def load_state_dict(self, state: dict[str, object]) -> None:  # type: ignore[override]
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         if self._due():
             self._gradients.collect()

@@ -127,7 +127,7 @@ def _adjust_known_(module: nn.Module) -> bool:
             adjust(module)
             return True
     if _is_conv1d(module):
-        module.nx, module.nf = module.weight.shape  # type: ignore[assignment,misc]
+        module.nx, module.nf = module.weight.shape  # type: ignore[assignment,misc]  # to torch, a tensor or module
         return True
     return False
 

@@ -39,15 +39,14 @@ def _matching(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[sli
 
 def _merged(state: Labelling, axes: Axes, shape: Sequence[int]) -> Axis | None:
     """One axis for several dimensions, the last of which runs fastest. Only one of them can keep its labels."""
-    known = [i for i, axis in enumerate(axes) if axis is not None]
+    known = {i: axis for i, axis in enumerate(axes) if axis is not None}
     if not known:
         return None
-    keep = max(known, key=lambda i: (not axes[i].free, shape[i]))  # type: ignore[union-attr]  # known
-    for i in known:
+    keep = max(known, key=lambda i: (not known[i].free, shape[i]))
+    for i, axis in known.items():
         if i != keep:
-            state.fix(axes[i])
-    axis = axes[keep]
-    assert axis is not None
+            state.fix(axis)
+    axis = known[keep]
     if len(shape) == 1:
         return axis
     aligned = axis.labels.reshape([-1 if i == keep else 1 for i in range(len(shape))])
