@@ -59,3 +59,8 @@ class ModelError(PruningError):
 
 class RecordsError(PruningError):
     """Rows that are missing, damaged or must not be compared."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without what follows; its class if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pruning import snapshot
-from pruning.errors import ArtefactError, RewindError
+from pruning.errors import ArtefactError, RewindError, first_line
 from pruning.parameters import unwrapped
 
 _FIELDS = ("step", "model", "optimizer", "schedule", "order", "random")
@@ -102,7 +102,7 @@ class RewindPoint:
                 for group, rate in zip(schedule.optimizer.param_groups, schedule.get_last_lr(), strict=True):
                     group["lr"] = rate
         except (RuntimeError, ValueError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise RewindError(f"this rewind point is of another training ({reason}): capture one of this") from error
         if order is not None:
             assert self.order is not None

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
 
-from pruning.errors import ScoreError
+from pruning.errors import ScoreError, first_line
 from pruning.evidence import Evidence, Scores, output_tensor, untouched
 from pruning.parameters import unwrapped
 
@@ -51,10 +51,9 @@ def _run(model: nn.Module, state: dict[str, Tensor], ones: Tensor) -> Any:
     try:
         return functional_call(model, state, (ones,))
     except (RuntimeError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise ScoreError(
-            f"synflow: the model does not run on one float64 input of shape {list(ones.shape)} ({reason}): wrap it in "
-            "one that does"
+            f"synflow: the model does not run on one float64 input of shape {list(ones.shape)} ({first_line(error)}): "
+            "wrap it in one that does"
         ) from error
 
 

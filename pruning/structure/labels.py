@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from pruning.structure.tape import Call, Ref, Tape, refs
+from pruning.structure.tape import Call, Ref, Tape
 
 Array = NDArray[np.int64]
 
@@ -33,6 +33,12 @@ class Axis:
 
 Axes = tuple[Axis | None, ...]
 """All dimensions of one tensor."""
+
+
+def nonzero(axes: Sequence[Axis | None]) -> Axes:
+    """`axes` of a tensor in which what is removed need not be zero."""
+    return tuple(axis and replace(axis, zero=False) for axis in axes)
+
 
 Rule = Callable[["Labelling", Call], Sequence[Axes]]
 """Gives the axes of a call's outputs, tying and fixing labels on the way."""
@@ -125,10 +131,10 @@ class Labelling:
         self._begin()
         for number, call in enumerate(self.tape.calls):
             self.number = number
-            if self.tape.unread.issuperset(call.outputs):
+            if not self.tape.counts(call):
                 self.axes.update((value, (None,) * len(self.tape.shapes[value])) for value in call.outputs)
                 continue
-            for ref in refs(call):
+            for ref in call.refs:
                 self.axes.setdefault(ref.value, (None,) * len(self.tape.shapes[ref.value]))
             rule = rules.get(call.operator)
             if rule is None:
@@ -138,14 +144,14 @@ class Labelling:
                 self.unknown.setdefault(call.operator, call.module)
                 outputs = self._kept_whole(call)
             self.axes.update(zip(call.outputs, outputs, strict=True))
-            for ref in refs(call):
+            for ref in call.refs:
                 parameter = self.weights.get(ref.value)
                 if parameter is not None and call.operator in _VIEWS:
                     self.weights.update(dict.fromkeys(call.outputs, parameter))
                 elif parameter is not None:
                     self.uses[parameter] = self.uses.get(parameter, 0) + 1
             for alias in call.aliases:
-                self.axes[alias] = tuple(a and replace(a, zero=False) for a in self.axes[alias])
+                self.axes[alias] = nonzero(self.axes[alias])
         for value in self.tape.results:
             for axis in self.axes.get(value, ()):
                 if axis is not None:
@@ -160,7 +166,7 @@ class Labelling:
         )
 
     def _kept_whole(self, call: Call) -> Sequence[Axes]:
-        for ref in refs(call):
+        for ref in call.refs:
             self.fix_all(self.of(ref))
         return [(None,) * len(self.tape.shapes[value]) for value in call.outputs]
 
@@ -173,15 +179,12 @@ class Labelling:
                 self.weights[value] = value
         for value in self.tape.inputs:
             self.axes.setdefault(value, (None,) * len(self.tape.shapes[value]))
-        read = (call for call in self.tape.calls if not self.tape.unread.issuperset(call.outputs))
-        used = {ref.value for call in read for ref in refs(call)}
         for name, value in self.tape.tensors.items():
-            if value not in used:
+            if value not in self.tape.read:
                 self._fixed += [(axis.labels, f"{name} is not used") for axis in self.axes[value] if axis is not None]
+            # torch takes an LSTM of as many hidden as projected units for one without projection
             hidden = self.axes[value][1] if name.rpartition(".")[2].startswith("weight_hr_l") else None
-            if (
-                hidden is not None
-            ):  # torch takes an LSTM of as many hidden as projected units for one without projection
+            if hidden is not None:
                 self._fixed.append((hidden.labels, f"{name} must project to fewer than it projects"))
 
     def components(self) -> tuple[Array, dict[int, str]]:

@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pruning.errors import StructureError
+from pruning.errors import StructureError, first_line
 from pruning.masks import Masks
 from pruning.parameters import unwrapped
 from pruning.structure.depth import removed_blocks, skip_
@@ -174,10 +174,9 @@ def _check(
     try:
         difference = verify(model, masks, small, structure.inputs)
     except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise StructureError(
-            f"{type(model).__name__}: the smaller network does not run on the example inputs ({reason}): keep more "
-            "units, as with minimum= or exclude=, and report the model"
+            f"{type(model).__name__}: the smaller network does not run on the example inputs "
+            f"({first_line(error)}): keep more units, as with minimum= or exclude=, and report the model"
         ) from error
     if difference <= TOLERANCE or (lossy and np.isfinite(difference)):
         return

@@ -11,7 +11,6 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from pruning.structure.attention import PrunedAttention
 from pruning.structure.structure import Structure
-from pruning.structure.tape import refs
 from pruning.structure.volumes import Kept, left
 
 
@@ -37,8 +36,11 @@ Places = dict[tuple[Any, ...], tuple[int, int]]
 """Where a size occurs in the work of a module: which of its calls, tensors, dimensions → size before and after."""
 
 
-def adjust_(small: nn.Module, structure: Structure, kept: Kept) -> None:
-    """Set the sizes that modules keep as attributes, by their tensors and by the shapes that they worked with."""
+def adjust_(small: nn.Module, structure: Structure, kept: Kept) -> frozenset[tuple[type, str]]:
+    """Set the sizes that modules keep as attributes, by their tensors and by the shapes that they worked with.
+
+    Returns the (class, attribute) pairs that changed, but for torch's own modules, whose sizes are beyond doubt.
+    """
     places = _places(structure, kept)
     others: dict[type[nn.Module], list[tuple[nn.Module, Places]]] = {}
     for name, module in reversed(list(small.named_modules())):  # those within first
@@ -47,10 +49,12 @@ def adjust_(small: nn.Module, structure: Structure, kept: Kept) -> None:
             while around and around not in places:  # a method of it may be called, not itself
                 around = around.rpartition(".")[0]
             others.setdefault(type(module), []).append((module, places.get(around, {})))
-    for alike in others.values():
-        for attribute in {attribute for module, _ in alike for attribute in vars(module)}:
-            if (type(alike[0][0]), attribute) not in structure.constants:
-                _adjust_attribute_(attribute, alike)
+    return frozenset(
+        (kind, attribute)
+        for kind, alike in others.items()
+        for attribute in {attribute for module, _ in alike for attribute in vars(module)}
+        if (kind, attribute) not in structure.constants and _adjust_attribute_(attribute, alike)
+    )
 
 
 def _places(structure: Structure, kept: Kept) -> dict[str, Places]:
@@ -59,11 +63,11 @@ def _places(structure: Structure, kept: Kept) -> dict[str, Places]:
     made: dict[str, int] = {}
     tape = structure.tape
     for call in tape.calls:
-        if tape.unread.issuperset(call.outputs):
+        if not tape.counts(call):
             continue
         number = made[call.module] = made.get(call.module, 0) + 1
         own = found.setdefault(call.module, {})
-        for i, value in enumerate((*call.outputs, *(ref.value for ref in refs(call)))):
+        for i, value in enumerate((*call.outputs, *(ref.value for ref in call.refs))):
             for dim, (size, axis) in enumerate(zip(tape.shapes[value], structure.labels[value], strict=True)):
                 after = size if axis is None else int(left(structure.unit[axis.labels], kept).sum())
                 own[number, call.operator, i, dim] = size, after
@@ -76,14 +80,15 @@ def _places(structure: Structure, kept: Kept) -> dict[str, Places]:
     return found
 
 
-def _adjust_attribute_(attribute: str, alike: list[tuple[nn.Module, Places]]) -> None:
-    """Set an attribute of all modules of one class if it is the size at some place in each of them.
+def _adjust_attribute_(attribute: str, alike: list[tuple[nn.Module, Places]]) -> bool:
+    """Set an attribute of all modules of one class if it is the size at some place in each of them; whether it changed.
 
     In one module the number of heads may happen to be equal to a window's width; in all of them it hardly is.
     """
     values: list[tuple[nn.Module, Places, Any]] = [(m, places, vars(m).get(attribute)) for m, places in alike]
     if not all(is_whole(value) for _, _, value in values):
-        return
+        return False
+    different = False
     for length in {len(value) if isinstance(value, tuple | list) else None for _, _, value in values}:
         if length is None:
             own = [v for v in values if isinstance(v[2], int)]
@@ -95,6 +100,8 @@ def _adjust_attribute_(attribute: str, alike: list[tuple[nn.Module, Places]]) ->
         for (module, _, value), new in zip(own, changed, strict=True):
             if new != value:
                 setattr(module, attribute, new)
+                different = True
+    return different
 
 
 def is_whole(value: Any) -> bool:

@@ -64,7 +64,7 @@ class Structure:
     def unused(self) -> tuple[str, ...]:
         """Parameters that the example inputs leave unread: they keep their sizes, and code that reads them in other
         cases, together with what has shrunk, will not run."""
-        return tuple(dict.fromkeys(name for (name, _), reason in self.fixed.items() if reason.endswith("is not used")))
+        return tuple(name for name in self.parameters if self.tape.tensors[name] not in self.tape.read)
 
     @cached_property
     def volumes(self) -> Mapping[str, tuple[Volume, ...]]:

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pruning.decomposed import decomposed
-from pruning.errors import StructureError
+from pruning.errors import StructureError, first_line
 from pruning.evidence import untouched
 from pruning.inputs import Inputs, arguments_for, outputs_in, tensors_in
 from pruning.structure.shortcuts import shortcut
@@ -44,6 +45,27 @@ class Call:
     module: str
     aliases: tuple[int, ...] = ()
 
+    @cached_property
+    def leaves(self) -> tuple[Any, ...]:
+        """The arguments, and what is nested in them."""
+        found: list[Any] = []
+
+        def look(values: Iterable[Any]) -> None:
+            for value in values:
+                if isinstance(value, tuple):
+                    look(value)
+                else:
+                    found.append(value)
+
+        look(self.args)
+        look(self.kwargs.values())
+        return tuple(found)
+
+    @cached_property
+    def refs(self) -> tuple[Ref, ...]:
+        """The tensors among the arguments."""
+        return tuple(value for value in self.leaves if isinstance(value, Ref))
+
 
 @dataclass
 class Tape:
@@ -56,7 +78,7 @@ class Tape:
         tensors: parameter or buffer name → its value, each once; `buffers` are the names of buffers.
         constants: values of single numbers that the model's code made, as `torch.tensor(2.0)` does.
         inputs, results: values that came from the caller, and that went back to it.
-        unread: values that no result depends on; what makes them may be left out of account.
+        read: values on which a result depends; calls that make others are left out of account.
         returned: module name → the tensor that its first call gave.
     """
 
@@ -70,35 +92,18 @@ class Tape:
     constants: dict[int, float] = field(default_factory=dict)
     inputs: list[int] = field(default_factory=list)
     results: list[int] = field(default_factory=list)
-    unread: frozenset[int] = frozenset()
+    read: frozenset[int] = frozenset()
     returned: dict[str, int] = field(default_factory=dict)
+
+    def counts(self, call: Call) -> bool:
+        """Whether a result depends on what `call` makes."""
+        return not self.read.isdisjoint(call.outputs)
 
     def new(self, tensor: Tensor) -> int:
         """A number for `tensor`."""
         self.shapes.append(tuple(tensor.shape))
         self.dtypes.append(tensor.dtype)
         return len(self.shapes) - 1
-
-
-def leaves(call: Call) -> list[Any]:
-    """A call's arguments, and what is nested in them."""
-    found: list[Any] = []
-
-    def look(values: Iterable[Any]) -> None:
-        for value in values:
-            if isinstance(value, tuple):
-                look(value)
-            else:
-                found.append(value)
-
-    look(call.args)
-    look(call.kwargs.values())
-    return found
-
-
-def refs(call: Call) -> list[Ref]:
-    """The tensors among a call's arguments."""
-    return [value for value in leaves(call) if isinstance(value, Ref)]
 
 
 class ForwardError(Exception):
@@ -131,27 +136,25 @@ def record(model: nn.Module, inputs: Inputs) -> Tape:
         recorder.run(model, args, kwargs)
         tape = recorder.tape
         tape.counted = len(tape.calls)
-        used = {ref.value for call in tape.calls for ref in refs(call)}
+        used = {ref.value for call in tape.calls for ref in call.refs}
         if any(value not in used for name, value in tape.tensors.items() if name not in tape.buffers):
             try:
                 model.train(True)
                 recorder.run(model, args, kwargs)
             except ForwardError:
                 del tape.calls[tape.counted :]
-    tape.unread = _unread(tape)
+    tape.read = _read(tape)
     return tape
 
 
-def _unread(tape: Tape) -> frozenset[int]:
-    """From the end: what is read by nothing that is read. Writing into the memory of others is for someone to read."""
+def _read(tape: Tape) -> frozenset[int]:
+    """From the end: the results, and what calls that make something that is read get. Writing into the memory of others
+    is for someone to read."""
     read = set(tape.results)
-    unread: set[int] = set()
     for call in reversed(tape.calls):
         if call.aliases or not read.isdisjoint(call.outputs):
-            read.update(ref.value for ref in refs(call))
-        else:
-            unread.update(call.outputs)
-    return frozenset(unread)
+            read.update(call.outputs, (ref.value for ref in call.refs))
+    return frozenset(read)
 
 
 def on_meta(model: nn.Module, shape: Callable[[str, Tensor], Sequence[int]] | None = None) -> nn.Module:
@@ -174,14 +177,16 @@ def copied(model: nn.Module, tensor: Callable[[str, Tensor], Tensor]) -> nn.Modu
     """
     memo: dict[int, Any] = {id(old): tensor(name, old) for name, old in model.named_parameters()}
     memo |= {id(old): tensor(name, old) for name, old in model.named_buffers()}
+    internal = vars(nn.Module()).keys()
     for module in model.modules():  # what a forward pass with gradients left behind
-        memo |= {id(old): old.detach() for old in tensors_in(vars(module)) if old.grad_fn is not None}
+        others = [value for name, value in vars(module).items() if name not in internal]
+        memo |= {id(old): old.detach() for old in tensors_in(others) if old.grad_fn is not None}
     try:
         small = copy.deepcopy(model, memo)
     except Exception as error:
         raise StructureError(
-            f"{type(model).__name__}: cannot be copied ({type(error).__name__}: {error}): take what has no copy, as "
-            "locks, files and scripted modules, out of it"
+            f"{type(model).__name__}: cannot be copied ({type(error).__name__}: {first_line(error)}): take what has "
+            "no copy, as locks, files and scripted modules, out of it"
         ) from error
     modes = [module.training for module in small.modules()]
     small.train(True)

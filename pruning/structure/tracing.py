@@ -1,19 +1,19 @@
 """`trace`: find what belongs together in a model, and try out that it can be removed."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from pruning.errors import StructureError
+from pruning.errors import StructureError, first_line
 from pruning.inputs import Inputs
 from pruning.parameters import unwrapped
 from pruning.structure.shrinking import is_whole
 from pruning.structure.structure import Structure, structure_of
 from pruning.structure.tape import ForwardError, Tape, on_meta, record
-from pruning.structure.trial import adjusted, fault, first_line
+from pruning.structure.trial import trial
 from pruning.structure.units import solve
 
 
@@ -61,76 +61,79 @@ def _with_values(model: nn.Module, inputs: Inputs) -> Tape:
         ) from failure
 
 
+@dataclass(frozen=True)
+class _Remedy:
+    """What may help where a class goes wrong: families of two units are let be, or some of its integers."""
+
+    pairs: bool = False
+    constants: frozenset[tuple[type, str]] = frozenset()
+
+
+def _remedies(kind: type, structure: Structure, changed: Iterable[tuple[type, str]]) -> Iterator[_Remedy]:
+    """One unit left of two may be a special case, as in `einsum`; an integer may be equal to a size by chance."""
+    if any(family.size == 2 for family in structure.families):
+        yield _Remedy(pairs=True)
+    own = sorted((pair for pair in changed if pair[0] is kind), key=lambda pair: pair[1])
+    yield from (_Remedy(constants=frozenset([pair])) for pair in own)
+    if len(own) > 1:
+        yield _Remedy(constants=frozenset(own))
+
+
 def _tried(model: nn.Module, tape: Tape, inputs: Inputs, lossy: bool) -> Structure:
     """Remove units for a trial until the smaller model runs as foreseen.
 
-    First with all integers that modules hold as they are; where that goes wrong, with those changed that were sizes.
-    Where it goes wrong still, families of two units are let be, as one unit may be a special case (it is in `einsum`);
-    then integers that were taken for sizes stay as they are, one by one; if that does not help, modules are frozen. In
-    the end, every integer stays that can: a limit may be equal to a width, and the example not reach it.
+    First with all integers that modules hold as they are; where that goes wrong, with those changed that seem to be
+    sizes; then with one remedy after the other for the class at fault; and if none helps, its modules are frozen.
     """
-    everything = frozenset(
-        (type(m), name) for m in model.modules() for name, value in vars(m).items() if is_whole(value)
-    )
-    adjusting = False
+    integers = frozenset((type(m), name) for m in model.modules() for name, value in vars(m).items() if is_whole(value))
+    constants = integers
     frozen: dict[str, str] = {}
-    constants: dict[type, tuple[str, ...]] = {}
-    guesses: dict[type, Iterator[tuple[str, ...]]] = {}
-    reasons: dict[type, str] = {}
-    met: set[type] = set()  # classes of which one module was frozen
-    smallest = 2
+    left_to_try: dict[type, Iterator[_Remedy]] = {}
+    current: dict[type, _Remedy] = {}
+    reasons: dict[type, str] = {}  # the first of a class; with remedies it goes wrong in other ways
+    again: set[type] = set()  # classes of which a module was frozen
+    solution = solve(tape, frozenset(), lossy)
     while True:
-        held = frozenset((kind, attribute) for kind, attributes in constants.items() for attribute in attributes)
-        held = held if adjusting else everything
-        solution = solve(tape, frozenset(frozen), lossy)
-        structure = structure_of(solution, dict(frozen), inputs, held, smallest)
-        found = fault(model, structure) if structure.families else None
-        if found is not None and not adjusting:
-            adjusting = True
-            continue
-        if found is not None and not reasons and any(family.size == 2 for family in structure.families):
-            without = structure_of(solution, dict(frozen), inputs, held, 3)
-            other = fault(model, without) if without.families else None
-            if other is None or _kind(model, other[0]) is not _kind(model, found[0]):
-                structure, found, smallest = without, other, 3
-        if found is None:
-            return _settled(model, structure) if adjusting and structure.families else structure
-        module, reason, changed = found
-        if tape.abstract and "meta" in reason:  # what is smaller asks for values
+        smallest = 3 if any(remedy.pairs for remedy in current.values()) else 2
+        structure = structure_of(solution, dict(frozen), inputs, constants, smallest)
+        outcome = trial(model, structure)
+        if outcome.fault is None:
+            return _settled(model, structure, outcome.changed)
+        if outcome.asks_values:
             tape = _with_values(model, inputs)
+            solution = solve(tape, frozenset(frozen), lossy)
             continue
+        if constants == integers:
+            constants = frozenset()
+            continue
+        module, reason = outcome.fault
         kind = _kind(model, module)
-        reason = reasons.setdefault(kind, reason)  # guesses go wrong in other ways
-        guess = next(guesses.setdefault(kind, _guesses(changed.get(kind, set()))), None)
-        constants[kind] = guess or ()
-        if guess is not None:
+        reason = reasons.setdefault(kind, reason)
+        remedies = left_to_try.setdefault(kind, _remedies(kind, structure, outcome.changed))
+        current[kind] = next(remedies, _Remedy())
+        constants = frozenset().union(*(remedy.constants for remedy in current.values()))
+        if current[kind] != _Remedy():
             continue
         del reasons[kind]
-        alike = _alike(model, module, frozen, kind in met)
-        met.add(kind)
+        alike = _alike(model, module, frozen, kind in again)
+        again.add(kind)
         if not alike:
             raise StructureError(
                 f"{module or type(model).__name__}: {reason}, and freezing it does not help: "
                 "remove channels by hand, or report the model"
             )
         frozen |= dict.fromkeys(alike, reason)
+        solution = solve(tape, frozenset(frozen), lossy)
 
 
-def _settled(model: nn.Module, structure: Structure) -> Structure:
-    """`structure` with as few integers to change as its trial needs."""
-    for kind, attributes in adjusted(model, structure).items():
-        for attribute in sorted(attributes):
-            fewer = replace(structure, constants=structure.constants | {(kind, attribute)})
-            if fault(model, fewer) is None:
-                structure = fewer
+def _settled(model: nn.Module, structure: Structure, changed: Iterable[tuple[type, str]]) -> Structure:
+    """`structure` with as few integers to change as its trial needs: a limit may be equal to a width, and the example
+    not reach it."""
+    for pair in sorted(changed, key=lambda pair: (pair[0].__qualname__, pair[1])):
+        fewer = replace(structure, constants=structure.constants | {pair})
+        if trial(model, fewer).fault is None:
+            structure = fewer
     return structure
-
-
-def _guesses(attributes: set[str]) -> Iterator[tuple[str, ...]]:
-    """Which of the attributes that changed may be no sizes: one of them, or all."""
-    yield from ((attribute,) for attribute in sorted(attributes))
-    if len(attributes) > 1:
-        yield tuple(sorted(attributes))
 
 
 def _alike(model: nn.Module, name: str, frozen: Iterable[str], again: bool) -> list[str]:

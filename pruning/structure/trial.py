@@ -2,60 +2,87 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor, nn
 
-from pruning.structure.shrinking import adjust_, is_whole, kept_indices, sliced
+from pruning.errors import first_line
+from pruning.structure.shrinking import adjust_, kept_indices, sliced
 from pruning.structure.structure import Structure
-from pruning.structure.tape import Call, ForwardError, Ref, Tape, copied, leaves, on_meta, record
+from pruning.structure.tape import Call, ForwardError, Ref, Tape, copied, on_meta, record
 from pruning.structure.volumes import Kept, left
 
-Fault = tuple[str, str, dict[type, set[str]]]
-"""A module, what goes wrong there, and by class the attributes that were adjusted."""
+Fault = tuple[str, str]
+"""A module, and what goes wrong there."""
 
 
-def fault(model: nn.Module, structure: Structure) -> Fault | None:
-    """Where and how a model with fewer units goes wrong; None if it runs as foreseen."""
+@dataclass(frozen=True)
+class Trial:
+    """How a removal went.
+
+    Attributes:
+        fault: the first thing that went wrong; None if the smaller model runs as foreseen.
+        changed: (class, attribute) of the integers that were changed for it.
+        asks_values: it failed on the meta device, for want of values.
+    """
+
+    fault: Fault | None
+    changed: frozenset[tuple[type, str]]
+    asks_values: bool = False
+
+
+def trial(model: nn.Module, structure: Structure) -> Trial:
+    """Run a smaller `model` on the example inputs of `structure`, and compare it call by call."""
+    if not structure.families:
+        return Trial(None, frozenset())
     kept = _some(structure)
     small = _smaller(model, structure, kept)
+    changed = adjust_(small, structure, kept)
+    replaced = {name for name, module in small.named_modules() if type(module) is not type(model.get_submodule(name))}
     try:
         tape, failure = record(small, structure.inputs), None
     except ForwardError as error:
         tape, failure = error.tape, error
-    changed = _changed(model, small)
-    replaced = {name for name, module in small.named_modules() if type(module) is not type(model.get_submodule(name))}
     olds, news = _compared(structure.tape, replaced), _compared(tape, replaced)
+    fault = _difference(structure, kept, tape, olds, news)
+    if fault is None and failure is not None:
+        fault = failure.module, f"it fails when smaller: {first_line(failure.cause)}"
+    elif fault is None and len(olds) != len(news):
+        next_one = max(olds, news, key=len)[min(len(olds), len(news))]
+        fault = next_one.module, f"it takes another course when smaller: {len(news)} operators instead of {len(olds)}"
+    asks_values = structure.tape.abstract and failure is not None and "meta" in str(failure.cause)
+    return Trial(fault, changed, asks_values)
+
+
+def _difference(
+    structure: Structure, kept: Kept, tape: Tape, olds: Iterable[Call], news: Iterable[Call]
+) -> Fault | None:
+    """The first call that is another one, or makes another shape, than foreseen."""
     for old, new in zip(olds, news, strict=False):
-        if structure.tape.unread.issuperset(old.outputs):
+        if not structure.tape.counts(old):
             continue
         if _ALIKE.get(old.operator, old.operator) != _ALIKE.get(new.operator, new.operator):
-            reason = f"it takes another course when smaller: {new.operator} instead of {old.operator}"
-            return new.module, reason, changed
+            return new.module, f"it takes another course when smaller: {new.operator} instead of {old.operator}"
         numbers = _numbers(structure.tape, old), _numbers(tape, new)
         if repr(numbers[0]) != repr(numbers[1]):  # where nan is nan
             before, after = (", ".join(f"{x:.4g}" for x in part) for part in numbers)
-            reason = f"it takes a number from a size: {new.operator} with {after} when smaller, not {before}"
-            return new.module, reason, changed
+            return new.module, (
+                f"it takes a number from a size: {new.operator} with {after} when smaller, not {before}"
+            )
         for value, made in zip(old.outputs, new.outputs, strict=True):
             foreseen = _foreseen(structure, value, kept)
             if tape.shapes[made] != foreseen:
-                reason = (
+                return new.module, (
                     f"{new.operator} makes {list(tape.shapes[made])} when smaller, not {list(foreseen)}: a size is "
                     "written into its forward pass"
                 )
-                return new.module, reason, changed
-    if failure is not None:
-        return failure.module, f"it fails when smaller: {first_line(failure.cause)}", changed
-    if len(olds) != len(news):
-        longer = max(olds, news, key=len)
-        reason = f"it takes another course when smaller: {len(news)} operators instead of {len(olds)}"
-        return longer[min(len(olds), len(news))].module, reason, changed
     return None
 
 
 def _smaller(model: nn.Module, structure: Structure, kept: Kept) -> nn.Module:
+    """`model` with fewer units, before its integers are adjusted; without values where the structure has none."""
+
     def shape(name: str, tensor: Tensor) -> list[int]:
         found = list(tensor.shape)
         for dim, indices in kept_indices(structure, name, kept):
@@ -63,31 +90,8 @@ def _smaller(model: nn.Module, structure: Structure, kept: Kept) -> nn.Module:
         return found
 
     if structure.tape.abstract:
-        small = on_meta(model, shape)
-    else:
-        small = copied(model, lambda name, tensor: sliced(structure, kept, name, tensor))
-    adjust_(small, structure, kept)
-    return small
-
-
-def adjusted(model: nn.Module, structure: Structure) -> dict[type, set[str]]:
-    """By class, the integers that a removal changes beside those of torch's own modules."""
-    kept = _some(structure)
-    small = _smaller(model, structure, kept)
-    own = _changed(model, small)
-    untouched = replace(structure, constants=frozenset((kind, name) for kind, names in own.items() for name in names))
-    torchs = _changed(model, _smaller(model, untouched, kept))
-    return {kind: names - torchs.get(kind, set()) for kind, names in own.items()}
-
-
-def _changed(model: nn.Module, small: nn.Module) -> dict[type, set[str]]:
-    """By class, the attributes in which the smaller model differs."""
-    found: dict[type, set[str]] = {}
-    for old, new in zip(model.modules(), small.modules(), strict=True):
-        for attribute, value in vars(old).items():
-            if is_whole(value) and vars(new).get(attribute) != value:
-                found.setdefault(type(old), set()).add(attribute)
-    return found
+        return on_meta(model, shape)
+    return copied(model, lambda name, tensor: sliced(structure, kept, name, tensor))
 
 
 def _numbers(tape: Tape, call: Call) -> list[float]:
@@ -98,7 +102,7 @@ def _numbers(tape: Tape, call: Call) -> list[float]:
         found.append(call.args[1])
     elif call.operator == "convolution":  # all but the groups, which may be channels
         found += [part for arguments in call.args[3:8] if isinstance(arguments, tuple) for part in arguments]
-    for value in leaves(call):
+    for value in call.leaves:
         if isinstance(value, Ref):
             found += [tape.constants[value.value]] if value.value in tape.constants else []
         elif isinstance(value, kinds) and not isinstance(value, bool):
@@ -142,13 +146,8 @@ def _some(structure: Structure) -> Kept:
     rng = np.random.default_rng(0)
     alike: Counter[int] = Counter()
     for family in structure.families:
-        most = min(family.size - 2, 7) if family.size > 3 else family.size - 1  # one unit left may be a special case
+        most = min(family.size - 2, 31) if family.size > 3 else family.size - 1  # one unit left may be a special case
         gone = 1 + alike[family.size] % most
         alike[family.size] += 1
         kept[family.first + rng.choice(family.size, gone, replace=False)] = False
     return kept
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, without what follows."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

@@ -4,10 +4,9 @@ Each is listed by when a removed position, which holds zeros, stays zero.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
-from pruning.structure.labels import Axes, Axis, Labelling, Rule, argument
+from pruning.structure.labels import Axes, Axis, Labelling, Rule, argument, nonzero
 from pruning.structure.tape import Call, Ref
 
 Zero = Callable[[Labelling, Call, list[bool]], bool]
@@ -107,7 +106,7 @@ def _random(state: Labelling, call: Call) -> Sequence[Axes]:
     axes = state.of(call.args[0])
     if state.number < state.tape.counted:
         state.fix_all(axes)
-    return [tuple(a and replace(a, zero=False) for a in axes)] * len(call.outputs)
+    return [nonzero(axes)] * len(call.outputs)
 
 
 def _pole(rule: Rule, denominator: int) -> Rule:
@@ -142,7 +141,7 @@ def _drop(state: Labelling, call: Call) -> Sequence[Axes]:
     axes = state.of(call.args[0])
     if argument(call, 2, "train"):
         _random(state, call)
-    return [axes, tuple(a and replace(a, zero=False) for a in axes)]
+    return [axes, nonzero(axes)]
 
 
 def _noisy(state: Labelling, call: Call) -> Sequence[Axes]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from pruning.structure.labels import Axes, Axis, Labelling, Rule, argument
-from pruning.structure.tape import Call, Ref, refs
+from pruning.structure.tape import Call, Ref
 
 
 def _embedding(state: Labelling, call: Call) -> Sequence[Axes]:
@@ -19,7 +19,7 @@ def _embedding_bag(state: Labelling, call: Call) -> Sequence[Axes]:
     """Sums, means or maxima of rows of a table."""
     rows, features = state.of(call.args[0])
     state.fix(rows)
-    for ref in refs(call)[1:]:
+    for ref in call.refs[1:]:
         state.fix_all(state.of(ref))
     others = [(None,) * len(state.made(call, i)) for i in range(1, len(call.outputs))]
     return [(None, features), *others]
@@ -100,7 +100,7 @@ def _fill(state: Labelling, call: Call) -> Sequence[Axes]:
 def _fixed(state: Labelling, call: Call) -> Sequence[Axes]:
     """Data of their own, or places in others' data."""
     if call.operator not in ("new_empty", "new_empty_strided"):
-        for ref in refs(call):
+        for ref in call.refs:
             state.fix_all(state.of(ref))
     return [tuple(None for _ in state.made(call, i)) for i in range(len(call.outputs))]
 

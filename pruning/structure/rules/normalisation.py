@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pruning.structure.labels import Axes, Axis, Labelling, Rule, argument
+from pruning.structure.labels import Axes, Axis, Labelling, Rule, argument, nonzero
 from pruning.structure.tape import Call, Ref
 
 
@@ -27,7 +27,7 @@ def _batch_norm(state: Labelling, call: Call) -> Sequence[Axes]:
             channels = state.tie([channels, state.of(ref)[0]], False)
     channels = _affine(state, channels, weight, bias)
     count = state.shape(call.args[0])[1]
-    output: Axes = (batch and replace(batch, zero=False), channels, *(a and replace(a, zero=False) for a in space))
+    output: Axes = (*nonzero([batch]), channels, *nonzero(space))
     rest = [(channels,) if state.made(call, i) == (count,) else (None,) for i in range(1, len(call.outputs))]
     return [output, *rest]
 
@@ -70,7 +70,7 @@ def _group_norm(state: Labelling, call: Call) -> Sequence[Axes]:
         grid = channels.labels.reshape(groups, -1)
         state.equate(grid[:1], grid)
     channels = _affine(state, channels, weight, bias)
-    output = (batch and replace(batch, zero=False), channels, *(a and replace(a, zero=False) for a in space))
+    output = (*nonzero([batch]), channels, *nonzero(space))
     alone = channels is not None and groups == len(channels)
     return [output, *[(None, channels if alone else None)] * (len(call.outputs) - 1)]
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from pruning.structure.labels import Axes, Axis, Labelling, Rule, argument
+from pruning.structure.labels import Axes, Axis, Labelling, Rule, argument, nonzero
 from pruning.structure.rules.elementwise import broadcast
 from pruning.structure.tape import Call, Ref
 
@@ -70,7 +70,7 @@ def _distances(state: Labelling, call: Call) -> Sequence[Axes]:
     elif summed is not None:
         state.exposed.append(summed.labels)
     shared = [state.tie([a, b], False) for a, b in zip(batch, other, strict=True)]
-    return [tuple(a and replace(a, zero=False) for a in (*shared, rows, columns))]
+    return [nonzero((*shared, rows, columns))]
 
 
 def _convolution(state: Labelling, call: Call) -> Sequence[Axes]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from pruning.structure.labels import Axes, Axis, Labelling, Rule, argument
+from pruning.structure.labels import Axes, Axis, Labelling, Rule, argument, nonzero
 from pruning.structure.tape import Call
 
 
@@ -29,15 +29,11 @@ def _reduction(feels: Callable[[Labelling, Axis], bool], keeps: bool, position: 
         left = [a and replace(a, zero=a.zero and keeps) for a in axes]
         kept = len(state.made(call)) == len(axes)
         found = tuple(None if i in gone else a for i, a in enumerate(left) if kept or i not in gone)
-        second = found if call.operator.endswith("_mean") else _places(found)
+        # places, as of the maximum; or the mean beside the variance
+        second = found if call.operator.endswith("_mean") else nonzero(found)
         return [found, *[second] * (len(call.outputs) - 1)]
 
     return rule
-
-
-def _places(axes: Axes) -> Axes:
-    """Second outputs are places, such as of the maximum, of which a removed one need not be zero."""
-    return tuple(a and replace(a, zero=False) for a in axes)
 
 
 def _not_zero(_: Labelling, axis: Axis) -> bool:
@@ -66,7 +62,7 @@ def _softmax(state: Labelling, call: Call) -> Sequence[Axes]:
     if not state.lossy:
         state.fix(axes[dim])
         axes[dim] = None
-    return [tuple(a and replace(a, zero=False) for a in axes)]
+    return [nonzero(axes)]
 
 
 def _scan(state: Labelling, call: Call) -> Sequence[Axes]:
@@ -76,7 +72,7 @@ def _scan(state: Labelling, call: Call) -> Sequence[Axes]:
     dim = dim if isinstance(dim, int) and not isinstance(dim, bool) else -1
     state.fix(axes[dim])
     axes[dim] = None
-    return [tuple(axes), *[_places(tuple(axes))] * (len(call.outputs) - 1)]
+    return [tuple(axes), *[nonzero(axes)] * (len(call.outputs) - 1)]
 
 
 def _top(state: Labelling, call: Call) -> Sequence[Axes]:
@@ -84,7 +80,7 @@ def _top(state: Labelling, call: Call) -> Sequence[Axes]:
     dim = argument(call, 2, "dim", -1)
     state.fix(axes[dim])
     axes[dim] = None
-    return [tuple(axes), _places(tuple(axes))]
+    return [tuple(axes), nonzero(axes)]
 
 
 def _pooled(spatial: int) -> Rule:
@@ -95,7 +91,7 @@ def _pooled(spatial: int) -> Rule:
         for axis in axes[-spatial:]:
             state.fix(axis)
         found = (*axes[:-spatial], *(None,) * spatial)
-        return [found, *[_places(found)] * (len(call.outputs) - 1)]
+        return [found, *[nonzero(found)] * (len(call.outputs) - 1)]
 
     return rule
 
