@@ -19,6 +19,7 @@ import torch
 from hydra.utils import get_object
 
 from experiments import stages
+from experiments.levels import Level, evaluate
 from experiments.networks import MASKS, Network
 from experiments.seeding import generator
 from experiments.setting import Setting
@@ -31,7 +32,7 @@ log = logging.getLogger("experiments")
 
 
 def controls(
-    setting: Setting, begun: Network, ticket: dict[str, Any], level: stages.Level, dense: Network
+    setting: Setting, begun: Network, ticket: dict[str, Any], level: Level, dense: Network
 ) -> Iterator[dict[str, Any]]:
     """The rows of the controls that the configuration asks for.
 
@@ -54,7 +55,7 @@ def controls(
             network = stages.train_whole(setting, Network(fresh.weights, masks), control)
         else:
             network = stages.recover(setting, Network(weights, masks), level.density, changing=False)
-        yield stages.evaluate(setting, network, level, dense) | {"control": control}
+        yield evaluate(setting, network, level, dense) | {"control": control}
 
 
 def check(setting: Setting) -> None:
@@ -91,16 +92,14 @@ def _shuffled(setting: Setting, network: Network, control: str) -> Artefact:
     return setting.store.obtain("masks", identity, make)
 
 
-def _small_dense(
-    setting: Setting, ticket: dict[str, Any], level: stages.Level, dense: Network
-) -> Iterator[dict[str, Any]]:
+def _small_dense(setting: Setting, ticket: dict[str, Any], level: Level, dense: Network) -> Iterator[dict[str, Any]]:
     """Its row counts as that of a subnetwork of the large one: kept, density and MACs are shares of the large."""
     small = _narrowed(setting, ticket["nonzero"])
     if small is None:
         log.info("small_dense: even the narrowest network has more than %d parameters", ticket["nonzero"])
         return
     network = stages.train_whole(small, stages.initial(small), "small_dense")
-    row = stages.evaluate(small, network, level, dense)
+    row = evaluate(small, network, level, dense)
     shares = {"prunable": ticket["prunable"], "parameters": ticket["parameters"], "dense_macs": ticket["dense_macs"]}
     shares |= {"density": row["kept"] / ticket["prunable"], "requested_density": ticket["requested_density"]}
     yield row | shares | {"control": "small_dense"}

@@ -31,9 +31,10 @@ from experiments import records, stages
 from experiments.configuration import Configuration, arrives, built, checked, densities, short_name
 from experiments.controls import check as check_controls
 from experiments.controls import controls
+from experiments.labels import BOOKKEEPING
+from experiments.levels import Level, evaluate
 from experiments.networks import Network
 from experiments.setting import Setting
-from experiments.stages import Level
 from experiments.store import Store, identity_key
 from experiments.tracking import Guarded
 from pruning.errors import ConfigurationError, DampingWarning, PruningError
@@ -70,7 +71,7 @@ def _levels(setting: Setting, folder: Path, name: str, tracker: Guarded) -> list
     scoring = lru_cache(maxsize=1)(partial(stages.score, setting))  # densities that branch from one network share it
     numbers = count(1)
     dense = stages.dense(setting)
-    report(stages.evaluate(setting, dense, Level(0, 0, 0, 1.0, 1.0), dense))
+    report(evaluate(setting, dense, Level(0, 0, 0, 1.0, 1.0), dense))
     for target in densities(config):
         network = stages.initial(setting) if config["when"] == "init" else dense
         steps = schedule(target)[1:]
@@ -80,7 +81,7 @@ def _levels(setting: Setting, folder: Path, name: str, tracker: Guarded) -> list
             if number == len(steps) or config["recovery"]["rounds"] == "every" or arrives(config):
                 network = stages.recover(setting, begun, density)
                 level = Level(next(numbers), number, len(steps), density, target)
-                ticket = stages.evaluate(setting, network, level, dense)
+                ticket = evaluate(setting, network, level, dense)
                 report(ticket)
                 for row in controls(setting, Network(begun.weights, network.masks), ticket, level, dense):
                     report(row)
@@ -131,7 +132,7 @@ def _prepared(config: DictConfig) -> None:
     plain = checked(config)
     jobs = _parallel_jobs()
     torch.set_num_threads(_threads(jobs) if plain["threads"] == "auto" else int(plain["threads"]))
-    ignored = records.BOOKKEEPING - {"seed", "density", "controls"}
+    ignored = BOOKKEEPING - {"seed", "density", "controls"}
     identity = {key: value for key, value in plain.items() if key not in ignored}
     parts = (short_name(plain["scorer"]), short_name(plain["model"]), plain["data"]["name"], f"seed{plain['seed']}")
     name = "-".join((*parts, identity_key(identity)[:8]))

@@ -1,13 +1,12 @@
-"""Dense, prune, recover, evaluate: each idempotent, its artefact addressed by what determines it.
+"""Dense, prune, recover: each idempotent, its artefact addressed by what determines it.
 
 Every identity holds the key of what it starts from, so a chain of keys is the history of a network; scorers that share
 a seed share the dense network, and a repeated command finds everything made.
 """
 
-import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,37 +17,21 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from experiments.configuration import arrives, built, short_name
-from experiments.evaluation import evaluate as measured
-from experiments.networks import MASKS, NO_STEPS, POINT, WEIGHTS, Network, finite, load, save
-from experiments.records import FORMAT
+from experiments.identity import data_part, part
+from experiments.networks import MASKS, NO_STEPS, POINT, Network, load, save
 from experiments.seeding import generator, seeded
 from experiments.setting import Setting
-from experiments.sources import digests
 from experiments.store import Artefact
 from experiments.training import TRAINING_FORMAT, Recipe, Regime, batches, train
 from pruning import Evidence, Masks
 from pruning import prune as selected
-from pruning.cost import cost, latency
 from pruning.dynamic import Held
 from pruning.errors import ScoreError
 from pruning.evidence import Scores
 from pruning.recovery import reestimate_batchnorm
 from pruning.rewind import RewindPoint
-from pruning.structure import TOLERANCE, remove, verify
 
 log = logging.getLogger("experiments")
-_ROW = "row.json"
-
-
-@dataclass(frozen=True)
-class Level:
-    """Where in a run a network stands: its number, the round of its chain, the density of that round and of the end."""
-
-    number: int
-    round: int
-    rounds: int
-    density: float | None
-    target: float | None
 
 
 Scoring = Callable[[Network], Scores]
@@ -56,7 +39,7 @@ Scoring = Callable[[Network], Scores]
 
 def initial(setting: Setting, draw: str = "initial weights") -> Network:
     """The network at its initialisation; another `draw` is another initialisation with the same seed."""
-    identity = _part(setting, "model") | {"seed": setting.config["seed"], "draw": draw}
+    identity = part(setting, "model") | {"seed": setting.config["seed"], "draw": draw}
 
     def make(folder: Path) -> None:
         save(folder, setting.new_model(draw), None, NO_STEPS, [], None)
@@ -136,9 +119,9 @@ def _check_scores(scorer: str, scores: Any, parameters: Mapping[str, Tensor]) ->
 
 def prune(setting: Setting, network: Network, density: float | None, scoring: Scoring) -> Network:
     """`network` with masks of `density`, within those it has."""
-    parts = _part(setting, "scorer", "scoring", "granularity", "allocation", "include", "exclude")
+    parts = part(setting, "scorer", "scoring", "granularity", "allocation", "include", "exclude")
     seed = setting.config["seed"]
-    identity = {"from": network.key, "density": density, "seed": seed, "data": _data(setting, "load")} | parts
+    identity = {"from": network.key, "density": density, "seed": seed, "data": data_part(setting, "load")} | parts
 
     def make(folder: Path) -> None:
         within = network.load_masks()
@@ -168,9 +151,9 @@ def recover(setting: Setting, network: Network, density: float | None, changing:
     identity |= {"last learning rate": config["learning_rate"] == "last"}
     identity |= {"batchnorm_batches": config["batchnorm_batches"]}
     if dynamic:
-        identity |= {"density": density} | _part(setting, "dynamic")
+        identity |= {"density": density} | part(setting, "dynamic")
     if dynamic or setting.config["compensate"]:
-        identity |= _part(setting, "compensate", "scoring", "include", "exclude")
+        identity |= part(setting, "compensate", "scoring", "include", "exclude")
     title = f"{short_name(setting.config['scorer'])}, recovery"
     regime = _regime(setting, network.load_masks(), len(recipe.steps), density) if dynamic else None
     trained = _trained(setting, "recovered", identity, network, weights, recipe, title, regime)
@@ -192,91 +175,6 @@ def _regime(setting: Setting, masks: Masks | None, steps: int, density: float | 
         return made
 
     return regime
-
-
-def evaluate(setting: Setting, network: Network, level: Level, dense_network: Network) -> dict[str, Any]:
-    """The row of `network`: asked and got density, costs, validation and test. Test data are seen once a level."""
-    identity = {"from": network.key, "format": FORMAT, "data": _data(setting, "load")}
-    identity |= _part(setting, "include", "exclude")
-    if setting.structured or setting.config["latency"]:
-        identity |= {"structured": setting.structured, "latency": setting.config["latency"]}
-
-    def make(folder: Path) -> None:
-        model = _loaded(setting, network).to(setting.device)
-        dense = Masks.dense(setting.prunable(model)).to("cpu")
-        held = network.load_masks()
-        masks = dense if held is None else held
-        example = setting.splits.test.inputs[:1].to(setting.device)
-        counts = cost(model, masks, example)
-        masks = Masks({name: masks[name] for name in dense})  # of coupled channels, not biases and norms
-        table = masks.table()
-        smallest = min(table, key=lambda line: line.density)
-        validation, test = measured(model, setting.splits.validation), measured(model, setting.splits.test)
-        row = {
-            "density": masks.density,
-            "prunable": masks.total,
-            "kept": masks.kept,
-            "parameters": counts.parameters,
-            "nonzero": counts.nonzero,
-            "dense_macs": counts.dense_macs,
-            "macs": counts.macs,
-            "smallest_density": smallest.density,
-            "smallest_layer": smallest.name,
-            "emptied": list(masks.emptied),
-            "layers": [asdict(line) for line in table],
-            "bytes": sum(network.weights.size(name) for name in (WEIGHTS, MASKS) if network.weights.has(name)),
-            "validation_accuracy": validation.accuracy,
-            "validation_loss": finite(validation.loss),
-            "test_accuracy": test.accuracy,
-            "test_loss": finite(test.loss),
-            **_removed(setting, model, held),
-        }
-        (folder / _ROW).write_text(json.dumps(row, allow_nan=False))
-
-    row = setting.store.obtain("rows", identity, make).json(_ROW)
-    history = network.history
-    return {
-        "scorer": short_name(setting.config["scorer"]),
-        "model": short_name(setting.config["model"]),
-        "data": setting.config["data"]["name"],
-        "when": setting.config["when"],
-        "seed": setting.config["seed"],
-        "level": level.number,
-        "round": level.round,
-        "rounds": level.rounds,
-        "requested_density": level.density if level.density is not None else row["density"],
-        "target_density": level.target,
-        **dict.fromkeys(("removed_parameters", "removed_bytes", "removed_difference", "latency_ms")),
-        **row,
-        "epochs": history["epochs"],
-        "total_epochs": history["total_epochs"],
-        "seconds": history["seconds"],
-        "total_seconds": history["total_seconds"],
-        "threads": history["threads"],
-        "versions": history["versions"],
-        "control": None,
-        "dense": dense_network.key,
-        "network": network.key,
-    }
-
-
-def _removed(setting: Setting, model: nn.Module, masks: Masks | None) -> dict[str, Any]:
-    """What the network is without its removed channels, proved equal to the masked one; and how fast."""
-    found: dict[str, Any] = {}
-    if setting.structured and masks is not None:
-        model = model.cpu()
-        small = remove(model, masks, setting.structure, verified=False)
-        found["removed_difference"] = difference = verify(model, masks, small, setting.structure.inputs)
-        if difference > TOLERANCE:
-            remove(model, masks, setting.structure)  # says where
-        model = small.to(setting.device)
-        counts = cost(model, None, setting.splits.test.inputs[:1].to(setting.device))
-        found |= {"removed_parameters": counts.parameters, "removed_bytes": counts.stored_bytes}
-    batch = setting.config["latency"]
-    if batch is not None:
-        inputs = setting.splits.test.inputs[:batch].to(setting.device)
-        found |= {"latency_ms": latency(model, inputs), "latency_batch": len(inputs)}
-    return found
 
 
 def _loaded(setting: Setting, network: Network) -> nn.Module:
@@ -349,22 +247,9 @@ def _training_part(setting: Setting, recipe: Recipe) -> dict[str, Any]:
     """What every training depends on, besides where it starts."""
     steps = [recipe.steps.start, recipe.steps.stop, recipe.total]
     training = {key: value for key, value in setting.config["training"].items() if key != "epochs"}
-    data = _data(setting, "load", "augment")
+    data = data_part(setting, "load", "augment")
     own = {"format": TRAINING_FORMAT, "steps": steps, "training": training, "data": data}
-    return own | {"seed": setting.config["seed"]} | _part(setting, "optimizer", "learning_rate")
-
-
-def _part(setting: Setting, *names: str) -> dict[str, Any]:
-    """These parts of the configuration, and the code behind them."""
-    parts = {name: setting.config[name] for name in names}
-    return {**parts, "sources of " + ", ".join(names): digests(parts)}
-
-
-def _data(setting: Setting, *names: str) -> dict[str, Any]:
-    """The data, and the code that reads it; where its files lie does not matter."""
-    parts: dict[str, Any] = {name: dict(setting.config["data"].get(name) or {}) for name in names}
-    parts["load"].pop("folder", None)
-    return {**parts, "sources": digests(parts)}
+    return own | {"seed": setting.config["seed"]} | part(setting, "optimizer", "learning_rate")
 
 
 def _cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:

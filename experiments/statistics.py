@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from experiments.records import baselines, methods, require
+from experiments.labels import baselines, methods
+from experiments.records import require
 from pruning.errors import RecordsError
 
 INCIDENTAL = frozenset(
@@ -66,7 +67,7 @@ def summarise(frame: pd.DataFrame, value: str = "test_accuracy") -> pd.DataFrame
     What counts is the last round of each density's chain (`round == rounds`), level 0 not among them. Where all runs of
     a method head for one and the same density, every evaluated round of their chains is a point of its own.
 
-    Columns: `method` (see `records.methods`), `requested_density`, `density` (realised, mean over seeds, of the
+    Columns: `method` (see `labels.methods`), `requested_density`, `density` (realised, mean over seeds, of the
     *prunable* weights: no biases, no normalisation), `sparsity` = 1 − density, `compression` = 1 / density, so
     prunable / kept (infinite where nothing is kept), `n` (distinct seeds), `mean`, `std`, `low`, `high` (in the unit of
     `value`; see `Interval`), `seeds` (a sorted tuple), and the means over seeds of `macs` (remaining / dense) and
@@ -116,7 +117,7 @@ def dense(frame: pd.DataFrame, value: str = "test_accuracy") -> dict[str, Interv
     """The dense networks' `value` (level 0): a 95 % t-interval for every set-up, by its label.
 
     Usually that is one, {"dense": Interval}; a frame with several models, data sets or trainings has more (see
-    `records.baselines`), since their mean would be of nothing. The networks are told apart by their key ("dense"):
+    `labels.baselines`), since their mean would be of nothing. The networks are told apart by their key ("dense"):
     four scorers that start from the same three networks give n = 3.
 
     Raises `RecordsError` for no level 0, one network with two values, and two networks of one set-up and seed.

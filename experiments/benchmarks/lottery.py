@@ -29,10 +29,10 @@ from torchvision import transforms
 from experiments import stages, training
 from experiments.benchmarks.measuring import in_turn, median_ratio, show
 from experiments.data import Examples
+from experiments.levels import Level, evaluate
 from experiments.replications import composed
 from experiments.seeding import generator
 from experiments.setting import Setting
-from experiments.stages import Level
 from experiments.store import Store
 from pruning import Evidence, Masks, prunable, prune, scorers
 
@@ -69,7 +69,7 @@ def level(setting: Setting, folder: Path) -> float:
     start = stages.initial(setting)
     pruned = stages.prune(setting, start, DENSITY, lambda network: stages.score(setting, network))
     ticket = stages.recover(setting, pruned, DENSITY)
-    row = stages.evaluate(setting, ticket, Level(1, 1, 1, DENSITY, DENSITY), start)
+    row = evaluate(setting, ticket, Level(1, 1, 1, DENSITY, DENSITY), start)
     return float(row["test_accuracy"])
 
 

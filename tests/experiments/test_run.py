@@ -18,6 +18,7 @@ from hydra import compose, initialize_config_dir
 from experiments import records, sources, stages
 from experiments import run as app
 from experiments.configuration import checked, densities
+from experiments.identity import data_part
 from experiments.setting import Setting
 from experiments.store import Store
 from experiments.training import steps_per_epoch
@@ -466,7 +467,7 @@ def test_what_was_never_trained_is_fine_tuned_from_the_first_epoch(tmp_path):
 def test_where_the_data_lie_does_not_matter(tmp_path):
     setting = Setting(configured("data=mnist", "data.load.folder=here", "model=mlp"), Store(tmp_path))
     other = Setting(configured("data=mnist", "data.load.folder=there", "model=mlp"), Store(tmp_path))
-    assert stages._data(setting, "load", "augment") == stages._data(other, "load", "augment")
+    assert data_part(setting, "load", "augment") == data_part(other, "load", "augment")
 
 
 def test_tied_weights_are_stored_once_and_come_back(tmp_path, monkeypatch):

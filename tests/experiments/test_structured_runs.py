@@ -7,9 +7,10 @@ from hydra import compose, initialize_config_dir
 from experiments import figures, models, records, report, stages, statistics
 from experiments import run as app
 from experiments.configuration import checked
+from experiments.levels import Level, evaluate
 from experiments.setting import Setting
-from experiments.stages import Level
 from experiments.store import Store
+from pruning import Masks
 from pruning.cost import cost
 from pruning.errors import ConfigurationError, RecordsError
 from pruning.structure import remove, trace
@@ -46,11 +47,11 @@ def test_a_row_s_macs_are_those_of_the_small_network(tmp_path):
     dense = stages.dense(setting)
     begun = stages.prune(setting, dense, 0.5, lambda network: stages.score(setting, network))
     network = stages.recover(setting, begun, 0.5)
-    assert untimed([stages.evaluate(setting, network, Level(1, 1, 1, 0.5, 0.5), dense)])[0]["macs"] == row["macs"]
+    assert untimed([evaluate(setting, network, Level(1, 1, 1, 0.5, 0.5), dense)])[0]["macs"] == row["macs"]
     model = stages.load(setting.new_model(), network)
     small = remove(model, network.load_masks(), setting.structure)
     whole = {name: torch.ones_like(p, dtype=torch.bool) for name, p in small.named_parameters()}
-    assert cost(small, stages.Masks(whole), setting.splits.test.inputs[:1]).dense_macs == row["macs"]
+    assert cost(small, Masks(whole), setting.splits.test.inputs[:1]).dense_macs == row["macs"]
     weights = [p for p in model.parameters() if p.dim() > 1]
     assert sum(int((w != 0).sum()) for w in weights) == row["kept"]
 

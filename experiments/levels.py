@@ -1,0 +1,116 @@
+"""What a network is worth at a level of its run: a row, made once and kept in the store."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from experiments.configuration import short_name
+from experiments.evaluation import evaluate as measured
+from experiments.identity import data_part, part
+from experiments.networks import MASKS, WEIGHTS, Network, finite, load
+from experiments.records import FORMAT
+from experiments.setting import Setting
+from pruning import Masks
+from pruning.cost import cost, latency
+from pruning.structure import TOLERANCE, remove, verify
+
+_ROW = "row.json"
+
+
+@dataclass(frozen=True)
+class Level:
+    """Where in a run a network stands: its number, the round of its chain, the density of that round and of the end."""
+
+    number: int
+    round: int
+    rounds: int
+    density: float | None
+    target: float | None
+
+
+def evaluate(setting: Setting, network: Network, level: Level, dense_network: Network) -> dict[str, Any]:
+    """The row of `network`: asked and got density, costs, validation and test. Test data are seen once a level."""
+    identity = {"from": network.key, "format": FORMAT, "data": data_part(setting, "load")}
+    identity |= part(setting, "include", "exclude")
+    if setting.structured or setting.config["latency"]:
+        identity |= {"structured": setting.structured, "latency": setting.config["latency"]}
+
+    def make(folder: Path) -> None:
+        model = load(setting.new_model(), network).to(setting.device)
+        dense = Masks.dense(setting.prunable(model)).to("cpu")
+        held = network.load_masks()
+        masks = dense if held is None else held
+        example = setting.splits.test.inputs[:1].to(setting.device)
+        counts = cost(model, masks, example)
+        masks = Masks({name: masks[name] for name in dense})  # of coupled channels, not biases and norms
+        table = masks.table()
+        smallest = min(table, key=lambda line: line.density)
+        validation, test = measured(model, setting.splits.validation), measured(model, setting.splits.test)
+        row = {
+            "density": masks.density,
+            "prunable": masks.total,
+            "kept": masks.kept,
+            "parameters": counts.parameters,
+            "nonzero": counts.nonzero,
+            "dense_macs": counts.dense_macs,
+            "macs": counts.macs,
+            "smallest_density": smallest.density,
+            "smallest_layer": smallest.name,
+            "emptied": list(masks.emptied),
+            "layers": [asdict(line) for line in table],
+            "bytes": sum(network.weights.size(name) for name in (WEIGHTS, MASKS) if network.weights.has(name)),
+            "validation_accuracy": validation.accuracy,
+            "validation_loss": finite(validation.loss),
+            "test_accuracy": test.accuracy,
+            "test_loss": finite(test.loss),
+            **_removed(setting, model, held),
+        }
+        (folder / _ROW).write_text(json.dumps(row, allow_nan=False))
+
+    row = setting.store.obtain("rows", identity, make).json(_ROW)
+    history = network.history
+    return {
+        "scorer": short_name(setting.config["scorer"]),
+        "model": short_name(setting.config["model"]),
+        "data": setting.config["data"]["name"],
+        "when": setting.config["when"],
+        "seed": setting.config["seed"],
+        "level": level.number,
+        "round": level.round,
+        "rounds": level.rounds,
+        "requested_density": level.density if level.density is not None else row["density"],
+        "target_density": level.target,
+        **dict.fromkeys(("removed_parameters", "removed_bytes", "removed_difference", "latency_ms")),
+        **row,
+        "epochs": history["epochs"],
+        "total_epochs": history["total_epochs"],
+        "seconds": history["seconds"],
+        "total_seconds": history["total_seconds"],
+        "threads": history["threads"],
+        "versions": history["versions"],
+        "control": None,
+        "dense": dense_network.key,
+        "network": network.key,
+    }
+
+
+def _removed(setting: Setting, model: nn.Module, masks: Masks | None) -> dict[str, Any]:
+    """What the network is without its removed channels, proved equal to the masked one; and how fast."""
+    found: dict[str, Any] = {}
+    if setting.structured and masks is not None:
+        model = model.cpu()
+        small = remove(model, masks, setting.structure, verified=False)
+        found["removed_difference"] = difference = verify(model, masks, small, setting.structure.inputs)
+        if difference > TOLERANCE:
+            remove(model, masks, setting.structure)  # says where
+        model = small.to(setting.device)
+        counts = cost(model, None, setting.splits.test.inputs[:1].to(setting.device))
+        found |= {"removed_parameters": counts.parameters, "removed_bytes": counts.stored_bytes}
+    batch = setting.config["latency"]
+    if batch is not None:
+        inputs = setting.splits.test.inputs[:batch].to(setting.device)
+        found |= {"latency_ms": latency(model, inputs), "latency_batch": len(inputs)}
+    return found
