@@ -5,6 +5,7 @@ from pruning.structure.rules import (
     elementwise,
     lookup,
     normalisation,
+    pieces,
     products,
     recurrent,
     reductions,
@@ -15,6 +16,7 @@ from pruning.structure.rules import (
 RULES: dict[str, Rule] = {
     **elementwise.RULES,
     **shapes.RULES,
+    **pieces.RULES,
     **products.RULES,
     **reductions.RULES,
     **normalisation.RULES,
