@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments import figures, records, statistics
+from experiments.axes import TIMES, percent, ratio
 from experiments.statistics import Interval
 from pruning.errors import PruningError
 
@@ -77,7 +78,7 @@ def table(summary: pd.DataFrame, dense: Mapping[str, Interval], value: str, enco
     """
     unicode = encoding.lower().startswith("utf")
     label, scale = figures.describe(value)
-    sign, times = ("±", figures.TIMES) if unicode else ("+/-", "x")
+    sign, times = ("±", TIMES) if unicode else ("+/-", "x")
     caption = f"mean {sign} half of the 95 % t-interval over n seeds; compression = prunable / kept weights"
     result = Table(box=SIMPLE_HEAD, caption=caption, caption_justify="left", caption_style="", safe_box=True)
     for name in ("asked", "density", "sparsity", "compression", "method", "n", label):
@@ -91,7 +92,7 @@ def table(summary: pd.DataFrame, dense: Mapping[str, Interval], value: str, enco
         result.add_section()
         asked, above = f"{requested:.4g}", ["", "", ""]
         for row in rows.itertuples():
-            got = [f"{row.density:.4g}", figures.percent(row.density), figures.ratio(row.compression, times)]
+            got = [f"{row.density:.4g}", percent(row.density), ratio(row.compression, times)]
             shown = ["", "", ""] if got == above else got
             result.add_row(asked, *shown, Text(row.method), str(row.n), _mean(row, scale, sign))
             asked, above = "", got

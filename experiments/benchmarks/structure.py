@@ -16,7 +16,6 @@ import json
 import logging
 import multiprocessing
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -145,16 +144,18 @@ def _markdown(rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (_COLUMNS, aligned, *rows)) + "\n"
 
 
-def _heading(counts: dict[str, dict[str, Any]]) -> str:
+def _heading(arguments: argparse.Namespace, counts: dict[str, dict[str, Any]]) -> str:
     """What ran where, and how it ended."""
     names = ("torch", "torchvision", "timm", "transformers", "torch-pruning")
+    peer = ", torch-pruning runs on {}" if arguments.limit else ""
     found = "; ".join(
         f"{group}: {count['right']} right, {count['refused']} refused, {count['wrong']} wrong, "
-        f"median trace {count['seconds']} s, torch-pruning runs on {count['torch-pruning runs']}"
+        f"median trace {count['seconds']} s{peer.format(count['torch-pruning runs'])}"
         for group, count in counts.items()
     )
     versions = ", ".join(f"{name} {version(name)}" for name in names)
-    command = " ".join(["python -m experiments.benchmarks.structure", *sys.argv[1:]])
+    chosen = [*arguments.groups, *(["--models", *arguments.models] if arguments.models else [])]
+    command = " ".join(["python -m experiments.benchmarks.structure", *chosen, f"--limit {arguments.limit:g}"])
     return f"`{command}`, on one thread, with {versions}\n\n{found}\n\n"
 
 
@@ -188,7 +189,7 @@ def main() -> None:
     table = _markdown(rows)
     print(table)
     if arguments.output:
-        arguments.output.write_text(_heading(counts) + table)
+        arguments.output.write_text(_heading(arguments, counts) + table)
     for name, reason in reasons.items():
         print(f"{name}: {reason}")
     total = {verdict: sum(count[verdict] for count in counts.values()) for verdict in ("right", "refused", "wrong")}

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments import figures
+from experiments.axes import percent
 from experiments.replications import composed, dots
 from experiments.replications.at_initialisation import ends, paired
 from experiments.replications.claims import Claim, Study, arguments, run
@@ -57,10 +57,10 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
     for density in DENSITIES:
         for worse, better in ((SET, RIGL), (STATIC, SET)):
             difference = gain(worse, better, density)
-            text = f"{worse} - {better} at {figures.percent(density)}"
+            text = f"{worse} - {better} at {percent(density)}"
             found.append(Claim(text, "above 0", difference.mean, 0.0, None, ends(difference)))
         difference = gain(STATIC, RIGL, density)
-        text = f"{STATIC} - {RIGL} at {figures.percent(density)}, lower end of the interval"
+        text = f"{STATIC} - {RIGL} at {percent(density)}, lower end of the interval"
         found.append(Claim(text, "above 0", difference.low, 0.0, None, f"(mean {difference.mean:.1f})"))
     return found
 
@@ -68,7 +68,7 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
 def draw(rows: pd.DataFrame) -> Figure:
     """Errors by sparsity; the line is the dense network's."""
     errors = rows.groupby(["requested_density", "method"])[ERROR].apply(list)
-    groups = {figures.percent(d): {method: errors[d, method] for method in METHODS} for d in DENSITIES}
+    groups = {percent(d): {method: errors[d, method] for method in METHODS} for d in DENSITIES}
     return dots.draw(groups, errors[1.0, DENSE], DENSE, "Sparsity of the weights")
 
 

@@ -21,7 +21,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments import data, figures
+from experiments import data
+from experiments.axes import percent
 from experiments.data import Splits
 from experiments.replications import dots
 from experiments.replications.at_initialisation import batch, cross_entropy, ends, initial, paired, trained
@@ -75,14 +76,14 @@ def claims(rows: pd.DataFrame, tolerances: Sequence[float]) -> list[Claim]:
     found = [Claim("dense: error in %", "1.7 (60,000 digits)", error.mean, spread=ends(error))]
     for density, (paper, gap), room in zip(DENSITIES, GAPS, tolerances, strict=True):
         difference = paired(rows, ERROR, at(SNIP, density), dense)
-        text = f"SNIP - dense at {figures.percent(density)}"
+        text = f"SNIP - dense at {percent(density)}"
         found.append(Claim(text, paper, difference.mean, gap - room, gap + room, ends(difference)))
     for density in DENSITIES[1:]:
         difference = paired(rows, ERROR, at(RANDOM, density), at(SNIP, density))
-        text = f"random - SNIP at {figures.percent(density)}, lower end of the interval"
+        text = f"random - SNIP at {percent(density)}, lower end of the interval"
         found.append(Claim(text, "above 0", difference.low, 0.0, None, f"(mean {difference.mean:.1f})"))
     difference = paired(rows, ERROR, at(MAGNITUDE, DENSITIES[0]), dense)
-    text = f"magnitude and fine-tuning - dense at {figures.percent(DENSITIES[0])}"
+    text = f"magnitude and fine-tuning - dense at {percent(DENSITIES[0])}"
     room = tolerances[0]
     return [*found, Claim(text, "-0.1 (91.7 %)", difference.mean, -0.1 - room, -0.1 + room, ends(difference))]
 
@@ -92,7 +93,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     errors = rows.groupby(["requested_density", "method"])[ERROR].apply(list)
     methods = (SNIP, MAGNITUDE, RANDOM)
     densities = sorted(set(rows["requested_density"]) - {1.0}, reverse=True)
-    groups = {figures.percent(d): {method: errors[d, method] for method in methods} for d in densities}
+    groups = {percent(d): {method: errors[d, method] for method in methods} for d in densities}
     return dots.draw(groups, errors[1.0, DENSE], DENSE, "Sparsity of the weights")
 
 

@@ -15,7 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 
-from experiments.figures import TIMES, accuracy, describe, percent, ratio, save
+from experiments.axes import TIMES, percent, ratio
+from experiments.figures import accuracy, describe, save
 from experiments.statistics import Interval
 
 DENSITIES = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
