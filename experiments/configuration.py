@@ -6,17 +6,17 @@ target (scorer, model, …) are open: their targets' own signatures are checked 
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from functools import partial
 from typing import Any
 
-from hydra.utils import get_object, instantiate
+from hydra.utils import get_object
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError
 
+from experiments.targets import check_target
 from pruning.allocation import check_density
-from pruning.errors import ConfigurationError, PruningError, RewindError
+from pruning.errors import ConfigurationError, RewindError
 from pruning.rewind import step_of
 
 
@@ -152,13 +152,13 @@ def checked(config: DictConfig) -> dict[str, Any]:
         if value is not None and value < least:
             raise ConfigurationError(f"{name}={value}: give at least {least}")
     for group in ("scorer", "granularity", "allocation", "schedule", "learning_rate", "model", "optimizer", "tracker"):
-        _check_target(group, plain[group])
+        check_target(group, plain[group])
     for group in ("compensate", "dynamic"):
         if plain[group]:
-            _check_target(group, plain[group])
-    _check_target("data.load", plain["data"].get("load") or {})
+            check_target(group, plain[group])
+    check_target("data.load", plain["data"].get("load") or {})
     if plain["data"].get("augment") is not None:
-        _check_target("data.augment", plain["data"]["augment"])
+        check_target("data.augment", plain["data"]["augment"])
     _check_values(plain)
     return plain
 
@@ -225,35 +225,6 @@ def densities(config: Mapping[str, Any]) -> tuple[float | None, ...]:
     return tuple(sorted(found, reverse=True))
 
 
-def built(group: str, config: Mapping[str, Any], **arguments: Any) -> Any:
-    """The object that a group's `_target_` makes; a failure of the target itself becomes a `ConfigurationError`."""
-    try:
-        return instantiate(dict(config), _convert_="all", **arguments)
-    except Exception as error:
-        cause = error.__cause__
-        if cause is None or type(error).__module__.split(".")[0] != "hydra":
-            raise
-        if isinstance(cause, PruningError | OSError):
-            raise cause from None
-        hint = "" if "_partial_" in config or "missing" not in str(cause) else " (is _partial_: true missing?)"
-        raise ConfigurationError(f"{group}={config.get('_target_')}: {type(cause).__name__}: {cause}{hint}") from error
-
-
-def unguarded(function: Any) -> Any:
-    """`function` without the check that Hydra makes, where it is a partial, of what every call returns.
-
-    The check takes about a millisecond, as long as a training step: not for what returns numbers or tensors.
-    """
-    if isinstance(function, partial):
-        return partial(function.func, *function.args, **function.keywords)
-    return function
-
-
-def short_name(config: Mapping[str, Any]) -> str:
-    """The last part of a group's target: pruning.scorers.magnitude → magnitude."""
-    return str(config["_target_"]).rsplit(".", 1)[-1]
-
-
 def _check_fields(config: Mapping[str, Any]) -> None:
     """A field that no schema knows is a misspelt one: it would be silently without effect."""
     parts = {"": (config, Configuration), "training.": (config["training"], Training)}
@@ -284,27 +255,3 @@ def _at(config: Mapping[str, Any], name: str) -> Any:
     for part in name.split("."):
         value = value[part]
     return value
-
-
-def _check_target(group: str, config: Any) -> None:
-    target = config.get("_target_") if isinstance(config, Mapping) else None
-    if not isinstance(target, str):
-        raise ConfigurationError(f"{group}: has no _target_; choose a file of conf/{group}/, or give {group}._target_")
-    try:
-        function: Callable[..., Any] = get_object(target)
-    except Exception as error:  # whatever importing a user's module may raise
-        reason = str(error).strip().splitlines()[-1]
-        raise ConfigurationError(f"{group}._target_={target}: cannot be imported ({reason}): check the path") from error
-    keywords = [key for key in config if not key.startswith("_")]
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return
-    known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    for key in keywords:
-        if isinstance(config[key], Mapping) and "_target_" in config[key]:
-            _check_target(f"{group}.{key}", config[key])
-        if key not in known:
-            raise ConfigurationError(f"{group}.{key}: {target} has no such option; it takes {', '.join(known)}")

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from experiments.configuration import short_name
 from experiments.evaluation import evaluate as measured
 from experiments.identity import data_part, part
 from experiments.networks import MASKS, WEIGHTS, Network, finite, load
 from experiments.records import FORMAT
 from experiments.setting import Setting
+from experiments.targets import short_name
 from pruning import Masks
 from pruning.cost import cost, latency
 from pruning.structure import TOLERANCE, remove, verify

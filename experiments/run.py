@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments import records, stages
-from experiments.configuration import Configuration, arrives, built, checked, densities, short_name
+from experiments.configuration import Configuration, arrives, checked, densities
 from experiments.controls import check as check_controls
 from experiments.controls import controls
 from experiments.labels import BOOKKEEPING
@@ -36,6 +36,7 @@ from experiments.levels import Level, evaluate
 from experiments.networks import Network
 from experiments.setting import Setting
 from experiments.store import Store, identity_key
+from experiments.targets import built, short_name
 from experiments.tracking import Guarded
 from pruning.errors import ConfigurationError, DampingWarning, PruningError
 

@@ -10,11 +10,11 @@ from accelerate import Accelerator
 from torch import nn
 
 from experiments.checkpoints import Checkpoints
-from experiments.configuration import built, short_name, unguarded
 from experiments.data import Splits
 from experiments.progress import Progress, progress
 from experiments.seeding import seeded
 from experiments.store import Store
+from experiments.targets import built, short_name, unguarded
 from experiments.training import Recipe, accelerator, steps_per_epoch
 from pruning import prunable
 from pruning.allocation import Allocation

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from experiments.configuration import arrives, built, short_name
+from experiments.configuration import arrives
 from experiments.identity import data_part, part
 from experiments.networks import MASKS, NO_STEPS, POINT, Network, load, save
 from experiments.seeding import generator, seeded
 from experiments.setting import Setting
 from experiments.store import Artefact
+from experiments.targets import built, short_name
 from experiments.training import TRAINING_FORMAT, Recipe, Regime, batches, train
 from pruning import Evidence, Masks
 from pruning import prune as selected
