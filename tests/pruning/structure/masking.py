@@ -1,4 +1,4 @@
-"""Masks of units chosen at random."""
+"""Masks of units chosen at random, and families at a glance."""
 
 import numpy as np
 
@@ -20,3 +20,8 @@ def some_kept(structure: Structure, seed: int, share: float = 0.6) -> Kept:
 
 def masks_of(structure: Structure, kept: Kept) -> Masks:
     return Masks(unit_masks(structure, kept))
+
+
+def families(structure: Structure) -> dict[str, tuple[str, int]]:
+    """Name → (kind, size)."""
+    return {family.name: (family.kind, family.size) for family in structure.families}

@@ -1,4 +1,4 @@
-"""What `trace` finds, freezes and refuses; wrapped models, models of other libraries, and numbers in their code."""
+"""What `trace` finds, what it says and what it refuses; wrapped models, other types, outputs of all kinds."""
 
 import threading
 from types import SimpleNamespace
@@ -11,15 +11,10 @@ from torch.nn import functional as F
 
 from pruning.errors import StructureError
 from pruning.structure import Channels, remove, trace, verify
-from tests.pruning.structure.masking import masks_of, some_kept
+from tests.pruning.structure.masking import families, masks_of, some_kept
 from tests.pruning.structure.zoo import build
-from tests.pruning.structure.zoo.attention import Attention, FusedAttention
 from tests.pruning.structure.zoo.case import images
 from tests.pruning.structure.zoo.convolutions import Residual
-
-
-def families(structure):
-    return {family.name: (family.kind, family.size) for family in structure.families}
 
 
 def test_families_are_named_by_their_layers_and_list_every_slice():
@@ -43,51 +38,6 @@ def test_families_are_named_by_their_layers_and_list_every_slice():
     assert structure.shrunk("parameters")[structure.families[1].units].tolist() == [6 * 9 + 1 + 2 + 6 * 9] * 4
     assert structure.shrunk("macs")[structure.families[1].units].tolist() == [2 * 36 * 9 * (6 + 6)] * 4
     assert structure.cost("parameters") == sum(p.numel() for p in model.parameters())
-
-
-class HardCoded(nn.Module):
-    """Its attention writes the number of heads into its code; its other layers do not."""
-
-    def __init__(self):
-        super().__init__()
-        self.qkv, self.proj = nn.Linear(10, 36), nn.Linear(12, 10)
-        self.up, self.down = nn.Linear(10, 7), nn.Linear(7, 10)
-
-    def forward(self, x):
-        q, k, v = self.attention_inputs(x)
-        return x + self.proj((q @ k.mT).softmax(-1).matmul(v).transpose(1, 2).reshape(*x.shape[:2], -1))
-
-    def attention_inputs(self, x):
-        return self.qkv(x).view(*x.shape[:2], 3, 3, 4).permute(2, 0, 3, 1, 4)
-
-
-class Around(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.attention, self.up, self.down = HardCoded(), nn.Linear(10, 7), nn.Linear(7, 10)
-
-    def forward(self, x):
-        return self.down(F.relu(self.up(self.attention(x))))
-
-
-def test_what_is_written_into_code_is_kept_whole_and_the_rest_is_pruned():
-    model, inputs = Around().eval(), images(5, 10)
-    structure = trace(model, inputs)
-    assert families(structure) == {"up": ("neurons", 7)}
-    assert "attention" in structure.frozen
-    assert "kept whole: attention" in str(structure)
-    masks = masks_of(structure, some_kept(structure, 0))
-    assert verify(model, masks, remove(model, masks, structure), inputs) <= 1e-5
-
-
-def test_attributes_that_code_reads_are_adjusted():
-    model, inputs = build("fused attention")
-    structure = trace(model, inputs)
-    kept = some_kept(structure, 1)
-    small = remove(model, masks_of(structure, kept), structure)
-    assert small.num_heads == int(kept.sum()) < 3
-    assert small.head_dim == 4
-    assert type(small) is FusedAttention
 
 
 class Silent(nn.Module):
@@ -117,55 +67,6 @@ def test_a_model_that_does_not_run_is_refused_with_its_reason():
         trace(Residual(), images(4, 6, 6))
 
 
-class Wide(nn.Module):
-    """Keys and values have heads of one width, an attribute; where there is a single head, its width seems a choice."""
-
-    def __init__(self, heads):
-        super().__init__()
-        self.width, self.norm = 8, nn.LayerNorm(8)
-        self.q, self.k, self.v = (nn.Linear(8, 8 * heads) for _ in range(3))
-        self.out = nn.Linear(8 * heads, 8)
-
-    def forward(self, x):
-        y = self.norm(x)
-        q, k, v = (layer(y).view(*x.shape[:2], -1, self.width).transpose(1, 2) for layer in (self.q, self.k, self.v))
-        return x + self.out(F.scaled_dot_product_attention(q, k, v, scale=0.3).transpose(1, 2).flatten(2))
-
-
-def test_sizes_that_share_an_attribute_are_kept_in_that_module_alone():
-    model, inputs = nn.Sequential(Wide(1), Wide(3)).eval(), images(5, 8)
-    structure = trace(model, inputs)
-    assert {name.split(".")[0] for name in structure.frozen} == {"0"}
-    assert families(structure) == {"1.q": ("heads", 3)}
-    for seed in range(3):
-        masks = masks_of(structure, some_kept(structure, seed))
-        assert verify(model, masks, remove(model, masks, structure), images(4, 8)) <= 1e-5
-
-
-class Scale(nn.Module):
-    """Computes with the size of what may shrink: by a number, by a tensor, by the default scale of attention."""
-
-    def __init__(self, form):
-        super().__init__()
-        self.form, self.first, self.second = form, nn.Linear(4, 8), nn.Linear(8, 3)
-
-    def forward(self, x):
-        y = F.relu(self.first(x))
-        if self.form == "number":
-            return self.second(y / y.shape[-1])
-        if self.form == "tensor":
-            return self.second(y) / torch.sqrt(torch.tensor(y.shape[-1], dtype=torch.float32))
-        return self.second(y) + F.scaled_dot_product_attention(y, y, y).sum(-1, keepdim=True)
-
-
-@pytest.mark.parametrize("form", ["number", "tensor", "attention"])
-def test_numbers_that_follow_from_a_size_are_found_out(form):
-    structure = trace(Scale(form).eval(), images(5, 4))
-    assert not structure.families
-    assert "takes a number from a size" in str(structure)
-    assert "to let these shrink" in str(structure)
-
-
 def test_a_model_of_which_nothing_can_go_says_what_needs_it():
     class Mean(nn.Sequential):
         def forward(self, x):
@@ -190,55 +91,6 @@ def test_what_the_example_does_not_reach_is_told():
     structure = trace(Branches().eval(), images(5, 4))
     assert structure.unused == ("long.weight", "long.bias")
     assert "not used by the example inputs: long.weight, long.bias" in str(structure)
-
-
-def test_a_small_network_is_traced_and_pruned_again():
-    """Attention with fewer heads than its width has room for, too."""
-    model, inputs = build("transformer")
-    for seed in range(2):
-        structure = trace(model, inputs)
-        assert {family.kind for family in structure.families} == {"heads", "neurons"}
-        masks = masks_of(structure, some_kept(structure, seed, 0.7))
-        small = remove(model, masks, structure)
-        assert verify(model, masks, small, inputs) <= 1e-5
-        model = small
-
-
-class Doubled(nn.MultiheadAttention):
-    def forward(self, *args, **kwargs):
-        output, weights = super().forward(*args, **kwargs)
-        return 2 * output, weights
-
-
-class Attending(nn.Module):
-    def __init__(self, attention):
-        super().__init__()
-        self.norm, self.attention, self.up, self.down = nn.LayerNorm(12), attention, nn.Linear(12, 9), nn.Linear(9, 3)
-
-    def forward(self, x, padding=None):
-        y = self.norm(x)
-        x = x + self.attention(y, y, y, key_padding_mask=padding, need_weights=False)[0]
-        return self.down(F.relu(self.up(x)))
-
-
-def test_attention_with_a_forward_pass_of_its_own_keeps_its_heads():
-    structure = trace(Attending(Doubled(12, 4, batch_first=True)).eval(), images(5, 12))
-    assert families(structure) == {"up": ("neurons", 9)}
-    assert "attention" in structure.frozen
-
-
-def test_encoders_with_padding_lose_heads():
-    """Torch's encoder makes nested tensors of padded examples, which attention of other widths cannot take."""
-    torch.manual_seed(0)
-    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(12, 4, 16, batch_first=True), 2).eval()
-    x, padding = torch.randn(2, 7, 12), torch.zeros(2, 7, dtype=torch.bool)
-    padding[0, 4:] = True
-    structure = trace(model, x)
-    masks = masks_of(structure, some_kept(structure, 0))
-    small = remove(model, masks, structure)
-    masks.apply_(model)
-    expected, found = (m(x, src_key_padding_mask=padding)[~padding] for m in (model, small))
-    assert torch.allclose(expected, found, atol=1e-5)
 
 
 @pytest.mark.parametrize("form", ["object", "set"])
@@ -290,53 +142,6 @@ def test_a_tensor_with_a_gradient_that_a_forward_pass_left_behind_is_no_hindranc
     structure = trace(model, images(4))
     masks = masks_of(structure, some_kept(structure, 0))
     assert remove(model, masks, structure)[0].out_features < 6
-
-
-class Repeated(nn.Module):
-    """A number of steps, a shift and a fill that happen to be equal to a width."""
-
-    def __init__(self, form):
-        super().__init__()
-        self.form, self.number, self.first, self.second = form, 6, nn.Linear(4, 6), nn.Linear(6, 4)
-
-    def forward(self, x):
-        if self.form == "steps":
-            for _ in range(self.number):
-                x = x + self.second(F.relu(self.first(x)))
-            return x
-        y = self.second(F.relu(self.first(torch.roll(x, self.number, 1) if self.form == "shift" else x)))
-        return y * torch.full((1,), self.number) if self.form == "fill" else y
-
-
-@pytest.mark.parametrize("form", ["steps", "shift", "fill"])
-def test_numbers_that_happen_to_be_a_width_stay(form):
-    model, inputs = Repeated(form).eval(), images(7, 4)
-    structure = trace(model, inputs)
-    assert families(structure) == {"first": ("neurons", 6)}
-    masks = masks_of(structure, some_kept(structure, 0))
-    small = remove(model, masks, structure)
-    assert small.number == 6
-    assert verify(model, masks, small, inputs) <= 1e-5
-
-
-class Limited(nn.Module):
-    """Looks at the first tokens alone; the limit happens to be the width."""
-
-    def __init__(self):
-        super().__init__()
-        self.limit, self.first, self.second = 16, nn.Linear(4, 16), nn.Linear(16, 3)
-
-    def forward(self, x):
-        return self.second(F.relu(self.first(x[:, : self.limit])))
-
-
-def test_integers_that_the_example_does_not_depend_on_stay():
-    model = Limited().eval()
-    structure = trace(model, images(5, 4))
-    masks = masks_of(structure, some_kept(structure, 0))
-    small = remove(model, masks, structure)
-    assert small.limit == 16 > small.first.out_features
-    assert verify(model, masks, small, images(20, 4)) <= 1e-5
 
 
 class Unknown(nn.Module):
@@ -477,41 +282,6 @@ def test_the_table_tells_what_a_family_costs():
     assert lines[0].split() == ["family", "kind", "units", "parameters", "each", "MACs", "each", "slices", "of"]
     assert lines[2].split()[:5] == ["conv1", "channels", "4", "111", "7,776"]
     assert lines[-1].startswith("10 units hold")
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("batch_first", [True, False])
-def test_pruned_attention_takes_all_that_attention_takes(bias, batch_first):
-    """Against torch's own, whose removed heads are masked."""
-    torch.manual_seed(0)
-    model = Attention(bias=bias).eval()
-    model.attention.batch_first = batch_first
-    x, other = torch.randn(2, 5, 12), torch.randn(2, 7, 12)
-    structure = trace(model, torch.randn(2, 5, 12))
-    masks = masks_of(structure, some_kept(structure, 0))
-    small = remove(model, masks, structure, verified=False).attention
-    masks.apply_(model)
-    whole = model.attention
-    q, kv = (x, other) if batch_first else (x.transpose(0, 1), other.transpose(0, 1))
-    padding = torch.zeros(2, 7, dtype=torch.bool)
-    padding[0, 5:] = True
-    mask = torch.randn(5, 7)
-    for options in (
-        {},
-        {"key_padding_mask": padding},
-        {"attn_mask": mask},
-        {"attn_mask": mask > 1},
-        {"attn_mask": mask, "key_padding_mask": padding.float()},
-    ):
-        expected, _ = whole(q, kv, kv, need_weights=False, **options)
-        found, weights = small(q, kv, kv, need_weights=False, **options)
-        assert torch.allclose(found, expected, atol=1e-5)
-        assert weights is None
-    expected, _ = whole(x[0], other[0], other[0])
-    found, weights = small(x[0], other[0], other[0])
-    assert torch.allclose(found, expected, atol=1e-5)
-    assert weights.shape == (5, 7)
-    assert torch.allclose(weights.sum(-1), torch.ones(5))
 
 
 def test_channels_need_a_structure_with_units():
