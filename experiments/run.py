@@ -106,6 +106,9 @@ def _parts(setting: Setting) -> Callable[[float | None], tuple[float | None, ...
         )
     if config["recovery"]["learning_rate"] == "replay" and config["recovery"]["epochs"] is not None:
         log.info("recovery.epochs has no effect here: a replay goes on until the end of training")
+    if config["dynamic"]:
+        for target in densities(config):
+            stages.check_dynamic(setting, target)
     check_controls(setting)
     setting.prunable(setting.new_model())
     setting.learning_rate(0.0)

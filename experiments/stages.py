@@ -161,6 +161,17 @@ def recover(setting: Setting, network: Network, density: float | None, changing:
     return Network(trained, trained if dynamic else network.masks)
 
 
+def check_dynamic(setting: Setting, density: float | None) -> None:
+    """Make what changes the masks once, for a network that is thrown away: whatever it refuses, it refuses now."""
+    recovery = setting.config["recovery"]
+    replayed = setting.total_steps - setting.rewind_step
+    steps = replayed if recovery["learning_rate"] == "replay" else recovery["epochs"] * setting.epoch_steps
+    model = setting.new_model()
+    masks = None if arrives(setting.config) else Masks.dense(setting.prunable(model))
+    optimizer = built("optimizer", setting.config["optimizer"])(model.parameters())
+    _regime(setting, masks, steps, density)(model, optimizer).finish()
+
+
 def _regime(setting: Setting, masks: Masks | None, steps: int, density: float | None) -> Regime:
     config = setting.config
     options: dict[str, Any] = {"steps": steps, "seed": config["seed"]}

@@ -33,6 +33,8 @@ def trace(model: nn.Module, example_inputs: Inputs, *, lossy: bool = False) -> S
     Raises:
         StructureError: the model does not run on these inputs, or cannot be made smaller anywhere.
     """
+    if not isinstance(model, nn.Module):
+        raise StructureError(f"this is a {type(model).__name__}, no module: give a network, not its class")
     model = unwrapped(model)
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):

@@ -12,7 +12,7 @@ from experiments.setting import Setting
 from experiments.store import Store
 from pruning import Masks
 from pruning.cost import cost
-from pruning.errors import ConfigurationError, RecordsError
+from pruning.errors import ConfigurationError, PruningError, RecordsError
 from pruning.structure import remove, trace
 from tests.experiments.running import CONF, run, setting_of, timeless
 
@@ -135,3 +135,18 @@ def test_nearly_all_of_each_network_can_go(name, shape):
     model = getattr(models, name)(list(shape), 10)
     structure = trace(model, torch.randn(2, *shape))
     assert structure.share > 0.98
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("dynamic=soft_mask", *CHANNELS), "Vectors"),
+        (("dynamic=soft_movement",), "either a density"),
+        (("dynamic=gradual", "dynamic.begin=0.9"), "set them apart"),
+        (("dynamic=rigl", "dynamic.fraction=2.0"), "fraction"),
+    ],
+)
+def test_what_a_regime_refuses_is_refused_before_the_first_training(tmp_path, monkeypatch, options, said):
+    monkeypatch.setattr(stages, "train", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(PruningError, match=said):
+        run(tmp_path, *options, "density=0.5", "recovery.epochs=2")

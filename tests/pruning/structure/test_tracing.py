@@ -120,6 +120,7 @@ def broken_models():
     kept = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3))
     kept.lock = threading.Lock()
     yield "lock", kept, "cannot be copied"
+    yield "class", nn.Linear, "not its class"
     yield "lazy", nn.Sequential(nn.LazyLinear(6), nn.Linear(6, 3)), "call the model once"
     yield "scripted", torch.jit.trace(nn.Linear(4, 3), torch.randn(2, 4)), "is scripted"
 
