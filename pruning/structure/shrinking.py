@@ -39,12 +39,12 @@ Places = dict[tuple[Any, ...], tuple[int, int]]
 def adjust_(small: nn.Module, structure: Structure, kept: Kept) -> frozenset[tuple[type, str]]:
     """Set the sizes that modules keep as attributes, by their tensors and by the shapes that they worked with.
 
-    Returns the (class, attribute) pairs that changed, but for torch's own modules, whose sizes are beyond doubt.
+    Returns the (class, attribute) pairs that changed, but for modules whose tensors tell their sizes.
     """
     places = _places(structure, kept)
     others: dict[type[nn.Module], list[tuple[nn.Module, Places]]] = {}
     for name, module in reversed(list(small.named_modules())):  # those within first
-        if not _adjust_known_(module) and not type(module).__module__.startswith("torch.nn."):
+        if not _adjust_known_(module):
             around = name
             while around and around not in places:  # a method of it may be called, not itself
                 around = around.rpartition(".")[0]
@@ -129,6 +129,8 @@ def _adjust_known_(module: nn.Module) -> bool:
     """Set the sizes of torch's own modules, and of those derived from them; False for others."""
     if isinstance(module, nn.MultiheadAttention) and type(module) not in (nn.MultiheadAttention, PrunedAttention):
         return False  # it has a forward pass of its own
+    if isinstance(module, nn.GroupNorm | nn.LayerNorm | nn.RMSNorm) and not list(module.parameters()):
+        return False  # no tensor of it tells its sizes
     for kinds, adjust in _KNOWN:
         if isinstance(module, kinds):
             adjust(module)
@@ -155,17 +157,13 @@ def _adjust_norm_(module: _NormBase) -> None:
 
 
 def _adjust_layer_norm_(module: nn.LayerNorm | nn.RMSNorm) -> None:
-    weight: Tensor | None = module.weight
-    if weight is not None:
-        module.normalized_shape = tuple(weight.shape)
+    module.normalized_shape = tuple(module.weight.shape)
 
 
 def _adjust_group_norm_(module: nn.GroupNorm) -> None:
-    weight: Tensor | None = module.weight
-    if weight is not None:
-        alone = module.num_groups == module.num_channels
-        module.num_channels = weight.numel()
-        module.num_groups = module.num_channels if alone else module.num_groups
+    alone = module.num_groups == module.num_channels
+    module.num_channels = module.weight.numel()
+    module.num_groups = module.num_channels if alone else module.num_groups
 
 
 def _adjust_embedding_(module: nn.Embedding) -> None:

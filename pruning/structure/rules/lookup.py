@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import torch
+
 from pruning.structure.labels import Axes, Axis, Labelling, Rule, argument
 from pruning.structure.tape import Call, Ref
 
@@ -50,36 +52,63 @@ def _index_select(state: Labelling, call: Call) -> Sequence[Axes]:
 
 def _index(state: Labelling, call: Call) -> Sequence[Axes]:
     """tensor[index, :, index]: what is indexed is fixed, and the rest keeps its labels."""
-    axes, shape = state.of(call.args[0]), state.shape(call.args[0])
-    places = call.args[1]
+    axes = state.of(call.args[0])
+    return [tuple(None if i is None else axes[i] for i in _chosen(state, call))]
+
+
+def _chosen(state: Labelling, call: Call) -> list[int | None]:
+    """The dimensions of tensor[index, :, index]: which of the tensor's each is, None for those of the indices. What is
+    indexed is fixed."""
+    axes = state.of(call.args[0])
     indexed: list[int] = []
-    dim = 0
-    for place in places:
+    dim = count = 0
+    for place in call.args[1]:
         wide = 1
         if isinstance(place, Ref):
-            boolean = not state.tape.dtypes[place.value].is_floating_point and "bool" in str(
-                state.tape.dtypes[place.value]
-            )
-            wide = len(state.shape(place)) if boolean else 1
+            boolean = state.tape.dtypes[place.value] == torch.bool
+            wide = len(state.shape(place)) if boolean else 1  # a mask covers as many dimensions as it has
+            count = max(count, 1 if boolean else len(state.shape(place)))
             state.fix_all(state.of(place))
             indexed += range(dim, dim + wide)
         dim += wide
     for i in indexed:
         state.fix(axes[i])
-    rest = [i for i in range(len(shape)) if i not in indexed]
-    count = len(state.made(call)) - len(rest)
     adjacent = indexed == list(range(indexed[0], indexed[-1] + 1)) if indexed else True
     where = indexed[0] if adjacent and indexed else 0
-    before = [axes[i] for i in rest if i < where]
-    after = [axes[i] for i in rest if i >= where]
-    return [(*before, *(None,) * count, *after)]
+    rest = [i for i in range(len(axes)) if i not in indexed]
+    return [*(i for i in rest if i < where), *(None,) * count, *(i for i in rest if i >= where)]
 
 
-def _gather(state: Labelling, call: Call) -> Sequence[Axes]:
-    for ref in call.args:
-        if isinstance(ref, Ref):
-            state.fix_all(state.of(ref))
-    return [(None,) * len(state.made(call))]
+def _index_put(state: Labelling, call: Call) -> Sequence[Axes]:
+    """tensor[index, :] = values, or +=: what is indexed is fixed, and the rest is the same in the values."""
+    axes, given = list(state.of(call.args[0])), state.of(call.args[2])
+    for back, i in enumerate(reversed(_chosen(state, call)), start=1):
+        other = given[-back] if back <= len(given) else None
+        if i is None:
+            state.fix(other)
+        else:
+            axis = axes[i]
+            axes[i] = state.tie([axis, other], bool(axis and other and axis.zero and other.zero))
+    return [tuple(axes)]
+
+
+def _along(state: Labelling, call: Call) -> Sequence[Axes]:
+    """gather and scatter along a dimension; others are left alone where the index was broadcast over them."""
+    target, dim, index = call.args[:3]
+    source = call.args[3] if len(call.args) > 3 else 0
+    values = [ref for ref in (target, source) if isinstance(ref, Ref)]
+    found: list[Axis | None] = []
+    for i in range(len(state.shape(target))):
+        axes = [state.of(ref)[i] for ref in (*values, index)]
+        sizes = {state.shape(ref)[i] for ref in (*values, index)}
+        if i == dim % len(state.shape(target)) or len(sizes) > 1:
+            for axis in axes:
+                state.fix(axis)
+            found.append(None)
+        else:
+            zeros = [axis is not None and axis.zero for axis in axes[:-1]]
+            found.append(state.tie(axes, all(zeros) and (isinstance(source, Ref) or source == 0)))
+    return [tuple(found)]
 
 
 def _constant(zero: bool) -> Rule:
@@ -114,7 +143,8 @@ RULES: dict[str, Rule] = {
     "index_add": _index_add,
     "index_select": _index_select,
     "index": _index,
-    "gather": _gather,
+    **dict.fromkeys(("index_put", "index_put_impl", "unsafe_index_put"), _index_put),
+    **dict.fromkeys(("gather", "scatter_add", "scatter"), _along),
     **dict.fromkeys(("zeros", "new_zeros"), _constant(True)),
     **dict.fromkeys(("ones", "new_ones"), _constant(False)),
     **dict.fromkeys(("full", "new_full"), _fill),

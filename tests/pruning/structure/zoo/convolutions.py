@@ -179,6 +179,11 @@ CASES: dict[str, Case] = {
         lambda: images(3, 6, 6),
         (5, 6),
     ),
+    "unflatten": (
+        lambda: nn.Sequential(nn.Linear(4, 54), nn.ReLU(), nn.Unflatten(1, (6, 3, 3)), nn.Conv2d(6, 3, 1)),
+        lambda: images(4),
+        (6,),
+    ),
     "convolution after view": (ByView, lambda: images(4), (4, 6)),
     "squeeze and excitation": (Squeeze, lambda: images(3, 6, 6), (4, 8)),
     "u-net": (UNet, lambda: images(3, 6, 6), (4, 5, 6)),

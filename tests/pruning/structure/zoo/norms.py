@@ -106,6 +106,11 @@ CASES: dict[str, Case] = {
     ),
     "group norm": (lambda: Norms(nn.GroupNorm(4, 8)), lambda: images(3, 6, 6), (6,)),
     "group norm of single channels": (lambda: Norms(nn.GroupNorm(8, 8)), lambda: images(3, 6, 6), (6, 8)),
+    "group norm of single channels without weights": (
+        lambda: Norms(nn.GroupNorm(8, 8, affine=False)),
+        lambda: images(3, 6, 6),
+        (6, 8),
+    ),
     "batch norm of rows": (lambda: Rows(nn.BatchNorm1d(8)), lambda: images(5), (6, 8)),
     "layer norm": (lambda: Rows(nn.LayerNorm(8)), lambda: images(5), (6,)),
     "rms norm": (lambda: Rows(nn.RMSNorm(8)), lambda: images(5), (6,)),

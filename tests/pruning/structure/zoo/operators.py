@@ -1,5 +1,7 @@
 """Operators of which a network has few: patches, samples, transforms, graphs, distances."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -57,6 +59,28 @@ class Graph(nn.Module):
         return self.out(F.relu(self.own(x).index_add(0, (places + 1) % len(x), sent)))
 
 
+class Messages(nn.Module):
+    """As `Graph`, by gather and scatter with an index that is broadcast over the features, or by assignment."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form, self.message, self.own, self.out = form, nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = (torch.arange(len(x), device=x.device) + 1) % len(x)
+        sent, own = F.relu(self.message(x)), self.own(x)
+        if self.form == "scatter":
+            sent = sent.gather(0, places[:, None].expand_as(sent))
+            own = own.scatter(0, places[:1, None].expand(1, own.shape[1]), 1.0)
+            return self.out(F.relu(own.scatter_add(0, places[:, None].expand_as(sent), sent)))
+        held = torch.zeros_like(own)
+        held[places] += sent
+        pairs = held[:, None].repeat(1, 2, 1)  # [nodes, 2, features], written to by places of two dimensions
+        pairs[:, torch.tensor([[0, 1]])] = sent[:, None, None].repeat(1, 1, 2, 1)
+        held = held + pairs[:, 1]
+        return self.out(F.relu(own + held))
+
+
 class Prototypes(nn.Module):
     """Distances to learned points, whose features go with those of the layer below."""
 
@@ -82,6 +106,8 @@ CASES: dict[str, Case] = {
     "sampled on a grid": (Sampled, lambda: images(3, 6, 6), (4, 5)),
     "fourier": (Fourier, lambda: images(3, 6, 6), (5,)),
     "graph": (Graph, lambda: torch.randn(7, 4), (6,)),
+    "gather and scatter": (partial(Messages, "scatter"), lambda: torch.randn(7, 4), (6,)),
+    "assignment": (partial(Messages, "assignment"), lambda: torch.randn(7, 4), (6,)),
     "distances": (Prototypes, lambda: images(4), (5, 6)),
     "embedding bag": (Bag, lambda: torch.randint(0, 11, (2, 5)), (6,)),
 }

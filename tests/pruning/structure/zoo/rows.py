@@ -67,6 +67,22 @@ class Recurrent(nn.Module):
         return self.head(self.rnn(self.embedding(x))[0][:, -1])
 
 
+class Cells(nn.Module):
+    """Recurrent cells, which make a state of their own size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.GRUCell(4, 5), nn.LSTMCell(5, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = self.first(x[:, 0])
+        held = self.second(state)
+        for step in range(1, x.shape[1]):
+            state = self.first(x[:, step], state)
+            held = self.second(state, held)
+        return self.head(held[0])
+
+
 class Twice(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -145,6 +161,7 @@ CASES: dict[str, Case] = {
     "projected LSTM": (lambda: Recurrent("projected LSTM"), lambda: torch.randint(0, 11, (2, 4)), (3, 6)),
     "RNN": (lambda: Recurrent("RNN"), lambda: torch.randint(0, 11, (2, 4)), (5, 6)),
     "uneven chunks": (Chunks, lambda: images(5), (6,)),
+    "cells": (Cells, lambda: images(3, 4), (5, 6)),
     "layer used twice": (Twice, lambda: images(4), (6,)),
     "positional": (Positional, lambda: images(5, 4), (6,)),
     "slices, stack and einsum": (Cuts, lambda: images(4), (5, 6)),
