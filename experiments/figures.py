@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.axes import compression_axis, sparsity_axis
-from experiments.statistics import Interval
+from experiments.intervals import Interval
 from pruning.errors import RecordsError
 
 X = Literal["compression", "sparsity", "macs", "latency"]

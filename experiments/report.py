@@ -23,7 +23,7 @@ from rich.text import Text
 
 from experiments import figures, records, statistics
 from experiments.axes import TIMES, percent, ratio
-from experiments.statistics import Interval
+from experiments.intervals import Interval
 from pruning.errors import PruningError
 
 

@@ -3,15 +3,15 @@
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
+from experiments.curves import collapsed
+from experiments.intervals import INTERVALS, Interval
 from experiments.labels import baselines, methods
 from experiments.records import require
 from pruning.errors import RecordsError
@@ -22,56 +22,12 @@ INCIDENTAL = frozenset(
 """Keys of a row that may differ between two records of the same measurement."""
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A mean over `n` values, its two-sided confidence interval, and their sample standard deviation (n − 1).
-
-    All in the values' own unit. For n = 1, `low`, `high` and `std` are NaN: one value says nothing of its spread.
-    """
-
-    mean: float
-    low: float
-    high: float
-    std: float
-    n: int
-
-
-def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Student's t-interval of the mean: mean ± t(n − 1, (1 + confidence) / 2) · std / √n.
-
-    `values` has shape (n,) with n ≥ 1; `confidence` lies in (0, 1). The values are taken as independent draws, near
-    normal: with three seeds t is 4.3, so the interval is wide, and that is the truth of three seeds. It may reach
-    beyond what is possible (an accuracy above 1); it is not cut. Student 1908, "The probable error of a mean".
-
-    Raises `RecordsError` for no values or a value that is not finite, `ValueError` for another confidence.
-    """
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence {confidence}: it must lie between 0 and 1, for example 0.95")
-    sample = np.asarray(values, dtype=np.float64)
-    if sample.ndim != 1 or sample.size == 0:
-        raise RecordsError(f"no mean of values of shape {sample.shape}: give at least one value, in one dimension")
-    if not np.isfinite(sample).all():
-        raise RecordsError(f"no mean of {sample.tolist()}: a value is not finite; leave out that run or repeat it")
-
-    n, mean = sample.size, float(sample.mean())
-    if n == 1:
-        return Interval(mean, math.nan, math.nan, math.nan, 1)
-    std = float(sample.std(ddof=1))
-    half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * std / math.sqrt(n)
-    return Interval(mean, mean - half, mean + half, std, n)
-
-
-def summarise(frame: pd.DataFrame, value: str = "test_accuracy") -> pd.DataFrame:
-    """One row for every method and requested density: the mean of `value` over seeds, its 95 % t-interval.
+def points(frame: pd.DataFrame, value: str = "test_accuracy") -> pd.DataFrame:
+    """The rows that count, one for every method, requested density and seed, with their `method` (`labels.methods`).
 
     What counts is the last round of each density's chain (`round == rounds`), level 0 not among them. Where all runs of
-    a method head for one and the same density, every evaluated round of their chains is a point of its own.
-
-    Columns: `method` (see `labels.methods`), `requested_density`, `density` (realised, mean over seeds, of the
-    *prunable* weights: no biases, no normalisation), `sparsity` = 1 − density, `compression` = 1 / density, so
-    prunable / kept (infinite where nothing is kept), `n` (distinct seeds), `mean`, `std`, `low`, `high` (in the unit of
-    `value`; see `Interval`), `seeds` (a sorted tuple), and the means over seeds of `macs` (remaining / dense) and
-    `latency_ms`, NaN where they were not measured. Sorted by method, then from dense to sparse.
+    a method head for one and the same density, every evaluated round of their chains is a point of its own. Sorted by
+    method, then from dense to sparse.
 
     The same seed found twice counts once where all that was measured agrees (two sweeps that share a density), and
     raises `RecordsError` where it does not: averaging both would count one seed as two. It also raises for no
@@ -90,12 +46,32 @@ def summarise(frame: pd.DataFrame, value: str = "test_accuracy") -> pd.DataFrame
     if final.empty:
         raise RecordsError("no level in these rows is the last round of its chain; let the runs go on")
     _numbers(final, value)
+    groups = sorted(
+        final.groupby(["method", "requested_density"], sort=False),
+        key=lambda group: (natural(group[0][0]), -group[0][1]),
+    )
+    return pd.concat(
+        [_each_once(rows, "seed", f"method {name}, density {requested}") for (name, requested), rows in groups],
+        ignore_index=True,
+    )
 
+
+def summarise(frame: pd.DataFrame, value: str = "test_accuracy", interval: str = "t") -> pd.DataFrame:
+    """One row for every method and requested density of `points`: the mean of `value` over seeds, its 95 % interval.
+
+    `interval` is one of `intervals.INTERVALS`. Columns: `method`, `requested_density`, `density` (realised, mean over
+    seeds, of the *prunable* weights: no biases, no normalisation), `sparsity` = 1 − density, `compression` =
+    1 / density, so prunable / kept (infinite where nothing is kept), `n` (distinct seeds), `mean`, `std`, `low`, `high`
+    (in the unit of `value`; see `Interval`), `median`, `collapsed` (the share of seeds; see `curves.collapsed`; NaN
+    where that is not known), `seeds` (a sorted tuple), and the means over seeds of `macs` (remaining / dense),
+    `latency_ms` and `total_seconds`, NaN where they were not measured. Raises what `points` raises.
+    """
     summary = []
-    for (method, requested), rows in final.groupby(["method", "requested_density"], sort=False):
-        once = _each_once(rows, "seed", f"method {method}, density {requested}")
+    final = points(frame, value)
+    final = final.assign(collapsed=collapsed(final, frame, value))
+    for (method, requested), once in final.groupby(["method", "requested_density"], sort=False):
         density = float(once["density"].astype(float).mean())
-        interval = mean_interval(once[value].astype(float))
+        found = INTERVALS[interval](once[value].astype(float))
         summary.append(
             {
                 "method": method,
@@ -103,18 +79,20 @@ def summarise(frame: pd.DataFrame, value: str = "test_accuracy") -> pd.DataFrame
                 "density": density,
                 "sparsity": 1 - density,
                 "compression": 1 / density if density > 0 else math.inf,
-                **{name: getattr(interval, name) for name in ("n", "mean", "std", "low", "high")},
+                **{name: getattr(found, name) for name in ("n", "mean", "std", "low", "high")},
+                "median": float(once[value].astype(float).median()),
+                "collapsed": _mean(once, "collapsed"),
                 "seeds": tuple(sorted(int(seed) for seed in once["seed"])),
                 "macs": _mean(once, "macs") / _mean(once, "dense_macs"),
                 "latency_ms": _mean(once, "latency_ms"),
+                "total_seconds": _mean(once, "total_seconds"),
             }
         )
-    summary.sort(key=lambda row: (natural(row["method"]), -row["requested_density"]))
     return pd.DataFrame(summary)
 
 
-def dense(frame: pd.DataFrame, value: str = "test_accuracy") -> dict[str, Interval]:
-    """The dense networks' `value` (level 0): a 95 % t-interval for every set-up, by its label.
+def dense(frame: pd.DataFrame, value: str = "test_accuracy", interval: str = "t") -> dict[str, Interval]:
+    """The dense networks' `value` (level 0): a 95 % interval for every set-up, by its label.
 
     Usually that is one, {"dense": Interval}; a frame with several models, data sets or trainings has more (see
     `labels.baselines`), since their mean would be of nothing. The networks are told apart by their key ("dense"):
@@ -135,7 +113,7 @@ def dense(frame: pd.DataFrame, value: str = "test_accuracy") -> dict[str, Interv
         # Scorers write different rows about one network, so here only the value must agree.
         networks = _each_once(rows[["run", "level", "seed", "dense", value]], "dense", f"dense network of {setup}")
         networks = _each_once(networks, "seed", str(setup))
-        intervals[str(setup)] = mean_interval(networks[value].astype(float))
+        intervals[str(setup)] = INTERVALS[interval](networks[value].astype(float))
     return intervals
 
 

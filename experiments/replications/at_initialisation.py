@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 from experiments.data import Examples, Splits
 from experiments.evaluation import evaluate
+from experiments.intervals import Interval, mean_interval
 from experiments.learning_rate import step
 from experiments.models import mlp
 from experiments.seeding import generator, seeded
-from experiments.statistics import Interval, mean_interval
 from experiments.training import Recipe, accelerator, steps_per_epoch, train
 from pruning import Evidence, Masks, prunable, prune
 from pruning.evidence import Scorer

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from experiments.figures import COLOURS, MARKERS, STYLE
-from experiments.statistics import mean_interval
+from experiments.intervals import mean_interval
 
 TICKS = (1, 2, 5, 10, 20, 50, 100)
 

@@ -16,10 +16,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments.axes import percent
+from experiments.intervals import Interval
 from experiments.replications import composed, dots
 from experiments.replications.at_initialisation import ends, paired
 from experiments.replications.claims import Claim, Study, arguments, run
-from experiments.statistics import Interval
 
 ERROR = "test_error_(%)"
 DENSITIES = (0.05, 0.02)

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from experiments.axes import TIMES, percent, ratio
 from experiments.figures import accuracy, describe, save
-from experiments.statistics import Interval
+from experiments.intervals import Interval
 
 DENSITIES = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
 DENSE = {"dense": Interval(0.97, 0.96, 0.98, 0.004, 3)}

@@ -3,52 +3,18 @@
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import integrate
 from scipy import stats as scipy_stats
 
-from experiments.statistics import Interval, dense, mean_interval, natural, summarise
+from experiments.intervals import Interval, mean_interval
+from experiments.statistics import dense, natural, summarise
 from pruning.errors import RecordsError
+from tests.experiments.rows import frame, row, start
 
 T_2 = 4.302652729749464  # 97.5 % of Student's t with 2 degrees of freedom: printed in every table as 4.303
-
-
-def row(scorer="magnitude", seed=0, level=1, requested=0.1, accuracy=0.9, **more) -> dict:
-    """A final level of one run, of 1,000 prunable weights."""
-    config = more.pop("config", {})
-    kept = more.pop("kept", round(1000 * requested))
-    return {
-        "format": 1,
-        "run": f"{scorer}-{seed}",
-        "scorer": scorer,
-        "model": "lenet",
-        "data": "digits",
-        "seed": seed,
-        "level": level,
-        "round": 1,
-        "rounds": 1,
-        "requested_density": requested,
-        "density": kept / 1000,
-        "prunable": 1000,
-        "kept": kept,
-        "test_accuracy": accuracy,
-        "dense": f"network-{seed}",
-        "seconds": 1.0,
-        "config": {"seed": seed, "density": [requested], **config},
-        **more,
-    }
-
-
-def start(scorer="magnitude", seed=0, accuracy=0.97, **more) -> dict:
-    """Level 0: the dense network of a run."""
-    return row(scorer, seed, 0, 1.0, accuracy, **more)
-
-
-def frame(*rows: dict) -> pd.DataFrame:
-    return pd.DataFrame(list(rows))
 
 
 # Intervals
@@ -131,7 +97,7 @@ def test_a_summary_by_hand():
 
     assert list(found.columns) == [
         *("method", "requested_density", "density", "sparsity", "compression"),
-        *("n", "mean", "std", "low", "high", "seeds", "macs", "latency_ms"),
+        *("n", "mean", "std", "low", "high", "median", "collapsed", "seeds", "macs", "latency_ms", "total_seconds"),
     ]
     assert found["latency_ms"].isna().all()
     assert found["method"].tolist() == ["magnitude", "magnitude", "snip"]

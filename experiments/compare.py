@@ -1,0 +1,249 @@
+"""python -m experiments.compare FOLDER --baseline magnitude: is one method better than another, and how sure is that?
+
+    python -m experiments.compare runs/scorers --baseline magnitude
+    python -m experiments.compare runs/scorers --baseline magnitude --test wilcoxon --within 0.5
+    python -m experiments.compare runs/scorers --baseline magnitude --format latex > table.tex
+
+Differences are paired: the same seed, the same dense network, the same density. Runs that do not share them are not
+compared but refused. Below the table it is said in words what is significant and what is not.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from experiments import figures, records
+from experiments.comparison import TESTS, differences, overall, resolved, setups, smallest_p
+from experiments.intervals import INTERVALS
+from experiments.statistics import summarise
+from pruning.errors import PruningError
+
+UNLIKE = 0.02
+"""Realised densities that differ by a larger share are told."""
+COLUMNS = ("density", "method", "n", "value", "difference", "p", "p Holm", "")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; 0 for success, 1 for what a user can mend, told in one line on standard error (2: argparse)."""
+    asked = _arguments(argv)
+    try:
+        found = setups(records.read(asked.folder))
+        for setup, frame in found.items():
+            title = f"{setup}: " if len(found) > 1 else ""
+            _print(frame, title, asked)
+    except PruningError as error:
+        return _fail(str(error))
+    except OSError as error:
+        return _fail(f"{error.filename or asked.folder}: {error.strerror or error}; give access, or copy the folder")
+    return 0
+
+
+def cells(differences: pd.DataFrame, summary: pd.DataFrame, value: str, baseline: str) -> list[list[str]]:
+    """The rows of the table, as text: from dense to sparse, the baseline first."""
+    _, scale = figures.describe(value)
+    digits = 2 if scale == 100 else 4
+    known = summary.set_index(["method", "requested_density"])
+    rows = []
+    order = differences.assign(first=differences["method"] != baseline)
+    for row in order.sort_values(["requested_density", "first"], ascending=[False, True], kind="stable").itertuples():
+        at = known.loc[(row.method, row.requested_density)]
+        half = scale * (at["high"] - at["low"]) / 2
+        plain = f"{scale * at['mean']:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
+        rows.append([f"{row.requested_density:.4g}", row.method, str(row.n), plain])
+        if row.method == baseline:
+            rows[-1] += ["", "", "", ""]
+            continue
+        rows[-1] += [_apart(row, scale, digits), _p(row.p), _p(row.p_holm), row.verdict]
+    return rows
+
+
+def _apart(row: Any, scale: float, digits: int) -> str:
+    """A difference with its sign: "-1.40 ± 1.74"."""
+    if math.isnan(row.mean):
+        return ""
+    half = scale * (row.high - row.low) / 2
+    return f"{scale * row.mean:+.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
+
+
+def words(differences: pd.DataFrame, overall: pd.DataFrame, baseline: str, test: str, alpha: float) -> list[str]:
+    """A sentence a method: whether its curve is higher or lower than the baseline's, at which densities, and what
+    cannot be said, and why not.
+    """
+    whole = overall.set_index("method")
+    sentences = []
+    for method, rows in differences.groupby("method", sort=False):
+        if method == baseline:
+            continue
+        parts = [_whole_words(whole.loc[method])]
+        for verdict in ("higher", "lower"):
+            at = rows[rows["verdict"] == verdict]
+            if len(at):
+                parts.append(f"significantly {verdict} at {_list(at)}")
+        unclear = rows[(rows["verdict"] == "") & rows["p"].notna()]
+        if len(unclear):
+            parts.append(f"no significant difference at {_list(unclear)}")
+        untold = rows[rows["p"].isna()]
+        if len(untold):
+            why = "one pair tells nothing of spread" if (untold["n"] == 1).all() else "no spread to test with"
+            parts.append(f"no test at {_list(untold)} ({why})")
+        sentence = f"{method} against {baseline}: {'; '.join(part for part in parts if part)}."
+        ratios = (rows["density"] / rows["density_base"]).to_numpy()
+        if (abs(ratios - 1) > UNLIKE).any():
+            far = rows.iloc[abs(ratios - 1).argmax()]
+            sentence += (
+                f" Densities asked for are equal, those got are not ({far['density']:.3g} against "
+                f"{far['density_base']:.3g} at {far['requested_density']:.4g}): the area is over those got."
+            )
+        least = smallest_p(int(rows["n"].max()), test) * len(rows)
+        if least >= alpha:
+            sentence += (
+                f" {rows['n'].max()} seeds and {len(rows)} densities cannot come below p = {min(1, least):g} here."
+            )
+        sentences.append(sentence)
+    return sentences
+
+
+def _whole_words(row: pd.Series) -> str:
+    if math.isnan(row["p"]):
+        return ""
+    corrected = f"p = {_p(row['p_holm'])}".replace("= <", "<")
+    if not row["verdict"]:
+        return f"over the whole curve no significant difference ({corrected})"
+    return f"over the whole curve significantly {row['verdict']} ({corrected})"
+
+
+def _print(frame: pd.DataFrame, title: str, asked: argparse.Namespace) -> None:
+    options = {"test": asked.test, "interval": asked.interval, "alpha": asked.alpha}
+    label, scale = figures.describe(asked.value)
+    found = differences(frame, asked.baseline, asked.value, **options)
+    whole = overall(frame, asked.baseline, asked.value, within=asked.within / scale, **options)
+    baseline = resolved(asked.baseline, list(found["method"].unique()))
+    rows = cells(found, summarise(frame, asked.value, asked.interval), asked.value, baseline)
+    names = [label if name == "value" else name for name in COLUMNS]
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    if asked.format != "text":
+        plain = _markdown(names, rows) if asked.format == "markdown" else _latex(names, rows)
+        console.print(Text(plain), soft_wrap=True)
+        return
+    test = "Student's paired t-test" if asked.test == "t" else "Wilcoxon's signed-rank test"
+    interval = "t-interval" if asked.interval == "t" else "bootstrap interval"
+    table = _table(names)
+    above = ""
+    for row in rows:
+        if row[0] != above:
+            table.add_section()
+        table.add_row(*(Text(cell) for cell in (row if row[0] != above else ["", *row[1:]])))
+        above = row[0]
+    console.print(table)
+    console.print(
+        f"{title}mean ± half of the 95 % {interval} over n seeds; differences to {baseline} at the same seed; {test}, "
+        "p corrected over the densities of a method",
+    )
+    console.print(_whole_table(whole, baseline, label, scale, asked.within))
+    high, low = (f"{end:.4g}" for end in reversed(whole["span"].iloc[0]))
+    console.print(
+        f"area: mean over log density from {high} to {low}, p corrected over methods; collapsed: lost 90 % of what the "
+        "dense network has above chance"
+    )
+    console.print()
+    for sentence in words(found, whole, baseline, asked.test, asked.alpha):
+        console.print(Text(sentence))
+
+
+def _whole_table(whole: pd.DataFrame, baseline: str, label: str, scale: float, within: float) -> Table:
+    table = _table(
+        ["method", "area", "difference", "p", "p Holm", "", f"sparsity within {within:g} of dense", "collapsed"]
+    )
+    for row in whole.itertuples():
+        area = "" if math.isnan(row.area) else f"{scale * row.area:.2f}"
+        apart = (
+            ["", "", "", ""]
+            if row.method == baseline
+            else [_apart(row, scale, 2), _p(row.p), _p(row.p_holm), row.verdict]
+        )
+        share = "" if math.isnan(row.collapsed) else f"{100 * row.collapsed:.0f} %"
+        table.add_row(*(Text(cell) for cell in (row.method, area, *apart, f"{100 * row.critical:.4g} %", share)))
+    return table
+
+
+def _table(names: Sequence[str]) -> Table:
+    table = Table(box=SIMPLE_HEAD)
+    for name in names:
+        left = name == "method"
+        table.add_column(Text(name), justify="left" if left else "right", overflow="fold", no_wrap=not left)
+    return table
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.compare",
+        description="Paired differences of all methods of a folder of runs to a baseline.",
+    )
+    parser.add_argument("folder", type=Path, help="the folder that holds the runs, at any depth")
+    parser.add_argument("--baseline", required=True, help="a method's label, or its scorer where that is enough")
+    parser.add_argument("--value", default="test_accuracy", help="the column to compare (default: %(default)s)")
+    parser.add_argument("--test", choices=TESTS, default="t", help="paired t-test, or Wilcoxon's signed ranks")
+    parser.add_argument("--interval", choices=tuple(INTERVALS), default="t", help="of means (default: %(default)s)")
+    parser.add_argument("--alpha", type=_level, default=0.05, help="level of significance (default: %(default)s)")
+    parser.add_argument("--within", type=float, default=1.0, help="points of dense, for the critical sparsity")
+    parser.add_argument("--format", choices=("text", "markdown", "latex"), default="text", help="latex: with booktabs")
+    return parser.parse_args(argv)
+
+
+def _level(text: str) -> float:
+    level = float(text)
+    if not 0 < level < 1:
+        raise argparse.ArgumentTypeError(f"{text}: a level of significance lies between 0 and 1")
+    return level
+
+
+def _list(rows: pd.DataFrame) -> str:
+    return "density " + ", ".join(f"{density:.4g}" for density in sorted(rows["requested_density"], reverse=True))
+
+
+def _p(value: float) -> str:
+    if math.isnan(value):
+        return "-"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _markdown(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    sides = [":--" if name == "method" else "--:" for name in names]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in (names, sides, *rows)
+    )
+
+
+def _latex(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    marks = {
+        "\\": r"\textbackslash{}",
+        "±": r"$\pm$",
+        "<": "$<$",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+    }
+    marks |= {sign: "\\" + sign for sign in "%&_#${}"}
+    lines = [
+        " & ".join("".join(marks.get(sign, sign) for sign in cell) for cell in row) + r" \\" for row in (names, *rows)
+    ]
+    sides = "".join("l" if name == "method" else "r" for name in names)
+    body = [rf"\begin{{tabular}}{{{sides}}}", r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"]
+    return "\n".join([*body, r"\end{tabular}"])
+
+
+def _fail(message: str) -> int:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,188 @@
+"""Paired differences of methods to a baseline: the same seed, the same dense network, and how sure they are."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from experiments import curves
+from experiments.intervals import INTERVALS
+from experiments.labels import baselines
+from experiments.records import require
+from experiments.statistics import points
+from pruning.errors import RecordsError
+
+TESTS = ("t", "wilcoxon")
+
+
+def setups(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The rows of every set-up (model, data, training of the dense networks), by `labels.baselines`: only within one
+    of them may methods be compared.
+    """
+    return {str(name): rows for name, rows in frame.groupby(baselines(frame))}
+
+
+def differences(
+    frame: pd.DataFrame,
+    baseline: str,
+    value: str = "test_accuracy",
+    *,
+    test: str = "t",
+    interval: str = "t",
+    alpha: float = 0.05,
+) -> pd.DataFrame:
+    """Every method minus `baseline`, at each density that both have: pairs of runs with one seed and one dense network.
+
+    `frame` holds one set-up (see `setups`); `baseline` is a method's label, or the beginning of one alone ("taylor" for
+    "taylor (form=abs)"). The baseline itself is among the rows, with differences of zero.
+
+    Columns: `method`, `requested_density`, `density` and `density_base` (realised, of both), `n` (pairs), `mean`,
+    `std`, `low`, `high` of the differences in the unit of `value` (95 %, by `interval`), `p` of the two-sided test that
+    they are zero ("t": Student's paired test; "wilcoxon": the signed-rank test, exact for few pairs), `p_holm` = p
+    corrected for the densities of that method (Holm 1979), and `verdict`: "higher" or "lower" where p_holm < `alpha`,
+    else "".
+
+    p is NaN, and no verdict given, for one pair alone, and for differences that are equal and not zero at every seed:
+    without spread Student's test would be sure of anything.
+
+    Raises `RecordsError` where there is no such baseline, a method shares no seed or no density with it, or a pair did
+    not start from the same dense network.
+    """
+    if test not in TESTS:
+        raise ValueError(f"test={test}: choose {' or '.join(TESTS)}")
+    final = points(frame, value)
+    require(final, ["dense"])
+    name = resolved(baseline, list(final["method"].unique()))
+    base = final[final["method"] == name]
+    rows = []
+    for method, curve in final.groupby("method", sort=False):
+        pairs = curve.merge(base, on=["requested_density", "seed"], suffixes=("", "_base"))
+        if pairs.empty:
+            raise RecordsError(
+                f"{method}: shares no seed at any density with {name}: run both with the same seed= and density="
+            )
+        _check_dense(pairs, str(method), name)
+        found = [
+            {"method": method, "requested_density": float(requested)}
+            | {name: float(at[name].mean()) for name in ("density", "density_base")}
+            | _difference((at[value] - at[f"{value}_base"]).to_numpy(dtype=float), test, interval)
+            for requested, at in pairs.groupby("requested_density", sort=False)
+        ]
+        rows += _judged(found, alpha)
+    return pd.DataFrame(rows)
+
+
+def overall(
+    frame: pd.DataFrame,
+    baseline: str,
+    value: str = "test_accuracy",
+    *,
+    test: str = "t",
+    interval: str = "t",
+    alpha: float = 0.05,
+    within: float = 0.01,
+) -> pd.DataFrame:
+    """Every method's whole curve against that of `baseline`: one test a method, where many densities give many.
+
+    Columns: `method`, `area` (mean over seeds; see `curves.area`), its `span` (the densities that all curves of `frame`
+    reach), `n`, `mean`, `std`, `low`, `high`, `p` of the paired differences in area as in `differences`, `p_holm`
+    corrected for the methods, `verdict`; `critical` (the sparsity until which the mean over seeds stays `within` of
+    dense, in the unit of `value`; see `curves.critical_sparsity`) and `collapsed` (share of runs). Where the curves
+    have no two densities in common, the area and what follows from it is NaN.
+    """
+    final = points(frame, value)
+    name = resolved(baseline, list(final["method"].unique()))
+    final = final.assign(
+        loss=curves.own_dense(final, frame, value) - final[value].astype(float),
+        collapsed=curves.collapsed(final, frame, value),
+    )
+    span = curves.common_span(final)
+    areas = {
+        str(method): pd.Series(
+            {seed: curves.area(one["density"], one[value], *span) for seed, one in of.groupby("seed")}, dtype=float
+        )
+        for method, of in final.groupby("method", sort=False)
+    }
+    rows = []
+    for method, of in final.groupby("method", sort=False):
+        apart = (areas[str(method)] - areas[name]).dropna().to_numpy()
+        nothing = dict.fromkeys(("mean", "std", "low", "high", "p"), math.nan) | {"n": 0}
+        mean = of.groupby("requested_density")[["density", "loss"]].mean()
+        rows.append(
+            {"method": str(method), "area": float(areas[str(method)].mean()), "span": span}
+            | (_difference(apart, test, interval) if len(apart) else nothing)
+            | {"critical": curves.critical_sparsity(list(1 - mean["density"]), list(mean["loss"]), within)}
+            | {"collapsed": float(of["collapsed"].mean())}
+        )
+    return pd.DataFrame(_judged(rows, alpha, among=[row["method"] != name for row in rows]))
+
+
+def resolved(baseline: str, methods: Sequence[str]) -> str:
+    """The one label among `methods` that `baseline` names: it whole, or the scorer that it begins with."""
+    if baseline in methods:
+        return baseline
+    found = [method for method in methods if method.split(" (")[0] == baseline]
+    if len(found) == 1:
+        return found[0]
+    several = f"{baseline} may be any of {'; '.join(found)}" if found else f"no method is called {baseline}"
+    raise RecordsError(f"{several}: choose a whole name among: {'; '.join(methods)}")
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values corrected so that the chance of *any* false alarm among them stays below the level. NaN stays NaN.
+
+    The k-th smallest of m is multiplied by m − k + 1, and none may be below one before it. Holm 1979, "A simple
+    sequentially rejective multiple test procedure".
+    """
+    p = np.asarray(p_values, dtype=float)
+    known = np.flatnonzero(~np.isnan(p))
+    order = known[np.argsort(p[known], kind="stable")]
+    corrected = np.full(p.shape, math.nan)
+    corrected[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
+    return [float(one) for one in corrected]
+
+
+def smallest_p(n: int, test: str) -> float:
+    """The smallest p-value that `n` pairs can reach: 2 / 2ⁿ for signed ranks, 0 for Student's test."""
+    return 2.0 ** (1 - n) if test == "wilcoxon" else 0.0
+
+
+def _judged(rows: list[dict[str, Any]], alpha: float, among: Sequence[bool] | None = None) -> list[dict[str, Any]]:
+    """The rows with p corrected for as many tests as they are (those `among` them that count), and a verdict."""
+    counted = among or [True] * len(rows)
+    corrected = holm([row["p"] if counts else math.nan for row, counts in zip(rows, counted, strict=True)])
+    judged = []
+    for row, p, counts in zip(rows, corrected, counted, strict=True):
+        verdict = ("higher" if row["mean"] > 0 else "lower") if p < alpha else ""
+        judged.append(row | {"p_holm": p if counts else row["p"], "verdict": verdict})
+    return judged
+
+
+def _difference(found: np.ndarray, test: str, interval: str) -> dict[str, float]:
+    # Differences of decimal fractions differ in their last bits where those of the fractions do not.
+    found = np.round(found, 12)
+    measured = INTERVALS[interval](list(found))
+    if len(found) == 1:
+        p = math.nan
+    elif not found.any():
+        p = 1.0
+    elif test == "wilcoxon":
+        p = float(stats.wilcoxon(found).pvalue)
+    else:
+        p = float(stats.ttest_1samp(found, 0.0).pvalue) if np.ptp(found) > 0 else math.nan
+    return {name: getattr(measured, name) for name in ("n", "mean", "std", "low", "high")} | {"p": p}
+
+
+def _check_dense(pairs: pd.DataFrame, method: str, baseline: str) -> None:
+    """Another dense network, or other data, and the difference would be of both."""
+    for name, what in (("dense", "dense network"), ("data", "data set"), ("model", "model")):
+        other = pairs[pairs[name] != pairs[f"{name}_base"]]
+        if not other.empty:
+            row = other.iloc[0]
+            raise RecordsError(
+                f"runs {row['run']} and {row['run_base']} have the same seed ({row['seed']}) but not the same {what}: "
+                f"{method} and {baseline} cannot be compared; run both with the same settings and the same store="
+            )

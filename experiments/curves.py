@@ -1,0 +1,75 @@
+"""One number for a curve of accuracies over densities: its area, the sparsity it bears, the runs that collapsed."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import integrate
+
+LOST = 0.9
+"""A run collapsed where this share of what the dense network has above chance is gone."""
+
+
+def collapsed(points: pd.DataFrame, frame: pd.DataFrame, value: str = "test_accuracy") -> pd.Series:
+    """Whether each of the `points` collapsed: 1 or 0, NaN where chance or the dense network's accuracy is not known.
+
+    Collapsed is an accuracy below chance + 0.1 · (dense − chance), where dense is that of the same run's dense network
+    (level 0 of `frame`) and chance is 1 / classes, of the data's configuration.
+    """
+    if not value.endswith("accuracy"):
+        return pd.Series(math.nan, index=points.index)
+    chance = points["config"].map(_chance)
+    dense = own_dense(points, frame, value)
+    limit = chance + (1 - LOST) * (dense - chance)
+    return (points[value].astype(float) < limit).where(limit.notna()).astype(float)
+
+
+def own_dense(points: pd.DataFrame, frame: pd.DataFrame, value: str = "test_accuracy") -> pd.Series:
+    """The `value` of the dense network that each of the `points` started from; NaN where `frame` lacks it."""
+    if "dense" not in frame:
+        return pd.Series(math.nan, index=points.index)
+    start = frame[frame["level"] == 0].drop_duplicates("dense").set_index("dense")[value]
+    return points["dense"].map(start).astype(float)
+
+
+def area(densities: Sequence[float], values: Sequence[float], low: float, high: float) -> float:
+    """The mean of a curve over the logarithm of density, between the densities `low` < `high`, in the unit of `values`.
+
+    The area under the curve of `values` over log density by the trapezoid rule, divided by log(high / low); between its
+    points the curve is straight in log density. NaN where the curve does not reach over the whole of [low, high].
+    """
+    order = np.argsort(densities)
+    at, of = np.asarray(densities, dtype=float)[order], np.asarray(values, dtype=float)[order]
+    if not 0 < low < high or at[0] > low or at[-1] < high:
+        return math.nan
+    ends = np.log([low, high])
+    x, y = np.log(at[at > 0]), of[at > 0]
+    inside = (x > ends[0]) & (x < ends[1])
+    grid = np.concatenate([ends[:1], x[inside], ends[1:]])
+    return float(integrate.trapezoid(np.interp(grid, x, y), grid) / (ends[1] - ends[0]))
+
+
+def common_span(points: pd.DataFrame) -> tuple[float, float]:
+    """The densities, realised, between which the curves of all methods and seeds in `points` reach."""
+    curves = points.groupby(["method", "seed"])["density"]
+    return float(curves.min().max()), float(curves.max().min())
+
+
+def critical_sparsity(sparsities: Sequence[float], losses: Sequence[float], within: float) -> float:
+    """The largest sparsity up to which a curve stays within `within` of dense; 0 where no point does.
+
+    `losses` are dense − value at each of the `sparsities`, in the unit of `within`. The first point from dense to
+    sparse that loses more ends it: a luckier one beyond does not count, and nothing is interpolated.
+    """
+    best = 0.0
+    for sparsity, loss in sorted(zip(sparsities, losses, strict=True)):
+        if not loss <= within:
+            break
+        best = float(sparsity)
+    return best
+
+
+def _chance(config: dict) -> float:
+    classes = config.get("data", {}).get("classes") if isinstance(config.get("data"), dict) else None
+    return 1 / classes if isinstance(classes, int) and classes > 0 else math.nan
