@@ -71,19 +71,22 @@ def cost(model: nn.Module, masks: Masks | None, inputs: Inputs) -> Cost:
     )
 
 
-def latency(model: nn.Module, inputs: Inputs, *, warmup: int = 3, repeats: int = 15) -> float:
+def latency(model: nn.Module, inputs: Inputs, *, warmup: int = 3, repeats: int = 15, seconds: float = 0.0) -> float:
     """Milliseconds of one forward pass in eval mode without gradients: the median of `repeats`, after `warmup` more.
+
+    With `seconds`, of as many more as it takes until they lasted so long: what a busy machine does to a small network
+    in a few milliseconds is not what it does to it in half a second.
 
     On as many threads as torch is set to (`torch.get_num_threads()`), which belongs to every number that is reported.
     """
     args, kwargs = arguments_for(model, inputs)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     modes = [(module, module.training) for module in model.modules()]
-    times = []
+    times: list[float] = []
     try:
         model.eval()
         with torch.inference_mode():
-            for _ in range(warmup + repeats):
+            while len(times) < warmup + repeats or sum(times[warmup:]) < seconds:
                 start = perf_counter()
                 model(*args, **kwargs)
                 if device.type == "cuda":

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import time
 from contextlib import suppress
 
 import pytest
@@ -199,6 +200,17 @@ def test_latency_is_of_a_pass_in_eval_mode_and_leaves_modes_alone():
     assert latency(model, images(4), warmup=2, repeats=5) > 0
     assert calls == [(False, False)] * 7
     assert model.training
+
+
+def test_latency_repeats_as_often_as_asked_and_as_long():
+    model, calls = nn.Linear(4, 3), []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    latency(model, images(4), warmup=2, repeats=5)
+    assert len(calls) == 7
+    began = time.perf_counter()
+    latency(model, images(4), warmup=2, repeats=5, seconds=0.05)
+    assert len(calls) > 14
+    assert time.perf_counter() - began >= 0.05
 
 
 def test_the_table_of_times_never_says_that_fewer_units_cost_more():
