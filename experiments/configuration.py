@@ -74,6 +74,7 @@ class Configuration:
     """Everything that a run depends on.
 
     `latency`: how many examples a forward pass has whose time every row tells; null: it is not measured.
+    `objective`: columns of a run's last row that a sweeper which searches is to optimise; see `conf/experiment/`.
     """
 
     data: dict[str, Any] = MISSING
@@ -93,6 +94,7 @@ class Configuration:
     dynamic: dict[str, Any] = field(default_factory=dict)
     controls: list[str] = field(default_factory=list)
     latency: int | None = None
+    objective: list[str] = field(default_factory=list)
     include: Any = None
     exclude: Any = None
     density: Any = 0.1

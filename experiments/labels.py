@@ -15,7 +15,7 @@ from pruning.errors import RecordsError
 BOOKKEEPING = frozenset(
     {
         *("seed", "density", "folder", "store", "threads", "device", "name", "tracker", "experiment", "progress"),
-        *("checkpoint", "controls", "latency"),
+        *("checkpoint", "controls", "latency", "objective"),
     }
 )
 """Top-level keys of a configuration that do not make another method: which repetition, which densities, where."""

@@ -10,8 +10,6 @@ import logging
 import os
 import re
 import sys
-import traceback
-import warnings
 from collections.abc import Callable
 from functools import lru_cache, partial
 from itertools import count
@@ -19,26 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import torch
 from hydra.core.config_store import ConfigStore
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments import records, stages
-from experiments.configuration import Configuration, arrives, checked, densities
+from experiments import jobs, records, stages
+from experiments.configuration import Configuration, arrives, densities
 from experiments.controls import check as check_controls
 from experiments.controls import controls
-from experiments.labels import BOOKKEEPING
+from experiments.jobs import JobError, jobs_failed, told
 from experiments.levels import Level, evaluate
 from experiments.networks import Network
 from experiments.setting import Setting
-from experiments.store import Store, identity_key
-from experiments.targets import built, short_name
+from experiments.targets import built
 from experiments.tracking import Guarded
-from pruning.errors import ConfigurationError, DampingWarning, PruningError
+from pruning.errors import ConfigurationError, PruningError
 
 log = logging.getLogger("experiments")
 _CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -115,81 +109,9 @@ def _parts(setting: Setting) -> Callable[[float | None], tuple[float | None, ...
     return schedule
 
 
-def _job(config: DictConfig) -> None:
-    """One job of Hydra's. A user's mistake is told here, in the process where it happened.
-
-    A run then ends with code 1. A sweep ends so too, but goes through its other jobs first.
-    """
-    try:
-        _prepared(config)
-    except (PruningError, OSError) as error:
-        alone = not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN
-        if alone:
-            raise SystemExit(_told(_line(error))) from None
-        job = ",".join(HydraConfig.get().overrides.task)
-        _told(f"{job}: {_line(error)}")
-        raise PruningError("jobs of this sweep failed, as told above; mend and repeat it: all else is kept") from None
-
-
-def _prepared(config: DictConfig) -> None:
-    """Set threads and folder, then run."""
-    plain = checked(config)
-    jobs = _parallel_jobs()
-    torch.set_num_threads(_threads(jobs) if plain["threads"] == "auto" else int(plain["threads"]))
-    ignored = BOOKKEEPING - {"seed", "density", "controls"}
-    identity = {key: value for key, value in plain.items() if key not in ignored}
-    parts = (short_name(plain["scorer"]), short_name(plain["model"]), plain["data"]["name"], f"seed{plain['seed']}")
-    name = "-".join((*parts, identity_key(identity)[:8]))
-    folder = Path(plain["folder"]) / name
-    folder.mkdir(parents=True, exist_ok=True)
-    text = OmegaConf.to_yaml(OmegaConf.create(plain))
-    written = folder / "config.yaml"
-    if not written.exists() or written.read_text() != text:  # a finished run may lie where nobody can write any more
-        written.write_text(text)
-    logfile = logging.FileHandler(folder / "run.log")
-    logfile.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    log.addHandler(logfile)
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = partial(_warned, warnings.showwarning)
-            run(Setting(plain, Store(Path(plain["store"])), alone=jobs == 1), folder, name)
-    except (PruningError, OSError):
-        raise
-    except Exception as error:  # mostly of somebody's own model or scorer: one line here, the rest in the log
-        logfile.stream.write(traceback.format_exc())
-        at = traceback.extract_tb(error.__traceback__)[-1]
-        raise PruningError(
-            f"{type(error).__name__}: {error}, in {at.filename}, line {at.lineno}; traceback: {folder / 'run.log'}"
-        ) from error
-    finally:
-        log.removeHandler(logfile)
-        logfile.close()
-
-
-def _warned(others: Callable[..., None], message: Warning | str, category: type[Warning], *where: Any) -> None:
-    """A line in the log for what the library reports; where in its code that was says nothing to a user."""
-    if issubclass(category, DampingWarning):
-        log.warning("%s", message)
-    else:
-        others(message, category, *where)
-
-
-def _parallel_jobs() -> int:
-    """How many jobs of this sweep run at once on this machine, by the launcher's own setting."""
-    if not HydraConfig.initialized():
-        return 1
-    jobs = HydraConfig.get().launcher.get("n_jobs", 1)
-    return _cores() if jobs in (None, -1) else max(1, int(jobs))
-
-
-def _threads(jobs: int) -> int:
-    """A job's share of the cores; OMP_NUM_THREADS, as a cluster or a test runner sets it, comes first."""
-    told = os.environ.get("OMP_NUM_THREADS", "")
-    return int(told) if told.isdigit() and int(told) > 0 else max(1, _cores() // jobs)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def job(config: DictConfig) -> float | tuple[float, ...] | None:
+    """One job of Hydra's."""
+    return jobs.job(run, config)
 
 
 def main() -> int:
@@ -197,31 +119,21 @@ def main() -> int:
     logging.raiseExceptions = False  # a closed terminal loses lines, never a result
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands its errors on; they are told in one line here
     try:
-        hydra.main(config_path=str(_CONF), config_name="config", version_base="1.3")(_job)()
+        hydra.main(config_path=str(_CONF), config_name="config", version_base="1.3")(job)()
+    except JobError as error:
+        return jobs_failed(error)
     except (PruningError, HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra's own are all three
         cause = f": {error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
         unknown = re.match(r"Could not override '(.+?)'", str(error))
         if unknown:
-            return _told(
+            return told(
                 f"{unknown[1]}: is no field of this configuration: `--cfg job` lists them all; in a sweep, an option "
                 f"that only the swept choices have is set by ++{unknown[1]}="
             )
-        return _told(f"{error}{cause}")
+        return told(f"{error}{cause}")
     except KeyboardInterrupt:
-        return _told("interrupted: what is finished is kept, repeat the command to go on")
+        return told("interrupted: what is finished is kept, repeat the command to go on")
     return 0
-
-
-def _line(error: Exception) -> str:
-    if isinstance(error, OSError):
-        where = error.filename or "the disk"
-        return f"{where}: {error.strerror or error}: make room or give access, or set folder= and store="
-    return str(error)
-
-
-def _told(message: str) -> int:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
-    return 1
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from experiments import run as app
 from experiments.configuration import checked, densities
 from experiments.identity import data_part
 from experiments.setting import Setting
+from experiments.state import states
 from experiments.store import Store
 from experiments.training import steps_per_epoch
 from pruning.errors import AllocationError, ArtefactError, ConfigurationError, MaskError
@@ -437,6 +438,19 @@ def test_a_job_that_fails_leaves_the_others_of_its_sweep(tmp_path):
     assert "Traceback" not in done.stderr
     levels = records.read(tmp_path / "runs").groupby("run")["level"].max()
     assert sorted(levels) == [0, 1]
+    found = {state.state: state for state in states(tmp_path / "runs")}
+    assert set(found) == {"failed", "done"}
+    told = done.stderr.splitlines()
+    assert told[-1].startswith(f"error: 1 of the runs in {tmp_path}/runs failed")
+    assert told[-2].strip() == found["failed"].command
+    words = shlex.split(found["failed"].command)
+    assert words[:3] == ["python", "-m", "experiments.run"]
+    assert "allocation.minimum=100000" in words
+    alone = subprocess.run(
+        [sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True, check=False
+    )  # the command repeats that run, and its failure
+    assert (alone.returncode, len(alone.stderr.splitlines())) == (1, 1)
+    assert found["failed"].reason in alone.stderr
 
 
 def test_fine_tuning_in_rounds_goes_on_in_the_order_of_the_data(tmp_path, monkeypatch):

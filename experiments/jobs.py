@@ -1,0 +1,175 @@
+"""One job of Hydra's: its threads, its folder, its log, what it hands a sweeper, and how a mistake is told.
+
+A launcher may run it in another process or on another machine; what it needs comes with its configuration.
+"""
+
+import logging
+import os
+import shlex
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.configuration import checked
+from experiments.labels import BOOKKEEPING
+from experiments.setting import Setting
+from experiments.state import recorded, states
+from experiments.status import repetitions
+from experiments.store import Store, identity_key
+from experiments.targets import short_name
+from pruning.errors import ConfigurationError, DampingWarning, PruningError, RecordsError
+
+log = logging.getLogger("experiments")
+
+Rows = list[dict[str, Any]]
+
+
+class JobError(PruningError):
+    """A job of a sweep failed; its message is the folder of the sweep. The job itself told why."""
+
+
+def job(run: Callable[[Setting, Path, str], Rows], config: DictConfig) -> float | tuple[float, ...] | None:
+    """`run` in a folder of its own; the values that the configuration names as `objective`, for sweepers that search.
+
+    A user's mistake is told here, in the process where it happened. A run then ends with code 1; a sweep ends so too,
+    but goes through its other jobs first.
+    """
+    try:
+        plain = checked(config)
+        rows = _prepared(run, plain)
+        return objectives(rows, plain["objective"])
+    except (PruningError, OSError) as error:
+        alone = not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN
+        if alone:
+            raise SystemExit(told(line(error))) from None
+        told(f"{','.join(HydraConfig.get().overrides.task)}: {line(error)}")
+        raise JobError(str(config.folder)) from None
+
+
+def objectives(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> float | tuple[float, ...] | None:
+    """The values of the run's last row, controls aside, in the columns `names`; one alone as a number.
+
+    Raises `ConfigurationError` for a column that is no number there.
+    """
+    if not names:
+        return None
+    last = [row for row in rows if not row.get("control")][-1]
+    found = []
+    for name in names:
+        value = last.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            known = ", ".join(key for key, other in last.items() if isinstance(other, int | float))
+            raise ConfigurationError(f"objective={name}: is {value!r} in the last row; choose among {known}")
+        found.append(float(value))
+    return found[0] if len(found) == 1 else tuple(found)
+
+
+def jobs_failed(error: JobError) -> int:
+    """The end of a sweep of which some jobs failed: which, why, and what repeats them. The exit code."""
+    folder = Path(str(error))
+    failed = [state for state in states(folder) if state.state in ("failed", "cut")] if folder.is_dir() else []
+    for text in repetitions(failed):
+        print(text, file=sys.stderr)
+    which = f"{len(failed)} of the runs in {folder}" if failed else "jobs of this sweep"
+    return told(f"{which} failed, as told above; mend and repeat them, or the whole sweep: what is done is kept")
+
+
+def line(error: Exception) -> str:
+    """An error in a line, with what mends it."""
+    if isinstance(error, OSError):
+        where = error.filename or "the disk"
+        return f"{where}: {error.strerror or error}: make room or give access, or set folder= and store="
+    return str(error)
+
+
+def told(message: str) -> int:
+    """`message` as a line on standard error; exit code 1."""
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return 1
+
+
+def _prepared(run: Callable[[Setting, Path, str], Rows], plain: dict[str, Any]) -> Rows:
+    """Set threads and folder, then run."""
+    at_once = _parallel_jobs()
+    torch.set_num_threads(_threads(at_once) if plain["threads"] == "auto" else int(plain["threads"]))
+    ignored = BOOKKEEPING - {"seed", "density", "controls"}
+    identity = {key: value for key, value in plain.items() if key not in ignored}
+    parts = (short_name(plain["scorer"]), short_name(plain["model"]), plain["data"]["name"], f"seed{plain['seed']}")
+    name = "-".join((*parts, identity_key(identity)[:8]))
+    folder = Path(plain["folder"]) / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with recorded(folder, _command()):
+        text = OmegaConf.to_yaml(OmegaConf.create(plain))
+        written = folder / "config.yaml"
+        if not written.exists() or written.read_text() != text:  # a finished run may lie where nobody can write
+            written.write_text(text)
+        logfile = logging.FileHandler(folder / "run.log")
+        logfile.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        log.addHandler(logfile)
+        try:
+            with warnings.catch_warnings():
+                warnings.showwarning = partial(_warned, warnings.showwarning)
+                return run(Setting(plain, Store(Path(plain["store"])), alone=at_once == 1), folder, name)
+        except OSError as error:
+            raise RecordsError(line(error)) from error
+        except PruningError:
+            raise
+        except Exception as error:  # mostly of somebody's own model or scorer: one line here, the rest in the log
+            logfile.stream.write(traceback.format_exc())
+            at = traceback.extract_tb(error.__traceback__)[-1]
+            raise PruningError(
+                f"{type(error).__name__}: {error}, in {at.filename}, line {at.lineno}; traceback: {folder / 'run.log'}"
+            ) from error
+        finally:
+            log.removeHandler(logfile)
+            logfile.close()
+
+
+def _warned(others: Callable[..., None], message: Warning | str, category: type[Warning], *where: Any) -> None:
+    """A line in the log for what the library reports; where in its code that was says nothing to a user."""
+    if issubclass(category, DampingWarning):
+        log.warning("%s", message)
+    else:
+        others(message, category, *where)
+
+
+def _command() -> str:
+    """What repeats this job alone."""
+    words = ["python", "-m", "experiments.run"]
+    if HydraConfig.initialized():
+        settings = HydraConfig.get()
+        places = [source.path for source in settings.runtime.config_sources if source.provider == "command-line"]
+        words = [*words, *(f"--config-dir={place}" for place in places), *settings.overrides.task]
+    return shlex.join(words)
+
+
+def _parallel_jobs() -> int:
+    """How many jobs of this sweep run at once on this machine, by the launcher's own setting."""
+    if not HydraConfig.initialized():
+        return 1
+    jobs = HydraConfig.get().launcher.get("n_jobs", 1)
+    return _cores() if jobs in (None, -1) else max(1, int(jobs))
+
+
+def _threads(jobs: int) -> int:
+    """A job's share of the cores. OMP_NUM_THREADS, as a cluster, Ray or a test runner sets it, comes first."""
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    if told.isdigit() and int(told) > 0:
+        return int(told)
+    launcher = HydraConfig.get().launcher if HydraConfig.initialized() else {}
+    if "cpus_per_task" in launcher:  # submitit: on SLURM a job sees its cores alone, on one machine it sees all
+        return int(launcher.cpus_per_task or os.environ.get("SLURM_CPUS_PER_TASK", "1"))
+    return max(1, _cores() // jobs)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,143 @@
+"""States of runs: what happened, seen from outside, also where the process was killed."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments.state import FILE, LOCK, recorded, states
+from experiments.status import main
+from pruning.errors import PruningError
+from tests.experiments.running import ROOT
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from experiments.state import recorded
+with recorded(Path(sys.argv[1]), "python -m experiments.run seed=3"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def made(folder: Path, name: str) -> Path:
+    (folder / name).mkdir(parents=True)
+    return folder / name
+
+
+def held(folder: Path) -> subprocess.Popen:
+    """A process that is at the run of `folder`."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_done_failed_running_and_cut(tmp_path, capsys):
+    with recorded(made(tmp_path, "a"), "python -m experiments.run seed=1"):
+        (tmp_path / "a" / "rows.jsonl").write_text("{}\n{}\n")
+        assert json.loads((tmp_path / "a" / FILE).read_text())["state"] == "running"
+    with pytest.raises(PruningError), recorded(made(tmp_path, "b"), "python -m experiments.run 'density=[0.5]'"):
+        raise PruningError("weights: too\nmany")
+    process = held(made(tmp_path, "deep/c"))
+    try:
+        found = {state.run: state for state in states(tmp_path)}
+        assert {name: state.state for name, state in found.items()} == {"a": "done", "b": "failed", "c": "running"}
+        assert found["c"].process == process.pid
+    finally:
+        process.kill()
+        process.wait()
+    found = {state.run: state for state in states(tmp_path)}
+    assert found["c"].state == "cut"
+    assert (found["b"].reason, found["a"].rows, found["b"].rows) == ("weights: too many", 2, 0)
+    assert found["a"].ended >= found["a"].began
+    assert found["c"].ended is None
+
+    assert main([str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "1 done, 1 cut, 1 failed" in text
+    assert "b: weights: too many\n    python -m experiments.run 'density=[0.5]'\n" in text
+    assert "c: its process ended without a word\n    python -m experiments.run seed=3\n" in text
+    assert main([str(tmp_path), "--commands"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "python -m experiments.run 'density=[0.5]'",
+        "python -m experiments.run seed=3",
+    ]
+
+
+def test_an_interrupted_run_is_cut(tmp_path):
+    with pytest.raises(KeyboardInterrupt), recorded(tmp_path, "again"):
+        raise KeyboardInterrupt
+    assert [state.state for state in states(tmp_path)] == ["cut"]
+
+
+def test_a_repetition_forgets_the_failure(tmp_path):
+    with pytest.raises(ValueError, match="x"), recorded(tmp_path, "again"):
+        raise ValueError("x")
+    with recorded(tmp_path, "again"):
+        pass
+    (state,) = states(tmp_path)
+    assert (state.state, state.reason) == ("done", None)
+
+
+def test_another_process_at_the_same_run_is_waited_for(tmp_path, caplog):
+    caplog.set_level("INFO", logger="experiments")
+    process = held(tmp_path)
+    threading.Timer(0.5, process.kill).start()
+    began = time.monotonic()
+    with recorded(tmp_path, "mine"):
+        assert time.monotonic() - began > 0.3
+        assert states(tmp_path)[0].state == "running"
+    process.wait()
+    assert "waiting for another process" in caplog.text
+
+
+def test_looking_does_not_disturb(tmp_path):
+    with recorded(tmp_path, "mine"):
+        before = sorted(path.name for path in tmp_path.iterdir())
+        states(tmp_path)
+        states(tmp_path)
+        assert sorted(path.name for path in tmp_path.iterdir()) == before
+        assert states(tmp_path)[0].state == "running"
+
+
+def test_where_nothing_can_be_written_nothing_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with recorded(tmp_path, "mine"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_does_not_hide_why_a_run_failed(tmp_path, monkeypatch, caplog):
+    def full(self, *_):
+        raise OSError(28, "No space left on device")
+
+    def run():
+        with recorded(tmp_path, "mine"):
+            monkeypatch.setattr(Path, "write_text", full)
+            raise PruningError("the reason")
+
+    with pytest.raises(PruningError, match="the reason"):
+        run()
+    assert "No space left" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"run": "a"}', '{"run": "a", "state": "running", "more": 1}'])
+def test_a_damaged_state_is_named(tmp_path, capsys, text):
+    (tmp_path / FILE).write_text(text)
+    assert main([str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path / FILE}: is no state of a run")
+    assert error.count("\n") == 1
+
+
+def test_mistakes_are_one_line(tmp_path, capsys):
+    assert main([str(tmp_path / "missing")]) == 1
+    assert "there is no such folder" in capsys.readouterr().err
+    assert main([str(tmp_path)]) == 1
+    assert "holds no run" in capsys.readouterr().err
+    assert not (tmp_path / LOCK).exists()
