@@ -23,7 +23,7 @@ from rich.text import Text
 
 from experiments import figures, records
 from experiments.comparison import TESTS, differences, overall, resolved, setups, smallest_p
-from experiments.intervals import INTERVALS
+from experiments.intervals import INTERVALS, NAMES
 from experiments.statistics import summarise
 from pruning.errors import PruningError
 
@@ -135,7 +135,6 @@ def _print(frame: pd.DataFrame, title: str, asked: argparse.Namespace) -> None:
         console.print(Text(plain), soft_wrap=True)
         return
     test = "Student's paired t-test" if asked.test == "t" else "Wilcoxon's signed-rank test"
-    interval = "t-interval" if asked.interval == "t" else "bootstrap interval"
     table = _table(names)
     above = ""
     for row in rows:
@@ -145,8 +144,8 @@ def _print(frame: pd.DataFrame, title: str, asked: argparse.Namespace) -> None:
         above = row[0]
     console.print(table)
     console.print(
-        f"{title}mean ± half of the 95 % {interval} over n seeds; differences to {baseline} at the same seed; {test}, "
-        "p corrected over the densities of a method",
+        f"{title}mean ± half of the 95 % {NAMES[asked.interval]} over n seeds; differences to {baseline} at the same "
+        f"seed; {test}, p corrected over the densities of a method",
     )
     console.print(_whole_table(whole, baseline, label, scale, asked.within))
     high, low = (f"{end:.4g}" for end in reversed(whole["span"].iloc[0]))

@@ -65,7 +65,9 @@ def bootstrap_interval(values: Sequence[float], confidence: float = 0.95) -> Int
 
 
 INTERVALS: Mapping[str, Callable[[Sequence[float]], Interval]] = {"t": mean_interval, "bootstrap": bootstrap_interval}
-"""The intervals by the names that figures and commands use."""
+"""The intervals by the names that commands use."""
+NAMES = {"t": "t-interval", "bootstrap": "bootstrap interval"}
+"""What figures and tables call them."""
 
 
 def _sample(values: Sequence[float], confidence: float) -> np.ndarray:

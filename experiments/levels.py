@@ -87,6 +87,7 @@ def evaluate(setting: Setting, network: Network, level: Level, dense_network: Ne
         **row,
         "epochs": history["epochs"],
         "total_epochs": history["total_epochs"],
+        "losses": [epoch["loss"] for epoch in history["history"]],
         "seconds": history["seconds"],
         "total_seconds": history["total_seconds"],
         "threads": history["threads"],

@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments import figures, records, statistics
-from experiments.axes import TIMES, percent, ratio
+from experiments.figures.axes import TIMES, percent, ratio
 from experiments.intervals import Interval
 from pruning.errors import PruningError
 

@@ -64,7 +64,7 @@ def summarise(frame: pd.DataFrame, value: str = "test_accuracy", interval: str =
     1 / density, so prunable / kept (infinite where nothing is kept), `n` (distinct seeds), `mean`, `std`, `low`, `high`
     (in the unit of `value`; see `Interval`), `median`, `collapsed` (the share of seeds; see `curves.collapsed`; NaN
     where that is not known), `seeds` (a sorted tuple), and the means over seeds of `macs` (remaining / dense),
-    `latency_ms` and `total_seconds`, NaN where they were not measured. Raises what `points` raises.
+    `latency_ms` and `total_epochs`, NaN where they were not measured. Raises what `points` raises.
     """
     summary = []
     final = points(frame, value)
@@ -85,7 +85,7 @@ def summarise(frame: pd.DataFrame, value: str = "test_accuracy", interval: str =
                 "seeds": tuple(sorted(int(seed) for seed in once["seed"])),
                 "macs": _mean(once, "macs") / _mean(once, "dense_macs"),
                 "latency_ms": _mean(once, "latency_ms"),
-                "total_seconds": _mean(once, "total_seconds"),
+                "total_epochs": _mean(once, "total_epochs"),
             }
         )
     return pd.DataFrame(summary)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.axes import percent
+from experiments.figures.axes import percent
 from experiments.intervals import Interval
 from experiments.replications import composed, dots
 from experiments.replications.at_initialisation import ends, paired

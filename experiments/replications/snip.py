@@ -22,8 +22,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments import data
-from experiments.axes import percent
 from experiments.data import Splits
+from experiments.figures.axes import percent
 from experiments.intervals import mean_interval
 from experiments.replications import dots
 from experiments.replications.at_initialisation import batch, cross_entropy, ends, initial, paired, trained

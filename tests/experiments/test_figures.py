@@ -15,8 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 
-from experiments.axes import TIMES, percent, ratio
 from experiments.figures import accuracy, describe, save
+from experiments.figures.axes import TIMES, percent, ratio
 from experiments.intervals import Interval
 
 DENSITIES = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
@@ -37,6 +37,8 @@ def curve(method: str, means, *, half=0.01, n=3, densities=DENSITIES) -> list[di
             "std": half,
             "low": mean - half,
             "high": mean + half,
+            "median": mean,
+            "collapsed": 0.0,
             "seeds": tuple(range(n)),
         }
         for density, mean in zip(densities, means, strict=True)
@@ -251,6 +253,23 @@ def test_nothing_kept_is_said(summary):
     assert line(figure.axes[0], "random").get_xdata()[-1] == 100
     assert "without" not in figure.legends[0].get_title().get_text()
     accuracy(pd.DataFrame(curve("random", (0.1,), densities=(0.0,))), DENSE)  # no point at all, and no crash
+
+
+def test_where_some_runs_collapsed_their_median_is_shown_beside_the_mean(summary):
+    """Neither none nor all: then the mean is of two kinds of runs."""
+    summary.loc[summary.index[-3:], "collapsed"] = [1 / 3, 2 / 3, 1.0]
+    summary.loc[summary.index[-3:], "median"] = [0.8, 0.2, 0.1]
+    figure = accuracy(summary, DENSE, "compression")
+    hollow = [one for one in figure.axes[0].get_lines() if one.get_linestyle() == "None"]
+    assert [one.get_ydata().tolist() for one in hollow] == [[80.0, 20.0]]
+    assert [one.get_markerfacecolor() for one in hollow] == ["white"]
+    (legend,) = figure.legends
+    assert "hollow: the median" in legend.get_title().get_text()
+    assert len(legend.get_texts()) == 3
+    assert (
+        "hollow"
+        not in accuracy(summary.assign(collapsed=float("nan")), {}, "sparsity").legends[0].get_title().get_text()
+    )
 
 
 def test_a_label_is_text_whatever_is_in_it(summary, tmp_path):

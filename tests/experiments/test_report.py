@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from experiments import records, statistics
-from experiments.axes import TIMES
+from experiments.figures.axes import TIMES
 from experiments.report import draw, main, table
 
 ACCURACY = {0.5: 0.96, 0.1: 0.93, 0.01: 0.5}

@@ -97,7 +97,7 @@ def test_a_summary_by_hand():
 
     assert list(found.columns) == [
         *("method", "requested_density", "density", "sparsity", "compression"),
-        *("n", "mean", "std", "low", "high", "median", "collapsed", "seeds", "macs", "latency_ms", "total_seconds"),
+        *("n", "mean", "std", "low", "high", "median", "collapsed", "seeds", "macs", "latency_ms", "total_epochs"),
     ]
     assert found["latency_ms"].isna().all()
     assert found["method"].tolist() == ["magnitude", "magnitude", "snip"]

@@ -1,13 +1,11 @@
 """Accuracy against sparsity, as a paper could print it: every seed's mean and band, the dense network, nothing hidden.
 
-Figures are values: they are built from a summary without pyplot or any global state, and saved with their numbers.
 What one should show is what Blalock et al. 2020, "What is the state of neural network pruning?", recommend.
 """
 
 import math
 import textwrap
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -16,39 +14,13 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.axes import compression_axis, sparsity_axis
-from experiments.intervals import Interval
+from experiments.figures.axes import compression_axis, sparsity_axis
+from experiments.figures.style import COLOURS, DENSE_LINES, LEGEND_CHARACTERS, LINES, MARKERS, STYLE, WIDTH, describe
+from experiments.intervals import NAMES, Interval
 from pruning.errors import RecordsError
 
-X = Literal["compression", "sparsity", "macs", "latency"]
-AXES: tuple[X, ...] = ("compression", "sparsity", "macs", "latency")
-
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Okabe and Ito 2008, safe for the colour-blind; without its yellow (faint on white) and black (the dense network)."""
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-LINES = ("-", "--", "-.", ":")
-DENSE_LINES = ("--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))
-
-STYLE = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.labelsize": 9,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "legend.fontsize": 8,
-    "legend.title_fontsize": 8,
-    "lines.linewidth": 1.4,
-    "lines.markersize": 4.5,
-    "axes.grid": True,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "text.usetex": False,
-    "text.parse_math": False,  # a "$" in a label is a "$"
-    "pdf.fonttype": 42,  # TrueType: journals refuse Type 3
-}
-WIDTH = 6.5  # inches, the text width of most papers
-LEGEND_CHARACTERS = 104  # of the legend's font, over that width
+X = Literal["compression", "sparsity", "macs", "latency", "cost"]
+AXES: tuple[X, ...] = ("compression", "sparsity", "macs", "latency", "cost")
 
 
 def accuracy(
@@ -56,21 +28,25 @@ def accuracy(
     dense: Mapping[str, Interval],
     x: X = "compression",
     value: str = "test_accuracy",
+    interval: str = "t",
 ) -> Figure:
     """One line a method with a marker at every operating point, its band, and the dense network as a line of its own.
 
     `summary` and `dense` are what `statistics.summarise` and `statistics.dense` return for `value`. Points lie at the
     realised density. `x` is "compression" (prunable / kept, log axis, sparsity on the upper edge), "sparsity" (in
-    percent, linear), "macs" (what remains of them, in percent) or "latency" (milliseconds, where it was measured).
-    Accuracies are drawn in percent, other values in their own unit. A band is the t-interval of
-    `summary`; where n = 1 there is none. Where most points lie close to the dense network and others far off, a second
-    panel shows the neighbourhood of the dense line. A point with nothing kept has no compression ratio: it is left out
-    of that figure, and the legend says so.
+    percent, linear), "macs" (what remains of them, in percent), "latency" (milliseconds, where it was measured) or
+    "cost" (epochs of training in all, that of the dense network among them). Accuracies are drawn in percent, other
+    values in their own unit.
+
+    A band is the `interval` of `summary`, which the legend names; where n = 1 there is none. Where some but not all
+    runs of a point collapsed, a hollow marker shows their median, as a mean says little then. Where most points lie
+    close to the dense network and others far off, a second panel shows the neighbourhood of the dense line. A point
+    with nothing kept has no compression ratio: it is left out of that figure, and the legend says so.
     """
     if x not in AXES:
         raise ValueError(f"x is one of {', '.join(AXES)}, not {x!r}")
-    column = {"macs": "macs", "latency": "latency_ms"}.get(x)
-    if column is not None:
+    column, _ = _COLUMNS[x]
+    if x not in ("compression", "sparsity"):
         summary = summary[np.isfinite(summary[column])]
         if summary.empty:
             raise RecordsError(f"no row tells its {column}: run the sweep with latency=32, say, or choose another x")
@@ -83,8 +59,8 @@ def accuracy(
         figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
         axes = list(figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0])
         for panel, (low, high) in zip(axes, panels, strict=True):
-            for place, (name, interval) in enumerate(dense.items()):
-                _dense(panel, name, interval, DENSE_LINES[place % len(DENSE_LINES)], scale)
+            for place, (name, found) in enumerate(dense.items()):
+                _dense(panel, name, found, DENSE_LINES[place % len(DENSE_LINES)], scale)
             for place, (name, rows) in enumerate(curves):
                 _curve(panel, name, rows, place, x, scale=scale, alpha=min(0.15, 0.8 / len(curves)))
             panel.set_ylim(low, high)
@@ -96,31 +72,13 @@ def accuracy(
             sparsity_axis(axes, summary)
         else:
             axes[-1].set_xlabel(_COSTS[x])
-        _legend(figure, axes, bool(np.isinf(summary["compression"]).any()) and x == "compression")
+        notes = [f"Mean and 95 % {NAMES[interval]} over seeds"]
+        if x == "compression" and bool(np.isinf(summary["compression"]).any()):
+            notes.append("without points where nothing is kept")
+        if _divided(summary).any():
+            notes.append("hollow: the median, where some runs collapsed")
+        _legend(figure, axes, "; ".join(notes))
     return figure
-
-
-def save(figure: Figure, path: str | Path, table: pd.DataFrame) -> list[Path]:
-    """Write `path`.pdf, `path`.png and, of the numbers that are drawn, `path`.csv; return these paths.
-
-    The same figure and table give the same bytes on every run: no dates are written. Tuples (the seeds) become words
-    between spaces, so that a cell stays one cell. Raises `OSError` where nothing can be written.
-    """
-    path = Path(path)
-    pdf, png, csv = (path.with_name(f"{path.name}.{suffix}") for suffix in ("pdf", "png", "csv"))
-    with style.context(["default", STYLE]):
-        figure.savefig(pdf, format="pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
-        figure.savefig(png, format="png", dpi=200, metadata={"Software": None})
-    flat = table.map(lambda cell: " ".join(map(str, cell)) if isinstance(cell, tuple) else cell)
-    flat.to_csv(csv, index=False, lineterminator="\n", encoding="utf-8")
-    return [pdf, png, csv]
-
-
-def describe(value: str) -> tuple[str, float]:
-    """The axis label of a column, and what its values are multiplied by: ("Test accuracy (%)", 100.0)."""
-    words = value.replace("_", " ").strip()
-    label = words[:1].upper() + words[1:]
-    return (f"{label} (%)", 100.0) if words.endswith("accuracy") else (label, 1.0)
 
 
 # What is drawn
@@ -143,6 +101,17 @@ def _curve(panel: Axes, name: str, rows: pd.DataFrame, place: int, x: X, *, scal
         label=f"{name}, {_count(rows['n'])}",
         zorder=3,
     )
+    divided = _divided(rows).to_numpy()
+    if divided.any():
+        panel.plot(
+            at[divided],
+            scale * rows["median"].to_numpy(dtype=float)[divided],
+            color=colour,
+            linestyle="none",
+            marker=MARKERS[place % len(MARKERS)],
+            markerfacecolor="white",
+            zorder=3,
+        )
     panel.fill_between(at, low, high, color=colour, alpha=alpha, linewidth=0, zorder=2)
     # A band needs two neighbours; a point that stands alone shows its interval as a bar.
     known = np.isfinite(low)
@@ -173,18 +142,27 @@ def _count(counts: pd.Series | list[int]) -> str:
 
 
 def _x(rows: pd.DataFrame, x: X) -> np.ndarray:
-    column, scale = {
-        "compression": ("compression", 1),
-        "sparsity": ("sparsity", 100),
-        "macs": ("macs", 100),
-        "latency": ("latency_ms", 1),
-    }[x]
+    column, scale = _COLUMNS[x]
     return scale * rows[column].to_numpy(dtype=float)
 
 
+def _divided(rows: pd.DataFrame) -> pd.Series:
+    """Where some but not all runs collapsed."""
+    share = rows["collapsed"].fillna(0.0)
+    return (share > 0) & (share < 1)
+
+
+_COLUMNS = {
+    "compression": ("compression", 1),
+    "sparsity": ("sparsity", 100),
+    "macs": ("macs", 100),
+    "latency": ("latency_ms", 1),
+    "cost": ("total_epochs", 1),
+}
 _COSTS = {
     "macs": "Remaining multiply-accumulates (%)",
     "latency": "Milliseconds a forward pass of one batch",
+    "cost": "Epochs of training in all",
 }
 
 
@@ -219,14 +197,13 @@ def _near(summary: pd.DataFrame, dense: Mapping[str, Interval], scale: float) ->
     return float(low - margin), float(high + margin)
 
 
-def _legend(figure: Figure, axes: list[Axes], infinite: bool) -> None:
+def _legend(figure: Figure, axes: list[Axes], title: str) -> None:
     """Below the axes, in as many columns as the longest label leaves room for; the figure grows, the axes stay."""
-    lines = axes[0].get_lines()
+    lines = [line for line in axes[0].get_lines() if line.get_linestyle() != "None"]
     labels = ["\n".join(textwrap.wrap(str(line.get_label()), LEGEND_CHARACTERS - 8)) for line in lines]
     longest = max(len(part) for label in labels for part in label.split("\n"))
     columns = max(1, min(len(labels), LEGEND_CHARACTERS // (longest + 8)))
     columns = math.ceil(len(labels) / math.ceil(len(labels) / columns))  # as full as each other
-    title = "Mean and 95 % t-interval over seeds" + ("; without points where nothing is kept" if infinite else "")
     names = [str(place) for place in range(len(lines))]
     legend = figure.legend(lines, names, loc="outside lower center", ncols=columns, title=title, frameon=False)
     for text, label in zip(legend.get_texts(), labels, strict=True):
