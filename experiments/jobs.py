@@ -5,6 +5,8 @@ A launcher may run it in another process or on another machine; what it needs co
 
 import logging
 import os
+import platform
+import re
 import shlex
 import sys
 import traceback
@@ -107,7 +109,7 @@ def _prepared(run: Callable[[Setting, Path, str], Rows], plain: dict[str, Any]) 
     name = "-".join((*parts, identity_key(identity)[:8]))
     folder = Path(plain["folder"]) / name
     folder.mkdir(parents=True, exist_ok=True)
-    with recorded(folder, _command()):
+    with recorded(folder, _command(), hardware()):
         text = OmegaConf.to_yaml(OmegaConf.create(plain))
         written = folder / "config.yaml"
         if not written.exists() or written.read_text() != text:  # a finished run may lie where nobody can write
@@ -150,6 +152,18 @@ def _command() -> str:
         places = [source.path for source in settings.runtime.config_sources if source.provider == "command-line"]
         words = [*words, *(f"--config-dir={place}" for place in places), *settings.overrides.task]
     return shlex.join(words)
+
+
+def hardware() -> str:
+    """The processor, its cores that this process may use, and the GPUs."""
+    names = re.findall(r"^model name\s*: (.+)$", _text(Path("/proc/cpuinfo")), re.MULTILINE)
+    processor = names[0] if names else platform.processor() or platform.machine()
+    gpus = [torch.cuda.get_device_name(place) for place in range(torch.cuda.device_count())]
+    return ", ".join([processor, f"{_cores()} cores", *gpus])
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
 
 
 def _parallel_jobs() -> int:

@@ -99,7 +99,7 @@ def _options(frame: pd.DataFrame, ignored: Collection[str]) -> list[dict[str, st
     for run, config in zip(frame["run"], frame["config"], strict=True):
         if not isinstance(config, Mapping):
             raise RecordsError(f'run {run}: "config" is not a mapping; move this run away or repeat it')
-        flat = dict(_flatten(config))
+        flat = dict(flattened(config))
         flat = {path: value for path, value in flat.items() if path.split(".")[0] not in ignored}
         nested.append({path: value for path, value in flat.items() if _leaf(path) == "seed"})
         options.append({path: value for path, value in flat.items() if _leaf(path) not in ("seed", "folder")})
@@ -115,11 +115,11 @@ def _options(frame: pd.DataFrame, ignored: Collection[str]) -> list[dict[str, st
     return options
 
 
-def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+def flattened(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """Leaves of a nested mapping as (dotted path, JSON): text, so that 1, 1.0, true and "1" stay four values."""
     if isinstance(value, Mapping) and (value or not path):
         for key, item in value.items():
-            yield from _flatten(item, f"{path}.{key}" if path else str(key))
+            yield from flattened(item, f"{path}.{key}" if path else str(key))
     else:
         yield path, json.dumps(value, sort_keys=True)
 

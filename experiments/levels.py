@@ -87,7 +87,7 @@ def evaluate(setting: Setting, network: Network, level: Level, dense_network: Ne
         **row,
         "epochs": history["epochs"],
         "total_epochs": history["total_epochs"],
-        "losses": [epoch["loss"] for epoch in history["history"]],
+        "losses": _losses(history, setting.epoch_steps),
         "seconds": history["seconds"],
         "total_seconds": history["total_seconds"],
         "threads": history["threads"],
@@ -96,6 +96,13 @@ def evaluate(setting: Setting, network: Network, level: Level, dense_network: Ne
         "dense": dense_network.key,
         "network": network.key,
     }
+
+
+def _losses(history: dict[str, Any], epoch_steps: int) -> list[list[float | None]]:
+    """Of this training: where each of its epochs ended, in epochs since the initialisation, and its mean loss."""
+    end = history["position"] / epoch_steps  # in the order of the data, where a replay begins again
+    before = history["total_epochs"] - end
+    return [[before + min(epoch["number"] + 1, end), epoch["loss"]] for epoch in history["history"]]
 
 
 def _removed(setting: Setting, model: nn.Module, masks: Masks | None) -> dict[str, Any]:

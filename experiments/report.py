@@ -1,16 +1,17 @@
-"""python -m experiments.report FOLDER: from a folder of runs to the table and the figures of its sweep.
+"""python -m experiments.report FOLDER: from a folder of runs to the table, the figures and the page of its sweep.
 
     python -m experiments.report runs/scorers
     python -m experiments.report runs/scorers --value validation_accuracy --output paper/figures
-    python -m experiments.report runs/channels --x macs latency
+    python -m experiments.report runs/channels --x macs latency --baseline taylor --interval bootstrap
 
-Reads every rows.jsonl below FOLDER and writes accuracy_compression and accuracy_sparsity, or what --x asks for, each as
-.png, .pdf and .csv (the numbers that are drawn). It only reads the runs, so it may look at a sweep that is going on.
+Reads every rows.jsonl below FOLDER and writes report.html, one page that needs no network, and figures as .png, .pdf
+and .csv (the numbers that are drawn): accuracy over all that the rows tell, differences to the baseline, densities of
+layers, overlap of masks, weights before and after, losses. It only reads the runs, so it may look at a sweep that is
+going on.
 """
 
 import argparse
 import math
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,20 +23,31 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments import figures, records, statistics
+from experiments.comparison import resolved
 from experiments.figures.axes import TIMES, percent, ratio
-from experiments.intervals import Interval
+from experiments.gallery import Wanted, default_baseline, gallery
+from experiments.intervals import INTERVALS, NAMES, Interval
+from experiments.page import render
+from experiments.state import states
 from pruning.errors import PruningError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 for success, 1 for what a user can mend, told in one line on standard error (2: argparse)."""
-    arguments = _arguments(argv)
-    output = arguments.output or arguments.folder
+    asked = _arguments(argv)
+    output = asked.output or asked.folder
     try:
-        frame = records.read(arguments.folder)
-        summary = statistics.summarise(frame, arguments.value)
-        dense = statistics.dense(frame, arguments.value)
-        written = draw(summary, dense, arguments.value, output, arguments.x)
+        frame = records.read(asked.folder)
+        baseline = asked.baseline or default_baseline(frame, asked.value)
+        wanted = Wanted(asked.value, asked.interval, baseline, asked.x, asked.store)
+        summary = statistics.summarise(frame, asked.value, asked.interval)
+        dense = statistics.dense(frame, asked.value, asked.interval)
+        if asked.baseline:
+            resolved(asked.baseline, list(summary["method"].unique()))
+        written, untold = gallery(frame, wanted, output)
+        html = render(frame, states(asked.folder), asked.folder, output, asked.value, baseline)
+        page = output / "report.html"
+        page.write_text(html, encoding="utf-8")
     except PruningError as error:
         return _fail(str(error))
     except OSError as error:
@@ -44,34 +56,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # A pipe has no width of its own: 120 columns cut nothing off and fit most pagers.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    console.print(table(summary, dense, arguments.value, console.encoding))
-    for path in written:
+    console.print(table(summary, dense, asked.value, asked.interval, console.encoding))
+    for line in untold:
+        console.print(Text(f"not drawn: {line}"), soft_wrap=True)
+    for path in (*written, page):
         console.print(Text(str(path)), soft_wrap=True)  # a long path stays one line; and rich bears `| head`
     return 0
 
 
-def draw(
-    summary: pd.DataFrame,
-    dense: Mapping[str, Interval],
-    value: str,
-    output: Path,
-    axes: Sequence[figures.X] = ("compression", "sparsity"),
-) -> list[Path]:
-    """Write a figure for each x axis, and their numbers, into `output`, made if missing; return the paths.
-
-    They are called accuracy_… for the test accuracy and after the column for any other `value`.
-    """
-    stem = "accuracy" if value == "test_accuracy" else re.sub(r"\W", "_", value)
-    numbers = pd.DataFrame([*_dense_rows(dense), *summary.to_dict("records")], columns=summary.columns)
-    output.mkdir(parents=True, exist_ok=True)
-    written = []
-    for x in axes:
-        written += figures.save(figures.accuracy(summary, dense, x, value), output / f"{stem}_{x}", numbers)
-    return written
-
-
-def table(summary: pd.DataFrame, dense: Mapping[str, Interval], value: str, encoding: str = "utf-8") -> Table:
-    """Dense networks on top, then for every density the methods side by side: mean ± half of the t-interval.
+def table(
+    summary: pd.DataFrame, dense: Mapping[str, Interval], value: str, interval: str = "t", encoding: str = "utf-8"
+) -> Table:
+    """Dense networks on top, then for every density the methods side by side: mean ± half of the interval.
 
     Asked is the requested density; what follows is realised, which differs where units are coarse. A cell like the one
     above it within a group is left empty.
@@ -79,14 +75,14 @@ def table(summary: pd.DataFrame, dense: Mapping[str, Interval], value: str, enco
     unicode = encoding.lower().startswith("utf")
     label, scale = figures.describe(value)
     sign, times = ("±", TIMES) if unicode else ("+/-", "x")
-    caption = f"mean {sign} half of the 95 % t-interval over n seeds; compression = prunable / kept weights"
+    caption = f"mean {sign} half of the 95 % {NAMES[interval]} over n seeds; compression = prunable / kept weights"
     result = Table(box=SIMPLE_HEAD, caption=caption, caption_justify="left", caption_style="", safe_box=True)
     for name in ("asked", "density", "sparsity", "compression", "method", "n", label):
         left = name == "method"
         result.add_column(Text(name), justify="left" if left else "right", overflow="fold", no_wrap=not left)
 
-    for name, interval in dense.items():
-        result.add_row("1", "1", "0 %", f"1{times}", Text(name), str(interval.n), _mean(interval, scale, sign))
+    for name, found in dense.items():
+        result.add_row("1", "1", "0 %", f"1{times}", Text(name), str(found.n), _mean(found, scale, sign))
     groups = sorted(summary.groupby("requested_density"), key=lambda group: -float(group[0]))
     for requested, rows in groups:
         result.add_section()
@@ -102,19 +98,16 @@ def table(summary: pd.DataFrame, dense: Mapping[str, Interval], value: str, enco
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.report",
-        description="Table and figures of a folder of runs: accuracy against sparsity.",
+        description="Table, figures and page of a folder of runs.",
     )
     parser.add_argument("folder", type=Path, help="the folder that holds the runs, at any depth")
     parser.add_argument("--value", default="test_accuracy", help="the column to average (default: %(default)s)")
-    parser.add_argument("--x", nargs="+", choices=figures.AXES, default=["compression", "sparsity"], help="x axes")
-    parser.add_argument("--output", type=Path, help="where the figures go (default: FOLDER)")
+    parser.add_argument("--x", nargs="+", choices=figures.AXES, help="x axes (default: all that the rows tell)")
+    parser.add_argument("--baseline", help="a method to compare with (default: magnitude, where it is there)")
+    parser.add_argument("--interval", choices=tuple(INTERVALS), default="t", help="of means (default: %(default)s)")
+    parser.add_argument("--store", type=Path, help="where masks and weights lie (default: where the runs put them)")
+    parser.add_argument("--output", type=Path, help="where page and figures go (default: FOLDER)")
     return parser.parse_args(argv)
-
-
-def _dense_rows(dense: Mapping[str, Interval]) -> list[dict[str, object]]:
-    """The dense networks as rows of the summary."""
-    everything = {"requested_density": 1.0, "density": 1.0, "sparsity": 0.0, "compression": 1.0}
-    return [{"method": name, **everything, **vars(interval)} for name, interval in dense.items()]
 
 
 def _mean(row: Interval, scale: float, sign: str) -> str:

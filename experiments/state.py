@@ -31,7 +31,7 @@ class State:
         command: what repeats it.
         reason: one line, or None.
         began, ended: seconds since 1970; `ended` is None where it did not come to an end of its own.
-        host, process: where it ran last.
+        host, process, hardware: where it ran last, and on what.
         rows: how many levels it has written, dense network and controls among them.
     """
 
@@ -43,11 +43,12 @@ class State:
     ended: float | None
     host: str
     process: int
+    hardware: str
     rows: int = 0
 
 
 @contextmanager
-def recorded(folder: Path, command: str) -> Iterator[None]:
+def recorded(folder: Path, command: str, hardware: str = "") -> Iterator[None]:
     """Tell in `folder` that a run is going on, and how it ended. Another process that is at the same run is waited for.
 
     Where nothing can be written, nothing is told: a finished run may lie where nobody can write any more.
@@ -61,7 +62,8 @@ def recorded(folder: Path, command: str) -> Iterator[None]:
     except Timeout:
         log.info("waiting for another process, which is at %s", folder.name)
         lock.acquire()
-    state = State(folder.name, "running", command, None, time.time(), None, socket.gethostname(), os.getpid())
+    here = {"host": socket.gethostname(), "process": os.getpid(), "hardware": hardware}
+    state = State(folder.name, "running", command, None, time.time(), None, **here)
     try:
         _write(folder, state)
         yield

@@ -4,7 +4,6 @@ What one should show is what Blalock et al. 2020, "What is the state of neural n
 """
 
 import math
-import textwrap
 from collections.abc import Mapping
 from typing import Literal
 
@@ -15,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.figures.axes import compression_axis, sparsity_axis
-from experiments.figures.style import COLOURS, DENSE_LINES, LEGEND_CHARACTERS, LINES, MARKERS, STYLE, WIDTH, describe
+from experiments.figures.style import COLOURS, DENSE_LINES, LINES, MARKERS, STYLE, WIDTH, describe, legend_below
 from experiments.intervals import NAMES, Interval
 from pruning.errors import RecordsError
 
@@ -77,7 +76,7 @@ def accuracy(
             notes.append("without points where nothing is kept")
         if _divided(summary).any():
             notes.append("hollow: the median, where some runs collapsed")
-        _legend(figure, axes, "; ".join(notes))
+        legend_below(figure, axes, "; ".join(notes))
     return figure
 
 
@@ -195,18 +194,3 @@ def _near(summary: pd.DataFrame, dense: Mapping[str, Interval], scale: float) ->
         return None
     margin = 0.1 * (high - low)
     return float(low - margin), float(high + margin)
-
-
-def _legend(figure: Figure, axes: list[Axes], title: str) -> None:
-    """Below the axes, in as many columns as the longest label leaves room for; the figure grows, the axes stay."""
-    lines = [line for line in axes[0].get_lines() if line.get_linestyle() != "None"]
-    labels = ["\n".join(textwrap.wrap(str(line.get_label()), LEGEND_CHARACTERS - 8)) for line in lines]
-    longest = max(len(part) for label in labels for part in label.split("\n"))
-    columns = max(1, min(len(labels), LEGEND_CHARACTERS // (longest + 8)))
-    columns = math.ceil(len(labels) / math.ceil(len(labels) / columns))  # as full as each other
-    names = [str(place) for place in range(len(lines))]
-    legend = figure.legend(lines, names, loc="outside lower center", ncols=columns, title=title, frameon=False)
-    for text, label in zip(legend.get_texts(), labels, strict=True):
-        text.set_text(label)  # only now: matplotlib would leave out what begins with "_"
-    rows = math.ceil(len(labels) / columns) + sum(label.count("\n") for label in labels)
-    figure.set_figheight(0.9 + 2.3 * len(axes) + 0.17 * (rows + 1))

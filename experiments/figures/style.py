@@ -3,11 +3,15 @@
 Figures are values: they are built without pyplot or any global state.
 """
 
+import math
+import textwrap
 from pathlib import Path
 
 import pandas as pd
 from matplotlib import style
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito 2008, safe for the colour-blind; without its yellow (faint on white) and black (the dense network)."""
@@ -58,3 +62,29 @@ def describe(value: str) -> tuple[str, float]:
     words = value.replace("_", " ").strip()
     label = words[:1].upper() + words[1:]
     return (f"{label} (%)", 100.0) if words.endswith("accuracy") else (label, 1.0)
+
+
+def legend_below(figure: Figure, axes: list[Axes], title: str) -> None:
+    """Below the axes, in as many columns as the longest label leaves room for; the figure grows, the axes stay."""
+    lines = [line for line in axes[0].get_lines() if line.get_linestyle() != "None"]
+    labels = ["\n".join(textwrap.wrap(str(line.get_label()), LEGEND_CHARACTERS - 8)) for line in lines]
+    longest = max(len(part) for label in labels for part in label.split("\n"))
+    columns = max(1, min(len(labels), LEGEND_CHARACTERS // (longest + 8)))
+    columns = math.ceil(len(labels) / math.ceil(len(labels) / columns))  # as full as each other
+    names = [str(place) for place in range(len(lines))]
+    legend = figure.legend(lines, names, loc="outside lower center", ncols=columns, title=title, frameon=False)
+    for text, label in zip(legend.get_texts(), labels, strict=True):
+        text.set_text(label)  # only now: matplotlib would leave out what begins with "_"
+    rows = math.ceil(len(labels) / columns) + sum(label.count("\n") for label in labels)
+    figure.set_figheight(0.9 + 2.3 * len(axes) + 0.17 * (rows + 1))
+
+
+def log_ticks(panel: Axes) -> None:
+    """A log y axis with numbers as they are said: 0.01, 1, 1,000."""
+    panel.set_yscale("log")
+    panel.yaxis.set_major_formatter(lambda at, _: f"{at:,.0f}" if at >= 1 else f"{at:g}")
+    low, high = panel.get_ylim()
+    if high / low > 30:  # otherwise a decade has too few numbers
+        panel.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        panel.yaxis.set_minor_formatter(lambda at, _: f"{at:g}" if f"{at:e}"[0] in "125" else "")

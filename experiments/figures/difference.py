@@ -1,0 +1,59 @@
+"""Differences to a baseline, at the same seed and from the same dense network, over compression."""
+
+import numpy as np
+import pandas as pd
+from matplotlib import style
+from matplotlib.figure import Figure
+
+from experiments.figures.axes import compression_axis
+from experiments.figures.style import COLOURS, LINES, MARKERS, STYLE, WIDTH, describe, legend_below
+from experiments.intervals import NAMES
+
+
+def difference(
+    differences: pd.DataFrame, baseline: str, value: str = "test_accuracy", interval: str = "t", alpha: float = 0.05
+) -> Figure:
+    """One line a method: its mean difference to `baseline`, with the interval of the pairs as a band.
+
+    `differences` is what `comparison.differences` returns for `value`, `interval` and `alpha`; markers are filled where
+    the difference is significant after Holm's correction, and hollow where it is not. Zero is the baseline. Points lie
+    at the method's realised density.
+    """
+    label, scale = describe(value)
+    unit = "points" if scale == 100 else "its unit"
+    known = differences[differences["density"] > 0]
+    known = known.assign(compression=1 / known["density"])
+    shown = known[known["method"] != baseline]
+    with style.context(["default", STYLE]):
+        figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+        panel = figure.subplots()
+        panel.axhline(0, color="black", linewidth=1, label=baseline, zorder=2.5)
+        for place, (name, rows) in enumerate(known.groupby("method", sort=False)):  # as coloured as in other figures
+            if name == baseline:
+                continue
+            rows = rows.sort_values("compression")
+            colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+            at, means = rows["compression"].to_numpy(), scale * rows["mean"].to_numpy()
+            line = LINES[place // len(COLOURS) % len(LINES)]
+            panel.plot(at, means, color=colour, linestyle=line, marker=marker, markerfacecolor="white", label=str(name))
+            sure = (rows["verdict"] != "").to_numpy()
+            panel.plot(at[sure], means[sure], color=colour, linestyle="none", marker=marker, zorder=3)
+            low, high = (scale * rows[end].to_numpy() for end in ("low", "high"))
+            panel.fill_between(at, low, high, color=colour, alpha=0.12, linewidth=0, zorder=1)
+        panel.set_ylabel(f"{label.removesuffix(' (%)')},\ndifference in {unit}")
+        _cut(panel, scale * shown["mean"].to_numpy())
+        compression_axis([panel], shown)
+        legend_below(
+            figure,
+            [panel],
+            f"Mean of paired differences and 95 % {NAMES[interval]}; filled: p < {alpha:g} after Holm's correction",
+        )
+    return figure
+
+
+def _cut(panel: object, means: np.ndarray) -> None:
+    """Room for all means; a band that is far wider (three seeds) is cut, or it would make the means one line."""
+    low, high = panel.get_ylim()
+    ends = [min(0.0, *means), max(0.0, *means)] if len(means) else [0.0, 0.0]
+    room = 0.6 * (ends[1] - ends[0]) or 1.0
+    panel.set_ylim(max(low, ends[0] - room), min(high, ends[1] + room))

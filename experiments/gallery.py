@@ -1,0 +1,138 @@
+"""All figures of a folder of runs, each as .png and .pdf beside its numbers as .csv; and what could not be drawn."""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from experiments import figures, statistics
+from experiments.comparison import differences, resolved
+from experiments.figures.difference import difference
+from experiments.figures.layers import layer_densities, layers
+from experiments.figures.overlap import overlap
+from experiments.figures.training import losses, training
+from experiments.figures.weights import histograms, weights
+from experiments.intervals import Interval
+from experiments.overlap import overlaps
+from experiments.stored import kept_weights, masks_of
+from pruning.errors import ArtefactError, RecordsError
+
+Drawn = tuple[Figure, pd.DataFrame]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is drawn, and how.
+
+    Attributes:
+        value: the column on the y axis.
+        interval: one of `intervals.INTERVALS`.
+        baseline: a method; None: no differences are drawn.
+        axes: x axes of the curves; None: all that the rows tell.
+        store: where masks and weights lie; None: where the runs put them.
+    """
+
+    value: str = "test_accuracy"
+    interval: str = "t"
+    baseline: str | None = None
+    axes: Sequence[figures.X] | None = None
+    store: Path | None = None
+
+
+def gallery(frame: pd.DataFrame, wanted: Wanted, output: Path) -> tuple[list[Path], list[str]]:
+    """Draw what `frame` tells into `output`, made if missing: the paths, and a line for what cannot be drawn and why.
+
+    Curves are called accuracy_… for the test accuracy and after the column for any other value. Raises `RecordsError`
+    where not even a curve can be drawn, `OSError` where it cannot be written.
+    """
+    final = statistics.points(frame, wanted.value)
+    summary = statistics.summarise(frame, wanted.value, wanted.interval)
+    dense = statistics.dense(frame, wanted.value, wanted.interval)
+    output.mkdir(parents=True, exist_ok=True)
+    stem = "accuracy" if wanted.value == "test_accuracy" else re.sub(r"\W", "_", wanted.value)
+    written, untold = [], []
+    for x in wanted.axes or told_axes(summary):
+        figure = figures.accuracy(summary, dense, x, wanted.value, wanted.interval)
+        written += figures.save(figure, output / f"{stem}_{x}", with_dense(summary, dense))
+    others: dict[str, Callable[[], Drawn]] = {
+        "layers": partial(_layers, final),
+        "overlap": partial(_overlap, final, wanted),
+        "weights": partial(_weights, final, frame, wanted),
+        "training": partial(_training, final, frame),
+    }
+    if wanted.baseline is not None:
+        others = {f"{stem}_difference": partial(_difference, frame, wanted, wanted.baseline)} | others
+    for name, draw in others.items():
+        try:
+            figure, numbers = draw()
+        except (RecordsError, ArtefactError) as error:
+            untold.append(f"{name}: {error}")
+        else:
+            written += figures.save(figure, output / name, numbers)
+    return written, untold
+
+
+def told_axes(summary: pd.DataFrame) -> list[figures.X]:
+    """The x axes that a summary can be drawn over: what was measured, and costs where they differ."""
+    found: list[figures.X] = ["compression", "sparsity"]
+    if summary["macs"].notna().all():
+        found.append("macs")
+    if summary["latency_ms"].notna().any():
+        found.append("latency")
+    if summary["total_epochs"].notna().all() and summary["total_epochs"].nunique() > 1:
+        found.append("cost")
+    return found
+
+
+def with_dense(summary: pd.DataFrame, dense: Mapping[str, Interval]) -> pd.DataFrame:
+    """The summary with the dense networks as its first rows."""
+    whole = {"requested_density": 1.0, "density": 1.0, "sparsity": 0.0, "compression": 1.0, "macs": 1.0}
+    rows = [{"method": name, **whole, **vars(interval)} for name, interval in dense.items()]
+    return pd.DataFrame([*rows, *summary.to_dict("records")], columns=summary.columns)
+
+
+def default_baseline(frame: pd.DataFrame, value: str = "test_accuracy") -> str | None:
+    """Magnitude, if it is one of several methods; else none."""
+    methods = list(statistics.points(frame, value)["method"].unique())
+    if len(methods) < 2:
+        return None
+    try:
+        return resolved("magnitude", methods)
+    except RecordsError:
+        return None
+
+
+def _difference(frame: pd.DataFrame, wanted: Wanted, baseline: str) -> Drawn:
+    found = differences(frame, baseline, wanted.value, interval=wanted.interval)
+    name = resolved(baseline, list(found["method"].unique()))
+    return difference(found, name, wanted.value, wanted.interval), found
+
+
+def _layers(final: pd.DataFrame) -> Drawn:
+    if "layers" not in final or not final["layers"].map(lambda told: isinstance(told, list)).all():
+        raise RecordsError("some row does not tell its layers: repeat that run")
+    found = layer_densities(final)
+    return layers(found), found
+
+
+def _overlap(final: pd.DataFrame, wanted: Wanted) -> Drawn:
+    found = overlaps(final, partial(masks_of, store=wanted.store))
+    if found.empty or math.isnan(found["jaccard"].max()):
+        raise RecordsError("no two masks of one density: run more scorers or seeds")
+    return overlap(found), found
+
+
+def _weights(final: pd.DataFrame, frame: pd.DataFrame, wanted: Wanted) -> Drawn:
+    dense = frame[frame["level"] == 0].drop_duplicates("dense").to_dict("records")
+    found = histograms(final, dense, partial(kept_weights, store=wanted.store))
+    return weights(found), found
+
+
+def _training(final: pd.DataFrame, frame: pd.DataFrame) -> Drawn:
+    found = losses(final, frame)
+    return training(found), found

@@ -1,0 +1,94 @@
+"""One self-contained report.html: curves to filter and hover over, tables, a checklist; it needs no network.
+
+What comes from runs is text: the template escapes it, and the script writes none of it as HTML.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from plotly.offline import get_plotlyjs
+
+from experiments import figures, statistics
+from experiments.checklist import checklist
+from experiments.compare import COLUMNS, cells, words
+from experiments.comparison import differences, overall, resolved, setups
+from experiments.page.data import configuration, curves, runs
+from experiments.state import State
+
+_HERE = Path(__file__).parent
+
+
+def render(
+    frame: pd.DataFrame,
+    states: list[State],
+    folder: Path,
+    output: Path,
+    value: str = "test_accuracy",
+    baseline: str | None = None,
+) -> str:
+    """The page as HTML, to be written into the folder `output`, from where it links to the rows below `folder`.
+
+    Raises `RecordsError` where statistics refuse the rows.
+    """
+    same, apart = configuration(frame)
+    environment = Environment(
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2").render(
+        title=folder.resolve().name,
+        label=figures.describe(value)[0],
+        value=value,
+        plotly=get_plotlyjs(),
+        css=(_HERE / "page.css").read_text(),
+        script=(_HERE / "page.js").read_text(),
+        data=_embedded(curves(frame, value)),
+        counts=_counts(frame, value),
+        comparisons=[] if baseline is None else _comparisons(frame, baseline, value),
+        checks=checklist(frame, value),
+        same=same,
+        apart=apart,
+        runs=runs(frame, states, folder, output),
+    )
+
+
+def _embedded(data: Any) -> str:
+    """JSON that may stand in a script element: nothing in it can end that element."""
+    text = json.dumps(data, allow_nan=False)
+    return text.replace("&", r"\u0026").replace("<", r"\u003c").replace(">", r"\u003e")
+
+
+def _counts(frame: pd.DataFrame, value: str) -> str:
+    final = statistics.points(frame, value)
+    parts = [
+        (frame["run"].nunique(), "run", "runs"),
+        (final["method"].nunique(), "method", "methods"),
+        (final["requested_density"].nunique(), "density", "densities"),
+        (final["seed"].nunique(), "seed", "seeds"),
+    ]
+    return ", ".join(f"{count} {one if count == 1 else many}" for count, one, many in parts)
+
+
+def _comparisons(frame: pd.DataFrame, baseline: str, value: str) -> list[dict[str, Any]]:
+    """A table and its sentences for every set-up."""
+    found = []
+    label, _ = figures.describe(value)
+    for setup, rows in setups(frame).items():
+        apart = differences(rows, baseline, value)
+        name = resolved(baseline, list(apart["method"].unique()))
+        found.append(
+            {
+                "setup": setup,
+                "baseline": name,
+                "columns": [label if column == "value" else column for column in COLUMNS],
+                "rows": cells(apart, statistics.summarise(rows, value), value, name),
+                "words": words(apart, overall(rows, baseline, value), name, "t", 0.05),
+            }
+        )
+    return found

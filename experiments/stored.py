@@ -1,0 +1,52 @@
+"""From rows back to what they are of: masks and weights, out of the store that the run used."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from experiments.networks import MASKS, WEIGHTS
+from experiments.store import Artefact
+from pruning import Masks
+from pruning.errors import ArtefactError
+
+
+def masks_of(row: Mapping[str, Any], store: Path | None = None) -> Masks | None:
+    """The masks of a row's network; None where it is dense.
+
+    `store` is where its artefacts lie, by default where the run put them. Raises `ArtefactError` where they are gone.
+    """
+    weights, _, masks = str(row["network"]).partition("+")
+    artefact = _artefact(masks or weights, row, store)
+    return Masks.load(artefact.file(MASKS)) if masks or artefact.has(MASKS) else None
+
+
+def kept_weights(row: Mapping[str, Any], store: Path | None = None) -> dict[str, Tensor]:
+    """The weights of a row's network that are kept, of each of its prunable tensors, as vectors; see `masks_of`."""
+    weights, _, masks = str(row["network"]).partition("+")
+    artefact = _artefact(weights, row, store)
+    state = load_file(artefact.file(WEIGHTS))
+    held = Masks.load(artefact.file(MASKS)) if artefact.has(MASKS) else None
+    now = masks_of(row, store) if masks else None
+    found = {}
+    for layer in row["layers"]:
+        name = str(layer["name"])
+        values = state[name]
+        if now is not None and held is None:
+            values = values[now[name]]
+        elif now is not None and held is not None:  # stored is what was kept then, which may be more
+            values = values[now[name][held[name]]]
+        found[name] = values.flatten().float()
+    return found
+
+
+def _artefact(key: str, row: Mapping[str, Any], store: Path | None) -> Artefact:
+    root = store or Path(row["config"]["store"])
+    for folder in sorted(root.glob(f"*/{key}")):
+        return Artefact(folder.parent.name, key, folder)
+    raise ArtefactError(
+        f"{root}: holds no artefact {key} of run {row['run']}, level {row['level']}: name the store that has it by "
+        "--store, or repeat the run"
+    )
