@@ -122,8 +122,8 @@ def _budget(final: pd.DataFrame) -> Check:
 
 
 def _software(frame: pd.DataFrame) -> Check:
-    told = frame["versions"].dropna().map(lambda versions: ", ".join(f"{k} {v}" for k, v in sorted(versions.items())))
-    found = sorted(set(told)) if "versions" in frame else []
+    told = frame["versions"].dropna() if "versions" in frame else []
+    found = sorted({", ".join(f"{name} {version}" for name, version in versions.items()) for versions in told})
     return Check("The same library versions for all", len(found) == 1, "; ".join(found) or "rows do not tell them")
 
 

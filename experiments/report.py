@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # A pipe has no width of its own: 120 columns cut nothing off and fit most pagers.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    console.print(table(summary, dense, asked.value, asked.interval, console.encoding))
+    console.print(table(summary, dense, asked.value, console.encoding, asked.interval))
     for line in untold:
         console.print(Text(f"not drawn: {line}"), soft_wrap=True)
     for path in (*written, page):
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def table(
-    summary: pd.DataFrame, dense: Mapping[str, Interval], value: str, interval: str = "t", encoding: str = "utf-8"
+    summary: pd.DataFrame, dense: Mapping[str, Interval], value: str, encoding: str = "utf-8", interval: str = "t"
 ) -> Table:
     """Dense networks on top, then for every density the methods side by side: mean ± half of the interval.
 

@@ -18,14 +18,14 @@ def masks_of(row: Mapping[str, Any], store: Path | None = None) -> Masks | None:
 
     `store` is where its artefacts lie, by default where the run put them. Raises `ArtefactError` where they are gone.
     """
-    weights, _, masks = str(row["network"]).partition("+")
+    weights, masks = _keys(row)
     artefact = _artefact(masks or weights, row, store)
     return Masks.load(artefact.file(MASKS)) if masks or artefact.has(MASKS) else None
 
 
 def kept_weights(row: Mapping[str, Any], store: Path | None = None) -> dict[str, Tensor]:
     """The weights of a row's network that are kept, of each of its prunable tensors, as vectors; see `masks_of`."""
-    weights, _, masks = str(row["network"]).partition("+")
+    weights, masks = _keys(row)
     artefact = _artefact(weights, row, store)
     state = load_file(artefact.file(WEIGHTS))
     held = Masks.load(artefact.file(MASKS)) if artefact.has(MASKS) else None
@@ -42,8 +42,16 @@ def kept_weights(row: Mapping[str, Any], store: Path | None = None) -> dict[str,
     return found
 
 
+def _keys(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Of the weights, and of the masks where these are another artefact ("" otherwise)."""
+    if not isinstance(row.get("network"), str) or not isinstance(row.get("layers"), list):
+        raise ArtefactError(f"run {row['run']}, level {row['level']}: does not tell its network: repeat the run")
+    weights, _, masks = row["network"].partition("+")
+    return weights, masks
+
+
 def _artefact(key: str, row: Mapping[str, Any], store: Path | None) -> Artefact:
-    root = store or Path(row["config"]["store"])
+    root = store or Path(str(row["config"].get("store", "runs/store")))
     for folder in sorted(root.glob(f"*/{key}")):
         return Artefact(folder.parent.name, key, folder)
     raise ArtefactError(

@@ -15,7 +15,8 @@ from rich.console import Console
 
 from experiments import records, statistics
 from experiments.figures.axes import TIMES
-from experiments.report import draw, main, table
+from experiments.gallery import Wanted, gallery
+from experiments.report import main, table
 
 ACCURACY = {0.5: 0.96, 0.1: 0.93, 0.01: 0.5}
 
@@ -40,10 +41,13 @@ def test_the_files_and_their_numbers(tmp_path, capsys):
     sweep(tmp_path)
     assert main([str(tmp_path)]) == 0
 
-    names = {f"accuracy_{x}.{suffix}" for x in ("compression", "sparsity") for suffix in ("pdf", "png", "csv")}
+    stems = ("accuracy_compression", "accuracy_sparsity", "accuracy_difference")
+    names = {f"{stem}.{suffix}" for stem in stems for suffix in ("pdf", "png", "csv")} | {"report.html"}
     assert {path.name for path in tmp_path.iterdir() if path.is_file()} == names
     printed = capsys.readouterr().out.splitlines()
-    assert set(printed[-6:]) == {str(tmp_path / name) for name in names}
+    assert set(printed[-10:]) == {str(tmp_path / name) for name in names}
+    untold = [line for line in printed if line.startswith("not drawn: ")]  # these rows tell neither layers nor networks
+    assert [line.split(": ")[1] for line in untold] == ["layers", "overlap", "weights", "training"]
 
     summary = statistics.summarise(records.read(tmp_path))
     for x in ("compression", "sparsity"):
@@ -60,14 +64,15 @@ def test_another_value_and_another_folder(tmp_path, capsys):
     output = tmp_path / "not" / "there" / ("long" * 40)
     assert main([str(tmp_path / "runs"), "--value", "test_loss", "--output", str(output)]) == 0
     assert str(output / "test_loss_sparsity.csv") in capsys.readouterr().out.splitlines()
-    assert {path.stem for path in output.iterdir()} == {"test_loss_compression", "test_loss_sparsity"}
+    stems = {"test_loss_compression", "test_loss_sparsity", "test_loss_difference", "report"}
+    assert {path.stem for path in output.iterdir()} == stems
     assert not [path for path in (tmp_path / "runs").iterdir() if path.is_file()]
 
 
 def test_a_column_is_no_path(tmp_path):
     """A row may hold any key; as a file name it stays inside the folder."""
-    summary = statistics.summarise(records.read(sweep(tmp_path / "runs")))
-    written = draw(summary, {}, "../test/loss", tmp_path / "figures")
+    frame = records.read(sweep(tmp_path / "runs")).rename(columns={"test_loss": "../test/loss"})
+    written, _ = gallery(frame, Wanted("../test/loss"), tmp_path / "figures")
     assert {path.parent for path in written} == {tmp_path / "figures"}
 
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from experiments import figures, models, records, report, stages, statistics
+from experiments import figures, models, records, stages, statistics
 from experiments import run as app
 from experiments.configuration import checked
+from experiments.gallery import Wanted, gallery
 from experiments.levels import Level, evaluate
 from experiments.setting import Setting
 from experiments.store import Store
@@ -108,8 +109,11 @@ def test_structured_and_unstructured_stand_in_one_figure(tmp_path):
     assert summary["macs"].between(0, 1).all()
     assert (summary["latency_ms"] > 0).all()
     assert summary["method"].nunique() == 2
-    written = report.draw(summary, dense, "test_accuracy", tmp_path / "out", figures.AXES)
-    assert {path.name for path in written if path.suffix == ".png"} == {f"accuracy_{x}.png" for x in figures.AXES}
+    written, untold = gallery(frame, Wanted(store=tmp_path / "store"), tmp_path / "out")
+    curves = {f"accuracy_{x}.png" for x in figures.AXES if x != "cost"}  # all were trained as long
+    others = {"layers.png", "weights.png", "training.png"}
+    assert {path.name for path in written if path.suffix == ".png"} == curves | others | {"overlap.png"}
+    assert untold == []
     drawn = figures.accuracy(summary, dense, "macs").axes[0].get_lines()
     points = sorted(x for line in drawn[1:] for x in line.get_xdata())
     assert points == pytest.approx(sorted(100 * summary["macs"]))

@@ -1,0 +1,184 @@
+"""Figures of a whole sweep: their numbers against masks, weights and rows looked up by hand."""
+
+import json
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from experiments import records, statistics
+from experiments.figures.layers import layer_densities
+from experiments.figures.training import losses
+from experiments.figures.weights import histograms
+from experiments.gallery import Wanted, default_baseline, gallery
+from experiments.networks import MASKS, WEIGHTS
+from experiments.overlap import jaccard, overlaps
+from experiments.stored import kept_weights, masks_of
+from pruning import Masks
+from pruning.errors import ArtefactError, RecordsError
+from tests.experiments.rows import frame, row, start
+from tests.experiments.running import run
+
+
+@pytest.fixture(scope="module")
+def rows(swept) -> pd.DataFrame:
+    return records.read(swept / "runs")
+
+
+def test_every_figure_with_its_numbers(swept, rows, tmp_path):
+    wanted = Wanted(baseline=default_baseline(rows), store=swept / "store")
+    written, untold = gallery(rows, wanted, tmp_path)
+    assert untold == []
+    stems = [f"accuracy_{x}" for x in ("compression", "sparsity", "macs", "difference")]
+    stems += ["layers", "overlap", "weights", "training"]
+    expected = {f"{stem}.{suffix}" for stem in stems for suffix in ("pdf", "png", "csv")}
+    assert {path.name for path in written} == expected == {path.name for path in tmp_path.iterdir()}
+    assert all(path.stat().st_size > 200 for path in written)
+    for stem in stems:
+        assert len(pd.read_csv(tmp_path / f"{stem}.csv")) > 0
+    again, _ = gallery(rows, wanted, tmp_path / "again")
+    for path in again:
+        assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
+
+
+def test_without_the_store_the_rest_is_drawn_and_what_is_missing_told(rows, tmp_path):
+    written, untold = gallery(rows, Wanted(store=tmp_path / "nowhere"), tmp_path)
+    assert [line.split(":")[0] for line in untold] == ["overlap", "weights"]
+    assert all("--store" in line for line in untold)
+    assert {"layers.png", "training.png"} <= {path.name for path in written}
+
+
+def found_masks(folder, key: str) -> Masks:
+    weights, _, masks = key.partition("+")
+    (path,) = (folder / "store").glob(f"*/{masks or weights}/{MASKS}")
+    return Masks.load(path)
+
+
+def test_overlaps_by_counting(swept, rows):
+    points = statistics.points(rows)
+    found = overlaps(points, partial(masks_of, store=swept / "store"))
+    assert len(found) == 3 * 3  # densities by magnitude–magnitude, magnitude–random, random–random
+
+    def kept(scorer, seed, density):
+        at = points[(points["scorer"] == scorer) & (points["seed"] == seed) & (points["requested_density"] == density)]
+        masks = found_masks(swept, at["network"].iloc[0])
+        return {(name, place) for name, mask in masks.items() for place in mask.flatten().nonzero().flatten().tolist()}
+
+    for line in found.itertuples():
+        if line.method == line.other:
+            pairs = [(kept(line.method, 0, line.requested_density), kept(line.method, 1, line.requested_density))]
+        else:
+            pairs = [
+                (kept(line.method, seed, line.requested_density), kept(line.other, seed, line.requested_density))
+                for seed in (0, 1)
+            ]
+        assert line.n == len(pairs)
+        assert line.jaccard == pytest.approx(np.mean([len(a & b) / len(a | b) for a, b in pairs]))
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=30))
+def test_jaccard_is_of_sets(pairs):
+    one, other = (Masks({"w": torch.tensor(bits)}) for bits in zip(*pairs, strict=True))
+    a, b = ({i for i, pair in enumerate(pairs) if pair[side]} for side in (0, 1))
+    assert jaccard(one, other) == pytest.approx(len(a & b) / len(a | b) if a | b else 1.0)
+    assert jaccard(one, other) == jaccard(other, one)
+    assert jaccard(one, one) == 1.0
+
+
+def test_independent_masks_overlap_by_chance():
+    rng = np.random.default_rng(0)
+    masks = [Masks({"w": torch.tensor(rng.random(200_000) < density)}) for density in (0.1, 0.3)]
+    points = frame(row("a", kept=100), row("b", kept=300)).assign(method=lambda t: t["scorer"], requested_density=0.2)
+    found = overlaps(points, lambda row: masks[row["scorer"] == "b"])
+    assert found[["method", "other", "n"]].values.tolist() == [["a", "b", 1]]
+    assert found["jaccard"].iloc[0] == pytest.approx(found["chance"].iloc[0], rel=0.03)
+    assert found["chance"].iloc[0] == pytest.approx(0.03 / 0.37)
+
+
+@pytest.mark.parametrize("options", [(), ("dynamic=set",), ("granularity=vectors",)])
+def test_kept_weights_are_those_of_the_network(tmp_path, options):
+    rows = run(tmp_path, "density=[0.3]", *options)
+    assert masks_of(rows[0], tmp_path / "store") is None
+    dense = kept_weights(rows[0], tmp_path / "store")
+    assert sum(values.numel() for values in dense.values()) == rows[0]["prunable"]
+    kept = kept_weights(rows[1], tmp_path / "store")
+    assert {name: values.numel() for name, values in kept.items()} == {
+        layer["name"]: layer["kept"] for layer in rows[1]["layers"]
+    }
+    weights, _, _ = rows[1]["network"].partition("+")
+    (path,) = (tmp_path / "store").glob(f"*/{weights}/{WEIGHTS}")
+    stored = load_file(path)
+    masks = masks_of(rows[1], tmp_path / "store")
+    for name, values in kept.items():
+        of = stored[name] if stored[name].numel() == values.numel() else stored[name][masks[name]]
+        assert torch.equal(values, of.flatten())
+
+
+def test_rows_that_name_no_network_are_told(tmp_path):
+    with pytest.raises(ArtefactError, match="magnitude-0, level 1: does not tell its network"):
+        masks_of(row(), tmp_path)
+    with pytest.raises(ArtefactError, match="holds no artefact abc of run magnitude-0, level 1"):
+        masks_of(row(network="abc", layers=[]), tmp_path)
+
+
+def test_histograms_count_every_kept_weight_once(swept, rows):
+    points = statistics.points(rows)
+    dense = rows[rows["level"] == 0].drop_duplicates("dense").to_dict("records")
+    found = histograms(points, dense, partial(kept_weights, store=swept / "store"))
+    counts = found.groupby(["method", "requested_density"])["count"].sum()
+    assert counts["dense", 1.0] == rows["prunable"].iloc[0]
+    for (method, requested), once in points.groupby(["method", "requested_density"]):
+        assert counts[method, requested] == pytest.approx(once["kept"].mean())
+    edges = found.groupby("method")["low"].nunique()
+    assert edges.nunique() == 1
+
+
+def test_layer_densities_are_means_over_seeds(rows):
+    points = statistics.points(rows)
+    found = layer_densities(points)
+    for line in found.itertuples():
+        at = points[(points["method"] == line.method) & (points["requested_density"] == line.requested_density)]
+        kept = [next(layer["kept"] for layer in layers if layer["name"] == line.layer) for layers in at["layers"]]
+        assert line.kept == pytest.approx(np.mean(kept))
+        assert line.density == pytest.approx(np.mean(kept) / line.total)
+    whole = found.groupby(["method", "requested_density"])[["kept", "total"]].sum()
+    assert (whole["kept"] / whole["total"]).round(2).tolist() == pytest.approx([0.02, 0.1, 0.5] * 2)
+
+
+def test_losses_are_where_their_epochs_ended(swept, rows):
+    found = losses(statistics.points(rows), rows)
+    dense = found[found["method"] == "dense"]
+    assert dense["epoch"].tolist() == [1, 2]  # of two epochs
+    assert set(dense["n"]) == {2}
+    tuned = found[found["method"] == "random"]
+    assert tuned["epoch"].tolist() == [3, 3, 3]  # one more, at each of three densities
+    histories = [json.loads(path.read_text()) for path in (swept / "store" / "dense").glob("*/history.json")]
+    means = np.mean([[epoch["loss"] for epoch in history["history"]] for history in histories], axis=0)
+    assert dense["loss"].tolist() == pytest.approx(means.tolist())
+
+
+def test_losses_of_rewound_trainings_and_of_parts_of_epochs(tmp_path):
+    rows = run(tmp_path, "density=0.3", "recovery=rewind", "recovery.to=30it", "training.epochs=2")
+    ended = [epoch for epoch, _ in rows[1]["losses"]]
+    assert ended[-1] == pytest.approx(rows[1]["total_epochs"])
+    assert ended[0] < 3
+    assert np.diff(ended).tolist() == pytest.approx([1.0] * (len(ended) - 1))
+    assert rows[1]["epochs"] == pytest.approx(ended[-1] - 2)
+
+
+def test_rows_without_losses_are_told():
+    table = frame(start(), row())
+    with pytest.raises(RecordsError, match="no row tells its losses"):
+        losses(statistics.points(table), table)
+
+
+@pytest.mark.parametrize(
+    ("scorers", "found"), [(("magnitude", "snip"), "magnitude"), (("a", "b"), None), (("magnitude",), None)]
+)
+def test_the_baseline_is_magnitude_where_there_is_something_to_compare(scorers, found):
+    assert default_baseline(frame(*(row(scorer) for scorer in scorers))) == found
