@@ -14,7 +14,7 @@ install: $(INSTALLED)
 
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[vision,text,export,sweeps,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[vision,text,export,sweeps,tracking,dev]'
 	touch $@
 
 curve: install

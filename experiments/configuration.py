@@ -47,8 +47,8 @@ class Recovery:
     """What follows a pruning. Renda et al. 2020 name three: see `conf/recovery/`.
 
     `weights`: `keep` them, or `rewind` them, with the optimizer's state, to the moment `to` of the dense training.
-    `learning_rate`: `epochs` more at the `last` one; or `replay` the training from `to` on until its end, which
-    is as long as it is, whatever `epochs` says.
+    `learning_rate`: `epochs` more at the `last` one times `factor`; or `replay` the training from `to` on until its
+    end, which is as long as it is, whatever `epochs` says.
     `to`: "500it" (optimizer steps) or "2ep" (epochs). `rounds`: after `every` round, or only after the `last` of a
     density. `batchnorm_batches`: so many batches estimate batch norm's statistics anew, right after the pruning.
     """
@@ -56,6 +56,7 @@ class Recovery:
     weights: str = "keep"
     learning_rate: str = "last"
     epochs: int | None = 6
+    factor: float = 1.0
     to: str = "0ep"
     rounds: str = "every"
     batchnorm_batches: int = 0
@@ -195,6 +196,10 @@ def _check_recovery(plain: Mapping[str, Any]) -> None:
         raise ConfigurationError(
             "recovery: rewinding goes with the schedule of the learning rate: set recovery.learning_rate=replay"
         )
+    if recovery["factor"] <= 0:
+        raise ConfigurationError(f"recovery.factor={recovery['factor']}: give a factor of the last rate, above 0")
+    if recovery["learning_rate"] == "replay" and recovery["factor"] != 1.0:
+        raise ConfigurationError("recovery.factor: is of the last learning rate, and this recovery replays: leave it 1")
     if recovery["weights"] == "rewind" and plain["compensate"]:
         raise ConfigurationError("compensate: what it moves is rewound: set compensate=none, or recovery=lr_rewind")
     if dynamic and plain["training"]["best_on_validation"]:

@@ -21,6 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from experiments import processes
 from experiments.configuration import checked
 from experiments.labels import BOOKKEEPING
 from experiments.setting import Setting
@@ -101,13 +102,19 @@ def told(message: str) -> int:
 
 def _prepared(run: Callable[[Setting, Path, str], Rows], plain: dict[str, Any]) -> Rows:
     """Set threads and folder, then run."""
-    at_once = _parallel_jobs()
-    torch.set_num_threads(_threads(at_once) if plain["threads"] == "auto" else int(plain["threads"]))
+    launcher = _launcher()
+    at_once = _parallel_jobs(launcher)
+    torch.set_num_threads(_threads(at_once, launcher) if plain["threads"] == "auto" else int(plain["threads"]))
     ignored = BOOKKEEPING - {"seed", "density", "controls"}
     identity = {key: value for key, value in plain.items() if key not in ignored}
     parts = (short_name(plain["scorer"]), short_name(plain["model"]), plain["data"]["name"], f"seed{plain['seed']}")
     name = "-".join((*parts, identity_key(identity)[:8]))
     folder = Path(plain["folder"]) / name
+    setting = Setting(plain, Store(Path(plain["store"])), alone=at_once == 1)
+    processes.join(plain["device"])
+    if not processes.first():  # which writes all there is to write
+        log.setLevel(logging.WARNING)
+        return run(setting, folder, name)
     folder.mkdir(parents=True, exist_ok=True)
     with recorded(folder, _command(), hardware()):
         text = OmegaConf.to_yaml(OmegaConf.create(plain))
@@ -120,7 +127,7 @@ def _prepared(run: Callable[[Setting, Path, str], Rows], plain: dict[str, Any]) 
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = partial(_warned, warnings.showwarning)
-                return run(Setting(plain, Store(Path(plain["store"])), alone=at_once == 1), folder, name)
+                return run(setting, folder, name)
         except OSError as error:
             raise RecordsError(line(error)) from error
         except PruningError:
@@ -166,22 +173,26 @@ def _text(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def _parallel_jobs() -> int:
-    """How many jobs of this sweep run at once on this machine, by the launcher's own setting."""
-    if not HydraConfig.initialized():
-        return 1
-    jobs = HydraConfig.get().launcher.get("n_jobs", 1)
+def _launcher() -> Mapping[str, Any]:
+    """The launcher's settings; none outside of Hydra."""
+    return HydraConfig.get().launcher if HydraConfig.initialized() else {}
+
+
+def _parallel_jobs(launcher: Mapping[str, Any]) -> int:
+    """How many jobs of this sweep run at once on this machine, as far as the launcher tells."""
+    jobs = launcher.get("n_jobs", 1)
     return _cores() if jobs in (None, -1) else max(1, int(jobs))
 
 
-def _threads(jobs: int) -> int:
+def _threads(jobs: int, launcher: Mapping[str, Any]) -> int:
     """A job's share of the cores. OMP_NUM_THREADS, as a cluster, Ray or a test runner sets it, comes first."""
     told = os.environ.get("OMP_NUM_THREADS", "")
     if told.isdigit() and int(told) > 0:
         return int(told)
-    launcher = HydraConfig.get().launcher if HydraConfig.initialized() else {}
+    if "ray" in launcher:
+        return max(1, int(launcher["ray"]["remote"].get("num_cpus", 1)))
     if "cpus_per_task" in launcher:  # submitit: on SLURM a job sees its cores alone, on one machine it sees all
-        return int(launcher.cpus_per_task or os.environ.get("SLURM_CPUS_PER_TASK", "1"))
+        return int(launcher["cpus_per_task"] or os.environ.get("SLURM_CPUS_PER_TASK", "1"))
     return max(1, _cores() // jobs)
 
 

@@ -91,6 +91,7 @@ def evaluate(setting: Setting, network: Network, level: Level, dense_network: Ne
         "seconds": history["seconds"],
         "total_seconds": history["total_seconds"],
         "threads": history["threads"],
+        "processes": history["processes"],
         "versions": history["versions"],
         "control": None,
         "dense": dense_network.key,

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from experiments.course import Epoch
+from experiments.processes import world
 from experiments.store import Artefact
 from pruning import Masks
 from pruning.errors import ArtefactError
@@ -100,6 +101,7 @@ def save(
         "seconds": round(seconds, 3),
         "total_seconds": round(before["total_seconds"] + seconds, 3),
         "threads": torch.get_num_threads(),
+        "processes": world(),
         "versions": versions,
         "history": history,
     }

@@ -29,9 +29,10 @@ from experiments.controls import controls
 from experiments.jobs import JobError, jobs_failed, told
 from experiments.levels import Level, evaluate
 from experiments.networks import Network
+from experiments.processes import first
 from experiments.setting import Setting
 from experiments.targets import built
-from experiments.tracking import Guarded
+from experiments.tracking import Guarded, Nothing
 from pruning.errors import ConfigurationError, PruningError
 
 log = logging.getLogger("experiments")
@@ -42,7 +43,7 @@ ConfigStore.instance().store(name="schema", node=Configuration)
 def run(setting: Setting, folder: Path, name: str) -> list[dict[str, Any]]:
     """All levels of a run; their rows, which are also in `folder`/rows.jsonl after each level."""
     config = setting.config
-    tracker = Guarded(built("tracker", config["tracker"]))
+    tracker = Guarded(built("tracker", config["tracker"]) if first() else Nothing())
     tracker.start(name, config)
     try:
         return _levels(setting, folder, name, tracker)
@@ -57,6 +58,8 @@ def _levels(setting: Setting, folder: Path, name: str, tracker: Guarded) -> list
 
     def report(row: dict[str, Any]) -> None:
         rows.append({"format": records.FORMAT, "run": name, **row, "config": config})
+        if not first():
+            return
         records.write(folder, rows)
         tracker.row(row)
         title = f"{name}, {row['control']}" if row["control"] else name

@@ -150,9 +150,9 @@ class Setting:
         return factor
 
     @cached_property
-    def last_learning_rate(self) -> Callable[[float], float]:
-        """The factor that training ends with, held constant."""
-        return partial(_always, self.learning_rate(1.0 - 1e-9))
+    def recovery_rate(self) -> Callable[[float], float]:
+        """The factor that training ends with, times that of the recovery, held constant."""
+        return partial(_always, self.learning_rate(1.0 - 1e-9) * self.config["recovery"]["factor"])
 
     def progress(self, what: str) -> Progress:
         """How far `what` is."""

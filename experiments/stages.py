@@ -147,9 +147,9 @@ def recover(setting: Setting, network: Network, density: float | None, changing:
     else:  # fine-tuning goes on where the order of the data ended
         ended = network.history["position"]
         steps = range(ended, ended + config["epochs"] * setting.epoch_steps)
-        recipe = setting.recipe(steps, setting.last_learning_rate, total=0)
+        recipe = setting.recipe(steps, setting.recovery_rate, total=0)
     identity = {"from": network.key, "weights": weights.key} | _training_part(setting, recipe)
-    identity |= {"last learning rate": config["learning_rate"] == "last"}
+    identity |= {"last learning rate": config["factor"] if config["learning_rate"] == "last" else None}
     identity |= {"batchnorm_batches": config["batchnorm_batches"]}
     if dynamic:
         identity |= {"density": density} | part(setting, "dynamic")

@@ -17,7 +17,10 @@ from experiments.records import require
 from pruning.errors import RecordsError
 
 INCIDENTAL = frozenset(
-    {"format", "run", "level", "seconds", "total_seconds", "threads", "device", "versions", "config", "latency_ms"}
+    {
+        *("format", "run", "level", "seconds", "total_seconds", "threads", "processes", "device", "versions", "config"),
+        "latency_ms",
+    }
 )
 """Keys of a row that may differ between two records of the same measurement."""
 

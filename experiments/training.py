@@ -6,6 +6,7 @@ or where a checkpoint was written. Whatever it draws at random is begun anew wit
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 
@@ -20,6 +21,7 @@ from experiments.checkpoints import Checkpoints
 from experiments.course import Course, Epoch, restored, saved
 from experiments.data import Examples
 from experiments.evaluation import evaluate
+from experiments.processes import first, rank, world
 from experiments.progress import Progress
 from experiments.seeding import generator, reseed, seeded
 from pruning import Masks
@@ -137,8 +139,8 @@ def train(
         prepared.train()
         began, last_saved = time.perf_counter() - course.seconds, time.monotonic()
         for inputs, targets in _upcoming(examples, recipe, range(course.step, recipe.steps.stop), length):
-            number, first = divmod(course.step, length)
-            if first == 0:
+            number, place = divmod(course.step, length)
+            if place == 0:
                 reseed(recipe.seed, "training", number)
             factor = recipe.factor(course.step / recipe.total)
             for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
@@ -154,7 +156,7 @@ def train(
                 began = time.perf_counter()
                 if progress is not None:
                     progress.epoch(len(course.epochs), epochs, epoch.loss)
-            if checkpoints is not None and checkpoints.due(course.step, last_saved):
+            if checkpoints is not None and first() and checkpoints.due(course.step, last_saved):
                 checkpoints.write(saved(course, model, optimizer, held, accelerated), device)
                 last_saved = time.monotonic()
         end = RewindPoint.capture(model, optimizer, step=course.step) if recipe.keep_end else None
@@ -224,12 +226,17 @@ def _step(
     """One optimizer step; the sum of the losses of its examples, on the device."""
     optimizer.zero_grad()
     loss_sum = torch.zeros((), device=inputs.device)
-    for part, wanted in zip(inputs.chunk(recipe.accumulate), targets.chunk(recipe.accumulate), strict=True):
-        with accelerated.autocast():
-            outputs = model(part)
-            loss = F.cross_entropy(outputs, wanted, label_smoothing=recipe.label_smoothing, reduction="sum")
-        accelerated.backward(loss / len(inputs))
-        loss_sum += loss.detach()
+    own, weight = _share(len(inputs))
+    weight *= world() / len(inputs)  # processes average their gradients
+    parts = list(zip(inputs[own].chunk(recipe.accumulate), targets[own].chunk(recipe.accumulate), strict=True))
+    for number, (part, wanted) in enumerate(parts, start=1):
+        with nullcontext() if number == len(parts) else accelerated.no_sync(model):
+            with accelerated.autocast():
+                outputs = model(part)
+                loss = F.cross_entropy(outputs, wanted, label_smoothing=recipe.label_smoothing, reduction="sum")
+            accelerated.backward(loss * weight)
+        if weight:
+            loss_sum += loss.detach()
     if recipe.clip is not None:
         accelerated.clip_grad_norm_(model.parameters(), recipe.clip)
     if held is not None:
@@ -238,3 +245,10 @@ def _step(
     if held is not None:
         held.after_step()
     return loss_sum
+
+
+def _share(count: int) -> tuple[slice, float]:
+    """Which of `count` examples this process trains on, and 1; where there are too few, one of them that counts 0."""
+    ends = [place * count // world() for place in range(world() + 1)]
+    begin, end = ends[rank()], ends[rank() + 1]
+    return (slice(begin, end), 1.0) if end > begin else (slice(0, 1), 0.0)

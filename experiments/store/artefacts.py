@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, NoReturn
 
 from filelock import FileLock, Timeout
 
+from experiments import processes
 from pruning.errors import ArtefactError
 
 log = logging.getLogger("experiments")
@@ -92,18 +93,25 @@ class Store:
         Args:
             identity: plain data (JSON) that determines the content; its hash is the key.
 
+        Processes that train together (see `experiments.processes`) make it together; the first one writes.
+
         Raises:
             ArtefactError: what lies there is damaged, foreign or of another format.
             OSError: it cannot be written (read-only, full). Then nothing is left behind.
         """
         key = _key(identity)
         artefact = Artefact(kind, key, self.root / kind / key)
-        if artefact.folder.exists():
-            _check(artefact, identity)
-            return artefact
-        with _patiently(self.lock(kind, key), f"{kind} {key}"):
-            if not artefact.folder.is_dir():  # another process may have made it meanwhile
-                self._make(artefact, identity, make)
+        if not processes.first():
+            if processes.told(None):
+                with tempfile.TemporaryDirectory() as folder:
+                    make(Path(folder))
+        elif artefact.folder.exists():
+            processes.told(False)
+        else:
+            with _patiently(self.lock(kind, key), f"{kind} {key}"):
+                if processes.told(not artefact.folder.is_dir()):  # another run may have made it meanwhile
+                    self._make(artefact, identity, make)
+        processes.told(None)  # it is there: nobody reads it before
         _check(artefact, identity)
         return artefact
 

@@ -1,0 +1,54 @@
+"""Several processes that train one network together, as torchrun starts them: who they are, and what the first decides.
+
+Outside of torchrun there is one process, the first of one, and nothing here does anything.
+"""
+
+import logging
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+from accelerate import PartialState
+
+log = logging.getLogger("experiments")
+
+_PATIENCE = timedelta(days=7)  # the first may wait that long for another run, which makes what it needs
+
+
+def join(device: str = "auto") -> None:
+    """Meet the other processes, if torchrun started several."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        PartialState(cpu=device == "cpu", timeout=_PATIENCE)
+
+
+def world() -> int:
+    """How many there are."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which one this is, from 0."""
+    return dist.get_rank() if world() > 1 else 0
+
+
+def first() -> bool:
+    """Whether this is the one that writes."""
+    return rank() == 0
+
+
+def told(value: Any) -> Any:
+    """The `value` of the first process, in every process."""
+    if world() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def summed(value: Any) -> Any:
+    """The sum of a tensor over all processes, in every process."""
+    if world() > 1:
+        value = value.clone()
+        dist.all_reduce(value)
+    return value

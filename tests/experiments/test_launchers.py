@@ -1,0 +1,132 @@
+"""One sweep through every launcher: the same rows; and what happens to the others when one of its jobs fails."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from experiments import jobs, records
+from experiments.jobs import objectives
+from experiments.state import states
+from pruning.errors import ConfigurationError
+from tests.experiments.running import ROOT, SMALL
+
+SWEEP = ("scorer=magnitude,random", "seed=0", "density=[0.5,0.1]")
+LAUNCHERS = {
+    "basic": (),
+    "joblib": ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
+    "submitit": ("hydra/launcher=submitit_local",),
+    "ray": (
+        "hydra/launcher=ray",
+        "+hydra.launcher.ray.init.num_cpus=2",
+        "+hydra.launcher.ray.init.include_dashboard=false",
+    ),
+}
+
+
+def launched(folder: Path, *overrides: str) -> subprocess.CompletedProcess:
+    places = (f"folder={folder}/runs", f"store={folder}/store")
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.run", "-m", *SMALL, *places, *overrides],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"},
+    )
+
+
+def timeless(folder: Path) -> pd.DataFrame:
+    frame = records.read(folder / "runs").sort_values(["run", "level"], ignore_index=True)
+    configs = [{k: v for k, v in config.items() if k not in ("folder", "store")} for config in frame.pop("config")]
+    return frame.drop(columns=["seconds", "total_seconds"]).assign(config=configs)
+
+
+@pytest.fixture(scope="module")
+def basic(tmp_path_factory) -> pd.DataFrame:
+    folder = tmp_path_factory.mktemp("basic")
+    done = launched(folder, *SWEEP)
+    assert done.returncode == 0, done.stderr
+    return timeless(folder)
+
+
+@pytest.mark.parametrize("launcher", [name for name in LAUNCHERS if name != "basic"])
+def test_every_launcher_makes_the_same_rows(launcher, basic, tmp_path):
+    done = launched(tmp_path, *SWEEP, *LAUNCHERS[launcher])
+    assert done.returncode == 0, done.stderr
+    pd.testing.assert_frame_equal(timeless(tmp_path), basic)
+    assert [state.state for state in states(tmp_path / "runs")] == ["done", "done"]
+
+
+def test_a_job_that_fails_in_another_process_leaves_the_others(tmp_path):
+    sweep = ("allocation.minimum=100000,0", "density=0.5", *LAUNCHERS["joblib"])
+    done = launched(tmp_path, *sweep)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr.splitlines()[-1]
+    assert sorted(records.read(tmp_path / "runs").groupby("run")["level"].max()) == [0, 1]
+    found = {state.state: state for state in states(tmp_path / "runs")}
+    assert set(found) == {"failed", "done"}
+    told = done.stderr.splitlines()
+    assert found["failed"].command in told[-2]
+    assert "minimum=100000" in told[-3]
+    assert told[-1].startswith("error: 1 of the runs in ")
+
+
+def test_a_search_sees_validation_and_outlives_its_failures(tmp_path):
+    """Three trials; allocation.minimum=100000 cannot be met."""
+    options = (
+        "hydra/sweeper=optuna",
+        "hydra/sweeper/sampler=grid",
+        "hydra.sweeper.n_trials=3",
+        "hydra.sweeper.n_jobs=1",
+    )
+    options += ("hydra.sweeper.direction=maximize", "hydra.sweeper.max_failure_rate=1.0")
+    sweep = ("objective=[validation_accuracy]", "density=0.5", "allocation.minimum=choice(0,1,100000)")
+    done = launched(tmp_path, *options, *sweep)
+    assert done.returncode == 0, done.stderr
+    assert sorted(state.state for state in states(tmp_path / "runs")) == ["done", "done", "failed"]
+    best = yaml.safe_load((tmp_path / "runs" / "optimization_results.yaml").read_text())
+    frame = records.read(tmp_path / "runs")
+    assert best["best_value"] == frame.query("level == 1")["validation_accuracy"].max()
+
+
+ROWS = [
+    {"level": 0, "a": 1, "b": 2.5, "c": "x", "control": None},
+    {"level": 1, "a": 3, "b": 4.5, "c": None, "control": None},
+]
+ROWS += [{"level": 1, "a": 9, "b": 9, "c": None, "control": "reinit"}]
+
+
+def test_objectives_are_of_the_last_ticket():
+    assert objectives(ROWS, ["a"]) == 3.0
+    assert objectives(ROWS, ["b", "a"]) == (4.5, 3.0)
+    assert objectives(ROWS, []) is None
+
+
+@pytest.mark.parametrize("name", ["c", "missing", "control"])
+def test_an_objective_that_is_no_number_is_named(name):
+    with pytest.raises(ConfigurationError, match=rf"objective={name}: .* choose among level, a, b"):
+        objectives(ROWS, [name])
+
+
+@pytest.mark.parametrize(
+    ("told", "launcher", "jobs_at_once", "threads"),
+    [
+        ("3", {}, 2, 3),  # a cluster's word comes first
+        ("", {}, 2, 4),
+        ("", {}, 1, 8),
+        ("nonsense", {}, 16, 1),
+        ("", {"cpus_per_task": 5}, 1, 5),
+        ("", {"cpus_per_task": None}, 1, 1),
+        ("", {"ray": {"remote": {}}}, 1, 1),
+        ("", {"ray": {"remote": {"num_cpus": 2}}}, 1, 2),
+    ],
+)
+def test_threads_are_a_jobs_share_of_the_cores(monkeypatch, told, launcher, jobs_at_once, threads):
+    monkeypatch.setenv("OMP_NUM_THREADS", told)
+    monkeypatch.setattr(jobs, "_cores", lambda: 8)
+    assert jobs._threads(jobs_at_once, launcher) == threads
