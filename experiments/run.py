@@ -30,6 +30,7 @@ from experiments.jobs import JobError, jobs_failed, told
 from experiments.levels import Level, evaluate
 from experiments.networks import Network
 from experiments.processes import first
+from experiments.results import results
 from experiments.setting import Setting
 from experiments.targets import built
 from experiments.tracking import Guarded, Nothing
@@ -46,7 +47,9 @@ def run(setting: Setting, folder: Path, name: str) -> list[dict[str, Any]]:
     tracker = Guarded(built("tracker", config["tracker"]) if first() else Nothing())
     tracker.start(name, config)
     try:
-        return _levels(setting, folder, name, tracker)
+        rows = _levels(setting, folder, name, tracker)
+        tracker.results(partial(results, rows, setting.store.root))
+        return rows
     finally:
         tracker.finish()
 

@@ -18,9 +18,15 @@ def masks_of(row: Mapping[str, Any], store: Path | None = None) -> Masks | None:
 
     `store` is where its artefacts lie, by default where the run put them. Raises `ArtefactError` where they are gone.
     """
+    path = mask_file(row, store)
+    return None if path is None else Masks.load(path)
+
+
+def mask_file(row: Mapping[str, Any], store: Path | None = None) -> Path | None:
+    """Where the masks of a row's network lie; see `masks_of`."""
     weights, masks = _keys(row)
     artefact = _artefact(masks or weights, row, store)
-    return Masks.load(artefact.file(MASKS)) if masks or artefact.has(MASKS) else None
+    return artefact.file(MASKS) if masks or artefact.has(MASKS) else None
 
 
 def kept_weights(row: Mapping[str, Any], store: Path | None = None) -> dict[str, Tensor]:

@@ -1,20 +1,37 @@
-"""Where rows are also sent. A tracker that fails is dropped with a warning; the rows on disk are kept anyway."""
+"""Where rows are also sent. A tracker that fails or hangs is dropped with a warning; the rows on disk stay."""
 
 import logging
-from collections.abc import Mapping
+import re
+import threading
+from collections.abc import Callable, Mapping
+from io import BytesIO
+from pathlib import Path
 from typing import Any, Protocol
 
+from matplotlib.figure import Figure
+from PIL.Image import Image
+from PIL.Image import open as open_image
+
 log = logging.getLogger("experiments")
+
+PATIENCE = 60.0
+"""Seconds that a tracker may take for one call before it is dropped."""
 
 
 class Tracker(Protocol):
     """What a run tells its tracker."""
 
-    def start(self, run: str, config: Mapping[str, Any]) -> None: ...
+    def start(self, run: str, config: Mapping[str, Any]) -> None:
+        """A run begins, or is repeated."""
 
-    def row(self, row: Mapping[str, Any]) -> None: ...
+    def row(self, row: Mapping[str, Any]) -> None:
+        """A level of it, as in rows.jsonl."""
 
-    def finish(self) -> None: ...
+    def results(self, figures: Mapping[str, Figure], masks: Mapping[str, Path]) -> None:
+        """Its figures, and the files of its masks, by their names."""
+
+    def finish(self) -> None:
+        """It is over."""
 
 
 class Nothing:
@@ -26,54 +43,165 @@ class Nothing:
     def row(self, row: Mapping[str, Any]) -> None:
         """Nothing."""
 
+    def results(self, figures: Mapping[str, Figure], masks: Mapping[str, Path]) -> None:
+        """Nothing."""
+
     def finish(self) -> None:
         """Nothing."""
 
 
 class Wandb:
-    """Weights & Biases: one wandb run a run, its rows as steps. Offline unless `mode` says otherwise."""
+    """Weights & Biases: a wandb run for every run, its levels as steps, the sweep's name as group.
 
-    def __init__(self, project: str = "sparse-subnetworks", mode: str = "offline", folder: str | None = None):
-        self._options = {"project": project, "mode": mode, "dir": folder}
+    `mode` is "online", "offline" or "auto": online where somebody is logged in.
+    """
+
+    def __init__(self, project: str = "sparse-subnetworks", mode: str = "auto", folder: str | None = None):
+        self._project, self._mode, self._folder = project, mode, folder
         self._run: Any = None
 
     def start(self, run: str, config: Mapping[str, Any]) -> None:
-        """Open the wandb run."""
+        """Open the wandb run; a repeated run goes on in the one that it had."""
         import wandb  # noqa: PLC0415  # slow to import, and only needed here
 
-        self._run = wandb.init(name=run, config=dict(config), reinit="finish_previous", **self._options)
+        mode = self._mode if self._mode != "auto" else "online" if wandb.api.api_key else "offline"
+        if self._folder is not None:
+            Path(self._folder).mkdir(parents=True, exist_ok=True)
+        self._run = wandb.init(
+            project=self._project,
+            mode=mode,
+            dir=self._folder,
+            id=run,
+            name=run,
+            group=str(config.get("name")),
+            tags=tags(config),
+            config=dict(config),
+            resume="allow",
+            reinit="finish_previous",
+        )
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """Log the row's numbers."""
-        numbers = {key: value for key, value in row.items() if isinstance(value, int | float)}
-        self._run.log(numbers, step=row["level"])
+        """Log the row's numbers at its level; those of a control under its name."""
+        self._run.log(numbers(row), step=row["level"])
+
+    def results(self, figures: Mapping[str, Figure], masks: Mapping[str, Path]) -> None:
+        """Images of the figures; one artifact with all masks."""
+        import wandb  # noqa: PLC0415
+
+        if figures:
+            self._run.log({name: wandb.Image(_drawn(figure)) for name, figure in figures.items()})
+        if masks:
+            artifact = wandb.Artifact(f"masks-{self._run.id}", type="masks")
+            for name, path in masks.items():
+                artifact.add_file(str(path), name=f"{name}.safetensors")
+            self._run.log_artifact(artifact)
 
     def finish(self) -> None:
         """Close it."""
         self._run.finish()
 
 
-class Guarded:
-    """A tracker that cannot harm the run: after its first failure it is not asked again."""
+class TensorBoard:
+    """TensorBoard: a folder of events for every run, its levels as steps."""
 
-    def __init__(self, tracker: Tracker):
-        self._tracker: Tracker = tracker
+    def __init__(self, folder: str):
+        self._folder = folder
+        self._writer: Any = None
 
     def start(self, run: str, config: Mapping[str, Any]) -> None:
-        """Open it."""
-        self._try("start", run, config)
+        """Open the events of the run, in a folder of its name."""
+        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415  # an extra
+
+        self._writer = SummaryWriter(str(Path(self._folder) / run))
+        self._writer.add_text("config", "\n".join(f"    {key}: {value}" for key, value in config.items()))
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """Send a row."""
-        self._try("row", row)
+        """A scalar for every number of the row."""
+        for name, value in numbers(row).items():
+            self._writer.add_scalar(name, value, row["level"])
+        self._writer.flush()
+
+    def results(self, figures: Mapping[str, Figure], masks: Mapping[str, Path]) -> None:
+        """The figures, and where the masks lie."""
+        for name, figure in figures.items():
+            self._writer.add_figure(name, figure, close=False)
+        self._writer.add_text("masks", "\n".join(f"    {name}: {path}" for name, path in masks.items()))
 
     def finish(self) -> None:
         """Close it."""
-        self._try("finish")
+        self._writer.close()
 
-    def _try(self, what: str, *arguments: Any) -> None:
-        try:
-            getattr(self._tracker, what)(*arguments)
-        except Exception as error:  # whatever a network client may raise: a result is never lost for a tracker
-            log.warning("tracker %s dropped: %s: %s", type(self._tracker).__name__, type(error).__name__, error)
+
+class Guarded:
+    """A tracker that cannot harm the run: one that fails, or takes longer than `patience`, is not asked again."""
+
+    def __init__(self, tracker: Tracker, patience: float = PATIENCE):
+        self._tracker: Tracker = tracker
+        self._patience = patience
+
+    @property
+    def active(self) -> bool:
+        """Whether anybody listens."""
+        return not isinstance(self._tracker, Nothing)
+
+    def start(self, run: str, config: Mapping[str, Any]) -> None:
+        """Open it."""
+        self._try("start", lambda tracker: tracker.start(run, config))
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """Send a row."""
+        self._try("row", lambda tracker: tracker.row(row))
+
+    def results(self, make: Callable[[], tuple[Mapping[str, Figure], Mapping[str, Path]]]) -> None:
+        """Send what `make` makes, which is not asked where nobody listens."""
+        if self.active:
+            self._try("results", lambda tracker: tracker.results(*make()))
+
+    def finish(self) -> None:
+        """Close it."""
+        self._try("finish", lambda tracker: tracker.finish())
+
+    def _try(self, what: str, call: Callable[[Tracker], None]) -> None:
+        if not self.active:
+            return
+        failed: list[Exception] = []
+
+        def work() -> None:
+            try:
+                call(self._tracker)
+            except Exception as error:  # whatever a network client may raise: a result is never lost for a tracker
+                failed.append(error)
+
+        # A thread that hangs does not keep the process: a pool's would.
+        thread = threading.Thread(target=work, daemon=True, name=f"tracker {what}")
+        thread.start()
+        thread.join(self._patience)
+        reason = f"nothing for {self._patience:g} s" if thread.is_alive() else None
+        if failed:
+            reason = f"{type(failed[0]).__name__}: {failed[0]}"
+        if reason is not None:
+            log.warning("tracker %s dropped at %s: %s", type(self._tracker).__name__, what, reason)
             self._tracker = Nothing()
+
+
+def numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a row by their keys; with "reinit/" before them where it is of that control."""
+    prefix = f"{row['control']}/" if row.get("control") else ""
+    found = {key: value for key, value in row.items() if isinstance(value, int | float) and not isinstance(value, bool)}
+    return {f"{prefix}{key}": value for key, value in found.items()}
+
+
+def tags(config: Mapping[str, Any]) -> list[str]:
+    """What a run is found by: scorer, model, granularity, data and when."""
+    found = []
+    for key in ("scorer", "model", "granularity"):
+        target = str((config.get(key) or {}).get("_target_", ""))
+        found.append(re.split(r"\.", target)[-1])
+    found += [str((config.get("data") or {}).get("name", "")), str(config.get("when", ""))]
+    return [tag[:64] for tag in dict.fromkeys(found) if tag]
+
+
+def _drawn(figure: Figure) -> Image:
+    drawn = BytesIO()
+    figure.savefig(drawn, format="png", dpi=150)
+    return open_image(drawn)
