@@ -502,17 +502,6 @@ def net(inputs, classes, **_):
     assert timeless(again) == timeless(rows)
 
 
-def test_a_tracker_that_fails_costs_no_result(tmp_path, monkeypatch, caplog):
-    class Broken:
-        def start(self, run, config):
-            raise RuntimeError("no network")
-
-    monkeypatch.setattr("experiments.tracking.Nothing.start", Broken.start)
-    rows = run(tmp_path, "density=0.5")
-    assert len(rows) == 2
-    assert "dropped" in caplog.text
-
-
 def test_a_damping_that_grew_is_a_line_of_the_log(tmp_path, monkeypatch, capsys):
     options = ["scorer=obs", "scorer.hessian.damping=0", "density=0.5"]
     monkeypatch.setattr("sys.argv", ["run", *SMALL, *options, f"folder={tmp_path}/runs", f"store={tmp_path}/store"])
