@@ -52,9 +52,9 @@ def controls(
             masks = _shuffled(setting, begun, control)
         if control in ("reinit", "random"):
             fresh = stages.initial(setting, f"weights of {control}")
-            network = stages.train_whole(setting, Network(fresh.weights, masks), control)
+            network = stages.train_whole(setting, Network(fresh.weights, masks), f"{level}, {control}")
         else:
-            network = stages.recover(setting, Network(weights, masks), level.density, changing=False)
+            network = stages.recover(setting, Network(weights, masks), level.density, False, f"{level}, {control}")
         yield evaluate(setting, network, level, dense) | {"control": control}
 
 
@@ -98,7 +98,7 @@ def _small_dense(setting: Setting, ticket: dict[str, Any], level: Level, dense: 
     if small is None:
         log.info("small_dense: even the narrowest network has more than %d parameters", ticket["nonzero"])
         return
-    network = stages.train_whole(small, stages.initial(small), "small_dense")
+    network = stages.train_whole(small, stages.initial(small), f"{level}, small_dense")
     row = evaluate(small, network, level, dense)
     shares = {"prunable": ticket["prunable"], "parameters": ticket["parameters"], "dense_macs": ticket["dense_macs"]}
     shares |= {"density": row["kept"] / ticket["prunable"], "requested_density": ticket["requested_density"]}

@@ -30,6 +30,10 @@ class Level:
     density: float | None
     target: float | None
 
+    def __str__(self) -> str:
+        rounds = f"round {self.round} of {self.rounds}, " if self.rounds > 1 else ""
+        return rounds + ("own density" if self.density is None else f"density {self.density:.4g}")
+
 
 def evaluate(setting: Setting, network: Network, level: Level, dense_network: Network) -> dict[str, Any]:
     """The row of `network`: asked and got density, costs, validation and test. Test data are seen once a level."""

@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+from datetime import timedelta
 from typing import Protocol
 
 from rich.console import Console
@@ -47,12 +48,20 @@ class Lines:
     def __init__(self, title: str):
         self._title = title
         self._last = time.monotonic()
+        self._before: tuple[int, float] | None = None
 
     def epoch(self, done: int, total: int, loss: float) -> None:
         now = time.monotonic()
+        if self._before is None:  # of a training that goes on, the first epochs were somebody else's
+            self._before = done, now
         if now - self._last >= _SECONDS_BETWEEN_LINES:
             self._last = now
-            log.info("%s: epoch %d of %d, loss %.4f", self._title, done, total, loss)
+            log.info("%s: epoch %d of %d, loss %.4f%s", self._title, done, total, loss, self._left(done, total, now))
+
+    def _left(self, done: int, total: int, now: float) -> str:
+        assert self._before is not None
+        epochs, since = done - self._before[0], now - self._before[1]
+        return f", {timedelta(seconds=round((total - done) * since / epochs))} left" if epochs else ""
 
 
 def progress(title: str, alone: bool) -> Progress:

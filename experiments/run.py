@@ -80,8 +80,8 @@ def _levels(setting: Setting, folder: Path, name: str, tracker: Guarded) -> list
             begun = network if arrives(config) else stages.prune(setting, network, density, scoring)
             network = begun
             if number == len(steps) or config["recovery"]["rounds"] == "every" or arrives(config):
-                network = stages.recover(setting, begun, density)
                 level = Level(next(numbers), number, len(steps), density, target)
+                network = stages.recover(setting, begun, density, title=str(level))
                 ticket = evaluate(setting, network, level, dense)
                 report(ticket)
                 for row in controls(setting, Network(begun.weights, network.masks), ticket, level, dense):

@@ -132,11 +132,13 @@ def prune(setting: Setting, network: Network, density: float | None, scoring: Sc
     return Network(network.weights, setting.store.obtain("masks", identity, make))
 
 
-def recover(setting: Setting, network: Network, density: float | None, changing: bool = True) -> Network:
+def recover(
+    setting: Setting, network: Network, density: float | None, changing: bool = True, title: str = "recovery"
+) -> Network:
     """`network` under its masks: what stays is compensated if asked for, then trained as `recovery` says.
 
     Fine-tuned, rewound, retrained, or not at all (0 epochs). With `dynamic`, and if they are to be `changing`, the
-    masks change meanwhile, until `density` if that is theirs to reach.
+    masks change meanwhile, until `density` if that is theirs to reach. `title` is what its progress says of it.
     """
     config = setting.config["recovery"]
     dynamic = changing and bool(setting.config["dynamic"])
@@ -155,7 +157,6 @@ def recover(setting: Setting, network: Network, density: float | None, changing:
         identity |= {"density": density} | part(setting, "dynamic")
     if dynamic or setting.config["compensate"]:
         identity |= part(setting, "compensate", "scoring", "include", "exclude")
-    title = f"{short_name(setting.config['scorer'])}, recovery"
     regime = _regime(setting, network.load_masks(), len(recipe.steps), density) if dynamic else None
     trained = _trained(setting, "recovered", identity, network, weights, recipe, title, regime)
     return Network(trained, trained if dynamic else network.masks)
@@ -224,7 +225,7 @@ def _trained(
             masks=None if regime is not None else masks,
             regime=regime,
             begin=RewindPoint.load(weights.weights.file(POINT)) if weights.weights.has(POINT) else None,
-            progress=setting.progress(f"seed {seed}, {title}"),
+            progress=setting.progress(f"{short_name(setting.config['scorer'])}, seed {seed}, {title}"),
             checkpoints=setting.checkpoints(kind, identity),
         )
         if trained.end is not None:
