@@ -5,7 +5,8 @@
     python -m experiments.compare runs/scorers --baseline magnitude --format latex > table.tex
 
 Differences are paired: the same seed, the same dense network, the same density. Runs that do not share them are not
-compared but refused. Below the table it is said in words what is significant and what is not.
+compared but refused. Below the table it is said in words what is significant and what is not. Set-ups (models, data,
+trainings of the dense networks) are compared one by one.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -22,9 +24,8 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments import figures, records
-from experiments.comparison import TESTS, differences, overall, resolved, setups, smallest_p
-from experiments.intervals import INTERVALS, NAMES
-from experiments.statistics import summarise
+from experiments.comparison import TESTS, Comparison, comparisons, smallest_p
+from experiments.intervals import INTERVALS, described, written
 from pruning.errors import PruningError
 
 UNLIKE = 0.02
@@ -35,52 +36,57 @@ COLUMNS = ("density", "method", "n", "value", "difference", "p", "p Holm", "")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 for success, 1 for what a user can mend, told in one line on standard error (2: argparse)."""
     asked = _arguments(argv)
+    _, scale = figures.describe(asked.value)
+    options = {"test": asked.test, "interval": asked.interval, "alpha": asked.alpha, "within": asked.within / scale}
     try:
-        found = setups(records.read(asked.folder))
-        for setup, frame in found.items():
-            title = f"{setup}: " if len(found) > 1 else ""
-            _print(frame, title, asked)
+        found, refused = comparisons(records.read(asked.folder), asked.baseline, asked.value, **options)
+        for comparison in found:
+            _print(comparison, f"{comparison.setup}: " if len(found) + len(refused) > 1 else "", asked)
     except PruningError as error:
         return _fail(str(error))
     except OSError as error:
         return _fail(f"{error.filename or asked.folder}: {error.strerror or error}; give access, or copy the folder")
-    return 0
+    for reason in refused:
+        _fail(reason)
+    return 1 if refused else 0
 
 
-def cells(differences: pd.DataFrame, summary: pd.DataFrame, value: str, baseline: str) -> list[list[str]]:
-    """The rows of the table, as text: from dense to sparse, the baseline first."""
+def cells(comparison: Comparison, value: str, interval: str = "t") -> list[list[str]]:
+    """The rows of the table, as text: from dense to sparse, the baseline first. n is that of the mean; a difference of
+    fewer pairs says so.
+    """
     _, scale = figures.describe(value)
     digits = 2 if scale == 100 else 4
-    known = summary.set_index(["method", "requested_density"])
+    known = comparison.summary.set_index(["method", "requested_density"])
     rows = []
-    order = differences.assign(first=differences["method"] != baseline)
+    order = comparison.differences.assign(first=comparison.differences["method"] != comparison.baseline)
     for row in order.sort_values(["requested_density", "first"], ascending=[False, True], kind="stable").itertuples():
         at = known.loc[(row.method, row.requested_density)]
-        half = scale * (at["high"] - at["low"]) / 2
-        plain = f"{scale * at['mean']:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
-        rows.append([f"{row.requested_density:.4g}", row.method, str(row.n), plain])
-        if row.method == baseline:
+        plain = written(*(scale * at[name] for name in ("mean", "low", "high")), interval, digits)
+        rows.append([f"{row.requested_density:.4g}", row.method, str(at["n"]), plain])
+        if row.method == comparison.baseline:
             rows[-1] += ["", "", "", ""]
             continue
-        rows[-1] += [_apart(row, scale, digits), _p(row.p), _p(row.p_holm), row.verdict]
+        rows[-1] += [_apart(row, int(at["n"]), scale, digits, interval), _p(row.p), _p(row.p_holm), row.verdict]
     return rows
 
 
-def _apart(row: Any, scale: float, digits: int) -> str:
-    """A difference with its sign: "-1.40 ± 1.74"."""
+def _apart(row: Any, seeds: int, scale: float, digits: int, interval: str) -> str:
+    """A difference with its sign, "-1.40 ± 1.74", and its pairs where they are not all of the `seeds`."""
     if math.isnan(row.mean):
         return ""
-    half = scale * (row.high - row.low) / 2
-    return f"{scale * row.mean:+.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
+    text = written(scale * row.mean, scale * row.low, scale * row.high, interval, digits)
+    pairs = "" if row.n == seeds else f" ({row.n} {'pair' if row.n == 1 else 'pairs'})"
+    return ("" if text.startswith("-") else "+") + text + pairs
 
 
-def words(differences: pd.DataFrame, overall: pd.DataFrame, baseline: str, test: str, alpha: float) -> list[str]:
+def words(comparison: Comparison, test: str = "t", alpha: float = 0.05) -> list[str]:
     """A sentence a method: whether its curve is higher or lower than the baseline's, at which densities, and what
     cannot be said, and why not.
     """
-    whole = overall.set_index("method")
+    whole, baseline = comparison.overall.set_index("method"), comparison.baseline
     sentences = []
-    for method, rows in differences.groupby("method", sort=False):
+    for method, rows in comparison.differences.groupby("method", sort=False):
         if method == baseline:
             continue
         parts = [_whole_words(whole.loc[method])]
@@ -98,7 +104,7 @@ def words(differences: pd.DataFrame, overall: pd.DataFrame, baseline: str, test:
         sentence = f"{method} against {baseline}: {'; '.join(part for part in parts if part)}."
         ratios = (rows["density"] / rows["density_base"]).to_numpy()
         if (abs(ratios - 1) > UNLIKE).any():
-            far = rows.iloc[abs(ratios - 1).argmax()]
+            far = rows.iloc[np.nanargmax(abs(ratios - 1))]
             sentence += (
                 f" Densities asked for are equal, those got are not ({far['density']:.3g} against "
                 f"{far['density_base']:.3g} at {far['requested_density']:.4g}): the area is over those got."
@@ -109,25 +115,25 @@ def words(differences: pd.DataFrame, overall: pd.DataFrame, baseline: str, test:
                 f" {rows['n'].max()} seeds and {len(rows)} densities cannot come below p = {min(1, least):g} here."
             )
         sentences.append(sentence)
+    for method in comparison.apart:
+        sentences.append(f"{method} is not compared: it shares no seed at any density with {baseline}.")
     return sentences
 
 
 def _whole_words(row: pd.Series) -> str:
+    if math.isnan(row["area"]):
+        return "no area (no seed of it has two densities or more, all of them, over what the other curves reach)"
     if math.isnan(row["p"]):
-        return ""
+        return "no test over the whole curve"
     corrected = f"p = {_p(row['p_holm'])}".replace("= <", "<")
     if not row["verdict"]:
         return f"over the whole curve no significant difference ({corrected})"
     return f"over the whole curve significantly {row['verdict']} ({corrected})"
 
 
-def _print(frame: pd.DataFrame, title: str, asked: argparse.Namespace) -> None:
-    options = {"test": asked.test, "interval": asked.interval, "alpha": asked.alpha}
+def _print(comparison: Comparison, title: str, asked: argparse.Namespace) -> None:
     label, scale = figures.describe(asked.value)
-    found = differences(frame, asked.baseline, asked.value, **options)
-    whole = overall(frame, asked.baseline, asked.value, within=asked.within / scale, **options)
-    baseline = resolved(asked.baseline, list(found["method"].unique()))
-    rows = cells(found, summarise(frame, asked.value, asked.interval), asked.value, baseline)
+    rows = cells(comparison, asked.value, asked.interval)
     names = [label if name == "value" else name for name in COLUMNS]
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     if asked.format != "text":
@@ -144,33 +150,32 @@ def _print(frame: pd.DataFrame, title: str, asked: argparse.Namespace) -> None:
         above = row[0]
     console.print(table)
     console.print(
-        f"{title}mean ± half of the 95 % {NAMES[asked.interval]} over n seeds; differences to {baseline} at the same "
-        f"seed; {test}, p corrected over the densities of a method",
+        Text(
+            f"{title}{described(asked.interval)} over n seeds; differences to {comparison.baseline} at the same seed; "
+            f"{test}, p corrected over the densities of a method"
+        )
     )
-    console.print(_whole_table(whole, baseline, label, scale, asked.within))
-    high, low = (f"{end:.4g}" for end in reversed(whole["span"].iloc[0]))
-    console.print(
-        f"area: mean over log density from {high} to {low}, p corrected over methods; collapsed: lost 90 % of what the "
-        "dense network has above chance"
-    )
-    console.print()
-    for sentence in words(found, whole, baseline, asked.test, asked.alpha):
+    console.print(_whole_table(comparison, label, scale, asked))
+    low, high = comparison.overall["span"].iloc[0]
+    area = f"area: mean over log density from {high:.4g} to {low:.4g}, p corrected over methods; " if low < high else ""
+    console.print(Text(f"{area}collapsed: lost 90 % of what the dense network has above chance\n"))
+    for sentence in words(comparison, asked.test, asked.alpha):
         console.print(Text(sentence))
 
 
-def _whole_table(whole: pd.DataFrame, baseline: str, label: str, scale: float, within: float) -> Table:
-    table = _table(
-        ["method", "area", "difference", "p", "p Holm", "", f"sparsity within {within:g} of dense", "collapsed"]
-    )
-    for row in whole.itertuples():
+def _whole_table(comparison: Comparison, label: str, scale: float, asked: argparse.Namespace) -> Table:
+    within = f"sparsity within {asked.within:g} of dense"
+    table = _table(["method", "area", "difference", "p", "p Holm", "", within, "collapsed"])
+    for row in comparison.overall.itertuples():
         area = "" if math.isnan(row.area) else f"{scale * row.area:.2f}"
         apart = (
             ["", "", "", ""]
-            if row.method == baseline
-            else [_apart(row, scale, 2), _p(row.p), _p(row.p_holm), row.verdict]
+            if row.method == comparison.baseline
+            else [_apart(row, row.seeds, scale, 2, asked.interval), _p(row.p), _p(row.p_holm), row.verdict]
         )
+        critical = "" if math.isnan(row.critical) else f"{100 * row.critical:.4g} %"
         share = "" if math.isnan(row.collapsed) else f"{100 * row.collapsed:.0f} %"
-        table.add_row(*(Text(cell) for cell in (row.method, area, *apart, f"{100 * row.critical:.4g} %", share)))
+        table.add_row(*(Text(cell) for cell in (row.method, area, *apart, critical, share)))
     return table
 
 
@@ -223,20 +228,9 @@ def _markdown(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _latex(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    marks = {
-        "\\": r"\textbackslash{}",
-        "±": r"$\pm$",
-        "<": "$<$",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-    }
-    marks |= {sign: "\\" + sign for sign in "%&_#${}"}
-    lines = [
-        " & ".join("".join(marks.get(sign, sign) for sign in cell) for cell in row) + r" \\" for row in (names, *rows)
-    ]
     sides = "".join("l" if name == "method" else "r" for name in names)
-    body = [rf"\begin{{tabular}}{{{sides}}}", r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"]
-    return "\n".join([*body, r"\end{tabular}"])
+    text: str = pd.DataFrame(rows, columns=names).to_latex(index=False, escape=True, column_format=sides)
+    return text.replace("±", r"$\pm$").replace("<", "$<$").rstrip("\n")  # what pandas takes for LaTeX's own
 
 
 def _fail(message: str) -> int:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,9 @@ from scipy import stats
 
 from experiments import curves
 from experiments.intervals import INTERVALS
-from experiments.labels import baselines
+from experiments.labels import baselines, methods
 from experiments.records import require
-from experiments.statistics import points
+from experiments.statistics import points, summarise
 from pruning.errors import RecordsError
 
 TESTS = ("t", "wilcoxon")
@@ -23,6 +24,62 @@ def setups(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     of them may methods be compared.
     """
     return {str(name): rows for name, rows in frame.groupby(baselines(frame))}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All methods of one set-up against its baseline.
+
+    Attributes:
+        setup: its label, by `labels.baselines`.
+        baseline: the method's label.
+        differences, overall, summary: what the functions of these names return.
+        apart: the methods that have no density and seed in common with the baseline; they are in `summary` alone.
+    """
+
+    setup: str
+    baseline: str
+    differences: pd.DataFrame
+    overall: pd.DataFrame
+    summary: pd.DataFrame
+    apart: tuple[str, ...]
+
+
+def comparisons(
+    frame: pd.DataFrame,
+    baseline: str,
+    value: str = "test_accuracy",
+    *,
+    test: str = "t",
+    interval: str = "t",
+    alpha: float = 0.05,
+    within: float = 0.01,
+) -> tuple[list[Comparison], list[str]]:
+    """Every set-up of `frame` by itself, and a line for each that cannot be compared, which says why.
+
+    `baseline` is a method's label, within its set-up or over the whole `frame`, or the beginning of one. Options are
+    those of `differences` and `overall`.
+    """
+    found, refused = [], []
+    whole = methods(frame)
+    several = len(setups(frame)) > 1
+    for setup, rows in setups(frame).items():
+        options: dict[str, Any] = {"test": test, "interval": interval, "alpha": alpha}
+        try:
+            summary = summarise(rows, value, interval)
+            names = list(summary["method"].unique())
+            if len(names) == 1:
+                raise RecordsError(f"{names[0]} is the only method, so there is nothing to compare: run another scorer")
+            meant = methods(rows)[whole[rows.index] == baseline]
+            name = str(meant.iloc[0]) if len(meant) else resolved(baseline, names)
+            apart = differences(rows, name, value, **options)
+            area = overall(rows, name, value, within=within, **options)
+        except RecordsError as error:
+            refused.append(f"{setup}: {error}" if several else str(error))
+        else:
+            alone = tuple(method for method in names if method not in set(apart["method"]))
+            found.append(Comparison(setup, name, apart, area, summary, alone))
+    return found, refused
 
 
 def differences(
@@ -46,10 +103,11 @@ def differences(
     else "".
 
     p is NaN, and no verdict given, for one pair alone, and for differences that are equal and not zero at every seed:
-    without spread Student's test would be sure of anything.
+    without spread Student's test would be sure of anything. Methods that have no density and seed in common with the
+    baseline have no rows.
 
-    Raises `RecordsError` where there is no such baseline, a method shares no seed or no density with it, or a pair did
-    not start from the same dense network.
+    Raises `RecordsError` where there is no such baseline, where it is the only method left though there are others, or
+    where a pair did not start from the same dense network.
     """
     if test not in TESTS:
         raise ValueError(f"test={test}: choose {' or '.join(TESTS)}")
@@ -61,9 +119,7 @@ def differences(
     for method, curve in final.groupby("method", sort=False):
         pairs = curve.merge(base, on=["requested_density", "seed"], suffixes=("", "_base"))
         if pairs.empty:
-            raise RecordsError(
-                f"{method}: shares no seed at any density with {name}: run both with the same seed= and density="
-            )
+            continue
         _check_dense(pairs, str(method), name)
         found = [
             {"method": method, "requested_density": float(requested)}
@@ -72,6 +128,8 @@ def differences(
             for requested, at in pairs.groupby("requested_density", sort=False)
         ]
         rows += _judged(found, alpha)
+    if final["method"].nunique() > 1 and {row["method"] for row in rows} == {name}:
+        raise RecordsError(f"{name}: no method shares a seed and a density with it; set the same seed= and density=")
     return pd.DataFrame(rows)
 
 
@@ -87,11 +145,12 @@ def overall(
 ) -> pd.DataFrame:
     """Every method's whole curve against that of `baseline`: one test a method, where many densities give many.
 
-    Columns: `method`, `area` (mean over seeds; see `curves.area`), its `span` (the densities that all curves of `frame`
-    reach), `n`, `mean`, `std`, `low`, `high`, `p` of the paired differences in area as in `differences`, `p_holm`
-    corrected for the methods, `verdict`; `critical` (the sparsity until which the mean over seeds stays `within` of
-    dense, in the unit of `value`; see `curves.critical_sparsity`) and `collapsed` (share of runs). Where the curves
-    have no two densities in common, the area and what follows from it is NaN.
+    Columns: `method`, `area` (mean over `seeds`; see `curves.area`), its `span` (see `curves.common_span`), `n`,
+    `mean`, `std`, `low`, `high`, `p` of the paired differences in area as in `differences`, `p_holm` corrected for the
+    methods, `verdict`; `critical` (the sparsity until which the mean over seeds stays `within` of dense, in the unit of
+    `value`; see `curves.critical_sparsity`; NaN for values that are no accuracies) and `collapsed` (share of runs).
+    A seed that lacks one of its method's densities has no area, nor has a method of one density, nor one whose curve
+    does not reach over the span; what follows from it is NaN.
     """
     final = points(frame, value)
     name = resolved(baseline, list(final["method"].unique()))
@@ -99,22 +158,34 @@ def overall(
         loss=curves.own_dense(final, frame, value) - final[value].astype(float),
         collapsed=curves.collapsed(final, frame, value),
     )
-    span = curves.common_span(final)
+    whole = curves.complete(final)
+    span = curves.common_span(whole)
     areas = {
         str(method): pd.Series(
-            {seed: curves.area(one["density"], one[value], *span) for seed, one in of.groupby("seed")}, dtype=float
-        )
-        for method, of in final.groupby("method", sort=False)
+            {
+                seed: curves.area(one["density"], one[value], *span)
+                for seed, one in whole[whole["method"] == method].groupby("seed")
+            },
+            dtype=float,
+        ).dropna()
+        for method in final["method"].unique()
     }
     rows = []
     for method, of in final.groupby("method", sort=False):
         apart = (areas[str(method)] - areas[name]).dropna().to_numpy()
         nothing = dict.fromkeys(("mean", "std", "low", "high", "p"), math.nan) | {"n": 0}
         mean = of.groupby("requested_density")[["density", "loss"]].mean()
+        told = value.endswith("accuracy") and mean["loss"].notna().all()
+        critical = curves.critical_sparsity(list(1 - mean["density"]), list(mean["loss"]), within)
         rows.append(
-            {"method": str(method), "area": float(areas[str(method)].mean()), "span": span}
+            {
+                "method": str(method),
+                "area": float(areas[str(method)].mean()),
+                "seeds": len(areas[str(method)]),
+                "span": span,
+            }
             | (_difference(apart, test, interval) if len(apart) else nothing)
-            | {"critical": curves.critical_sparsity(list(1 - mean["density"]), list(mean["loss"]), within)}
+            | {"critical": critical if told else math.nan}
             | {"collapsed": float(of["collapsed"].mean())}
         )
     return pd.DataFrame(_judged(rows, alpha, among=[row["method"] != name for row in rows]))

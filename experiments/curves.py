@@ -37,22 +37,35 @@ def area(densities: Sequence[float], values: Sequence[float], low: float, high: 
     """The mean of a curve over the logarithm of density, between the densities `low` < `high`, in the unit of `values`.
 
     The area under the curve of `values` over log density by the trapezoid rule, divided by log(high / low); between its
-    points the curve is straight in log density. NaN where the curve does not reach over the whole of [low, high].
+    points the curve is straight in log density. NaN where the curve does not reach over the whole of [low, high]; a
+    point of density 0 lies at no logarithm, so it reaches nowhere.
     """
-    order = np.argsort(densities)
-    at, of = np.asarray(densities, dtype=float)[order], np.asarray(values, dtype=float)[order]
-    if not 0 < low < high or at[0] > low or at[-1] < high:
+    at, of = np.asarray(densities, dtype=float), np.asarray(values, dtype=float)
+    at, of = at[at > 0], of[at > 0]
+    if not 0 < low < high or not at.size or at.min() > low or at.max() < high:
         return math.nan
+    order = np.argsort(at)
     ends = np.log([low, high])
-    x, y = np.log(at[at > 0]), of[at > 0]
+    x, y = np.log(at[order]), of[order]
     inside = (x > ends[0]) & (x < ends[1])
     grid = np.concatenate([ends[:1], x[inside], ends[1:]])
     return float(integrate.trapezoid(np.interp(grid, x, y), grid) / (ends[1] - ends[0]))
 
 
+def complete(points: pd.DataFrame) -> pd.DataFrame:
+    """Those of `points` whose seed has all densities of its method, of methods that have at least two."""
+    asked = points.groupby("method")["requested_density"].nunique()
+    got = points.groupby(["method", "seed"])["requested_density"].transform("nunique")
+    wanted = points["method"].map(asked)
+    return points[(got == wanted) & (wanted > 1)]
+
+
 def common_span(points: pd.DataFrame) -> tuple[float, float]:
-    """The densities, realised, between which the curves of all methods and seeds in `points` reach."""
-    curves = points.groupby(["method", "seed"])["density"]
+    """The densities, realised and above 0, between which the curves of all methods and seeds in `points` reach.
+
+    The first is not below the second where they have no such span; both are NaN without points.
+    """
+    curves = points[points["density"] > 0].groupby(["method", "seed"])["density"]
     return float(curves.min().max()), float(curves.max().min())
 
 

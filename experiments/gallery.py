@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments import figures, statistics
-from experiments.comparison import differences, resolved
+from experiments.comparison import Comparison
 from experiments.figures.difference import difference
 from experiments.figures.layers import layer_densities, layers
 from experiments.figures.overlap import overlap
@@ -32,14 +32,14 @@ class Wanted:
     Attributes:
         value: the column on the y axis.
         interval: one of `intervals.INTERVALS`.
-        baseline: a method; None: no differences are drawn.
+        compared: whose differences are drawn, a figure each.
         axes: x axes of the curves; None: all that the rows tell.
         store: where masks and weights lie; None: where the runs put them.
     """
 
     value: str = "test_accuracy"
     interval: str = "t"
-    baseline: str | None = None
+    compared: Sequence[Comparison] = ()
     axes: Sequence[figures.X] | None = None
     store: Path | None = None
 
@@ -59,14 +59,16 @@ def gallery(frame: pd.DataFrame, wanted: Wanted, output: Path) -> tuple[list[Pat
     for x in wanted.axes or told_axes(summary):
         figure = figures.accuracy(summary, dense, x, wanted.value, wanted.interval)
         written += figures.save(figure, output / f"{stem}_{x}", with_dense(summary, dense))
-    others: dict[str, Callable[[], Drawn]] = {
+    others: dict[str, Callable[[], Drawn]] = {}
+    for place, comparison in enumerate(wanted.compared, start=1):
+        name = f"{stem}_difference" + (f"_{place}" if len(wanted.compared) > 1 else "")
+        others[name] = partial(_difference, comparison, wanted)
+    others |= {
         "layers": partial(_layers, final),
         "overlap": partial(_overlap, final, wanted),
         "weights": partial(_weights, final, frame, wanted),
         "training": partial(_training, final, frame),
     }
-    if wanted.baseline is not None:
-        others = {f"{stem}_difference": partial(_difference, frame, wanted, wanted.baseline)} | others
     for name, draw in others.items():
         try:
             figure, numbers = draw()
@@ -96,21 +98,12 @@ def with_dense(summary: pd.DataFrame, dense: Mapping[str, Interval]) -> pd.DataF
     return pd.DataFrame([*rows, *summary.to_dict("records")], columns=summary.columns)
 
 
-def default_baseline(frame: pd.DataFrame, value: str = "test_accuracy") -> str | None:
-    """Magnitude, if it is one of several methods; else none."""
-    methods = list(statistics.points(frame, value)["method"].unique())
-    if len(methods) < 2:
-        return None
-    try:
-        return resolved("magnitude", methods)
-    except RecordsError:
-        return None
-
-
-def _difference(frame: pd.DataFrame, wanted: Wanted, baseline: str) -> Drawn:
-    found = differences(frame, baseline, wanted.value, interval=wanted.interval)
-    name = resolved(baseline, list(found["method"].unique()))
-    return difference(found, name, wanted.value, wanted.interval), found
+def _difference(comparison: Comparison, wanted: Wanted) -> Drawn:
+    found = comparison.differences
+    figure = difference(found, comparison.baseline, wanted.value, wanted.interval)
+    if len(wanted.compared) > 1:
+        figure.axes[0].set_title(comparison.setup)
+    return figure, found
 
 
 def _layers(final: pd.DataFrame) -> Drawn:
@@ -128,8 +121,7 @@ def _overlap(final: pd.DataFrame, wanted: Wanted) -> Drawn:
 
 
 def _weights(final: pd.DataFrame, frame: pd.DataFrame, wanted: Wanted) -> Drawn:
-    dense = frame[frame["level"] == 0].drop_duplicates("dense").to_dict("records")
-    found = histograms(final, dense, partial(kept_weights, store=wanted.store))
+    found = histograms(final, frame, partial(kept_weights, store=wanted.store))
     return weights(found), found
 
 

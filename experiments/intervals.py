@@ -70,6 +70,25 @@ NAMES = {"t": "t-interval", "bootstrap": "bootstrap interval"}
 """What figures and tables call them."""
 
 
+def written(mean: float, low: float, high: float, interval: str, digits: int = 4, sign: str = "±") -> str:
+    """ "94.10 ± 0.35"; of the bootstrap, which is not symmetric, "94.10 [93.70, 94.42]"; the mean alone for one value.
+
+    `sign` stands between the mean and half of the interval, where "±" cannot be shown.
+    """
+    text = f"{mean:.{digits}f}"
+    if math.isnan(low):
+        return text
+    if interval == "t":
+        return f"{text} {sign} {(high - low) / 2:.{digits}f}"
+    return f"{text} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def described(interval: str, sign: str = "±") -> str:
+    """What `written` wrote, for a caption: "mean ± half of the 95 % t-interval"."""
+    name = NAMES[interval]
+    return f"mean {sign} half of the 95 % {name}" if interval == "t" else f"mean and 95 % {name}"
+
+
 def _sample(values: Sequence[float], confidence: float) -> np.ndarray:
     if not 0 < confidence < 1:
         raise ValueError(f"confidence {confidence}: it must lie between 0 and 1, for example 0.95")

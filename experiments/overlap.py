@@ -27,12 +27,13 @@ def overlaps(points: pd.DataFrame, load: Loader) -> pd.DataFrame:
     """The mean Jaccard index for every requested density and pair of methods; `load` gives the masks of a row.
 
     Columns: `requested_density`, `method`, `other`, `jaccard` (mean over pairs), `n` (pairs), `chance` (of two
-    independent masks of the realised densities). Of two methods, pairs share the seed; of a method and itself, a pair
-    is of two seeds. `points` are those of `statistics.points`; pairs that there are none of have no row.
+    independent masks of the realised densities). Of two methods, pairs share the dense network, and so seed, model and
+    data; of a method and itself, a pair is of two seeds. `points` are those of `statistics.points`; pairs that there
+    are none of have no row.
     """
     rows = []
     for requested, at in points.groupby("requested_density", sort=False):
-        masks = {(row["method"], row["seed"]): load(row) for row in at.to_dict("records")}
+        masks = {(row["method"], row["dense"]): load(row) for row in at.to_dict("records")}
         density = at.groupby("method", sort=False)["density"].mean()
         for method, other in combinations_with_replacement(density.index, 2):
             found = [
@@ -56,7 +57,7 @@ def overlaps(points: pd.DataFrame, load: Loader) -> pd.DataFrame:
 def _pairs(
     masks: Mapping[tuple[str, int], Masks | None], method: str, other: str
 ) -> list[tuple[Masks | None, Masks | None]]:
-    seeds = {name: sorted(seed for of, seed in masks if of == name) for name in (method, other)}
+    starts = {name: [dense for of, dense in masks if of == name] for name in (method, other)}
     if method == other:
-        return [(masks[method, a], masks[method, b]) for a, b in combinations(seeds[method], 2)]
-    return [(masks[method, seed], masks[other, seed]) for seed in seeds[method] if seed in seeds[other]]
+        return [(masks[method, a], masks[method, b]) for a, b in combinations(starts[method], 2)]
+    return [(masks[method, dense], masks[other, dense]) for dense in starts[method] if dense in starts[other]]

@@ -11,7 +11,6 @@ going on.
 """
 
 import argparse
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,13 +22,14 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments import figures, records, statistics
-from experiments.comparison import resolved
+from experiments.comparison import Comparison, comparisons
 from experiments.figures.axes import TIMES, percent, ratio
-from experiments.gallery import Wanted, default_baseline, gallery
-from experiments.intervals import INTERVALS, NAMES, Interval
+from experiments.gallery import Wanted, gallery
+from experiments.intervals import INTERVALS, Interval, described, written
+from experiments.labels import methods
 from experiments.page import render
 from experiments.state import states
-from pruning.errors import PruningError
+from pruning.errors import PruningError, RecordsError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,14 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = asked.output or asked.folder
     try:
         frame = records.read(asked.folder)
-        baseline = asked.baseline or default_baseline(frame, asked.value)
-        wanted = Wanted(asked.value, asked.interval, baseline, asked.x, asked.store)
         summary = statistics.summarise(frame, asked.value, asked.interval)
         dense = statistics.dense(frame, asked.value, asked.interval)
-        if asked.baseline:
-            resolved(asked.baseline, list(summary["method"].unique()))
-        written, untold = gallery(frame, wanted, output)
-        html = render(frame, states(asked.folder), asked.folder, output, asked.value, baseline)
+        compared, refused = _compared(frame, asked)
+        wanted = Wanted(asked.value, asked.interval, compared, asked.x, asked.store)
+        paths, untold = gallery(frame, wanted, output)
+        html = render(frame, states(asked.folder), asked.folder, output, asked.value, compared, refused)
         page = output / "report.html"
         page.write_text(html, encoding="utf-8")
     except PruningError as error:
@@ -57,17 +55,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A pipe has no width of its own: 120 columns cut nothing off and fit most pagers.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     console.print(table(summary, dense, asked.value, console.encoding, asked.interval))
-    for line in untold:
-        console.print(Text(f"not drawn: {line}"), soft_wrap=True)
-    for path in (*written, page):
+    for line in (*(f"not compared: {reason}" for reason in refused), *(f"not drawn: {line}" for line in untold)):
+        console.print(Text(line), soft_wrap=True)
+    for path in (*paths, page):
         console.print(Text(str(path)), soft_wrap=True)  # a long path stays one line; and rich bears `| head`
     return 0
+
+
+def _compared(frame: pd.DataFrame, asked: argparse.Namespace) -> tuple[list[Comparison], list[str]]:
+    """To the baseline that is asked for; with none asked for, to magnitude where it is one of several methods."""
+    labels = set(methods(frame[frame["level"] > 0]))
+    baseline = asked.baseline or "magnitude"
+    if asked.baseline is None and (len(labels) < 2 or "magnitude" not in {name.split(" (")[0] for name in labels}):
+        return [], []
+    found, refused = comparisons(frame, baseline, asked.value, interval=asked.interval)
+    if asked.baseline and not found:
+        raise RecordsError(refused[0])
+    return found, refused
 
 
 def table(
     summary: pd.DataFrame, dense: Mapping[str, Interval], value: str, encoding: str = "utf-8", interval: str = "t"
 ) -> Table:
-    """Dense networks on top, then for every density the methods side by side: mean ± half of the interval.
+    """Dense networks on top, then for every density the methods side by side: mean and interval.
 
     Asked is the requested density; what follows is realised, which differs where units are coarse. A cell like the one
     above it within a group is left empty.
@@ -75,14 +85,18 @@ def table(
     unicode = encoding.lower().startswith("utf")
     label, scale = figures.describe(value)
     sign, times = ("±", TIMES) if unicode else ("+/-", "x")
-    caption = f"mean {sign} half of the 95 % {NAMES[interval]} over n seeds; compression = prunable / kept weights"
+    digits = 2 if scale == 100 else 4
+    caption = f"{described(interval, sign)} over n seeds; compression = prunable / kept weights"
     result = Table(box=SIMPLE_HEAD, caption=caption, caption_justify="left", caption_style="", safe_box=True)
     for name in ("asked", "density", "sparsity", "compression", "method", "n", label):
         left = name == "method"
         result.add_column(Text(name), justify="left" if left else "right", overflow="fold", no_wrap=not left)
 
+    def mean(row: Interval) -> str:
+        return written(*(scale * one for one in (row.mean, row.low, row.high)), interval, digits, sign)
+
     for name, found in dense.items():
-        result.add_row("1", "1", "0 %", f"1{times}", Text(name), str(found.n), _mean(found, scale, sign))
+        result.add_row("1", "1", "0 %", f"1{times}", Text(name), str(found.n), mean(found))
     groups = sorted(summary.groupby("requested_density"), key=lambda group: -float(group[0]))
     for requested, rows in groups:
         result.add_section()
@@ -90,7 +104,7 @@ def table(
         for row in rows.itertuples():
             got = [f"{row.density:.4g}", percent(row.density), ratio(row.compression, times)]
             shown = ["", "", ""] if got == above else got
-            result.add_row(asked, *shown, Text(row.method), str(row.n), _mean(row, scale, sign))
+            result.add_row(asked, *shown, Text(row.method), str(row.n), mean(row))
             asked, above = "", got
     return result
 
@@ -108,13 +122,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--store", type=Path, help="where masks and weights lie (default: where the runs put them)")
     parser.add_argument("--output", type=Path, help="where page and figures go (default: FOLDER)")
     return parser.parse_args(argv)
-
-
-def _mean(row: Interval, scale: float, sign: str) -> str:
-    """ "94.10 ± 0.35"; the mean alone for one seed, which has no interval."""
-    digits = 2 if scale == 100 else 4
-    half = scale * (row.high - row.low) / 2
-    return f"{scale * row.mean:.{digits}f}" + ("" if math.isnan(half) else f" {sign} {half:.{digits}f}")
 
 
 def _fail(message: str) -> int:

@@ -120,6 +120,13 @@ def dense(frame: pd.DataFrame, value: str = "test_accuracy", interval: str = "t"
     return intervals
 
 
+def start_of(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the dense networks, each once. Their `setup` (`labels.baselines`) is their `method` too."""
+    setups = baselines(frame)
+    start = frame.assign(setup=setups, method=setups, requested_density=1.0)
+    return start[start["level"] == 0].drop_duplicates("dense")
+
+
 def natural(text: str) -> list[Any]:
     """A key that sorts text by the numbers in it: "epochs=5" before "epochs=20", "lr=0.05" before "lr=0.1"."""
     parts = re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", text)

@@ -38,6 +38,7 @@ STYLE = {
     "pdf.fonttype": 42,  # TrueType: journals refuse Type 3
 }
 WIDTH = 6.5  # inches, the text width of most papers
+NO_LABEL = "_nolegend_"  # matplotlib's own word for it
 LEGEND_CHARACTERS = 104  # of the legend's font, over that width
 
 
@@ -66,7 +67,7 @@ def describe(value: str) -> tuple[str, float]:
 
 def legend_below(figure: Figure, axes: list[Axes], title: str) -> None:
     """Below the axes, in as many columns as the longest label leaves room for; the figure grows, the axes stay."""
-    lines = [line for line in axes[0].get_lines() if line.get_linestyle() != "None"]
+    lines = [line for line in axes[0].get_lines() if line.get_linestyle() != "None" and line.get_label() != NO_LABEL]
     labels = ["\n".join(textwrap.wrap(str(line.get_label()), LEGEND_CHARACTERS - 8)) for line in lines]
     longest = max(len(part) for label in labels for part in label.split("\n"))
     columns = max(1, min(len(labels), LEGEND_CHARACTERS // (longest + 8)))

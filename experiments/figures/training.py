@@ -8,31 +8,42 @@ import pandas as pd
 from matplotlib import style
 from matplotlib.figure import Figure
 
-from experiments.figures.style import STYLE, WIDTH, legend_below, log_ticks
+from experiments.figures.style import NO_LABEL, STYLE, WIDTH, legend_below, log_ticks
+from experiments.statistics import start_of
 from pruning.errors import RecordsError
 
 
 def losses(points: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
-    """The mean training loss of every epoch: columns `method` ("dense" too), `requested_density`, `epoch`, `loss`, `n`.
+    """The mean training loss of every epoch: columns `dense`, `method`, `requested_density`, `epoch`, `loss`, `n`.
 
-    `epoch` counts from the initialisation and is where an epoch ended; means are over seeds. `frame` holds the rows of
-    the dense networks (level 0). Networks without training have no rows. Raises `RecordsError` where rows do not tell
-    their losses.
+    `dense` is the set-up of the dense networks (`labels.baselines`); their own rows have it as their method. `epoch`
+    counts from the initialisation and is where an epoch ended; means are over seeds. `frame` holds the rows of the
+    dense networks (level 0). Networks without training have no rows. Raises `RecordsError` where rows do not tell their
+    losses.
     """
     if "losses" not in frame or "losses" not in points:
         raise RecordsError("no row tells its losses: they were written by an older version, repeat the sweep")
-    start = frame[frame["level"] == 0].drop_duplicates("dense").assign(method="dense", requested_density=1.0)
+    start = start_of(frame)
+    points = points.assign(setup=points["dense"].map(dict(zip(start["dense"], start["setup"], strict=True))))
     rows = []
-    for (method, requested), once in pd.concat([start, points]).groupby(["method", "requested_density"], sort=False):
+    whole = pd.concat([start, points])
+    for (setup, method, requested), once in whole.groupby(["setup", "method", "requested_density"], sort=False):
         found: dict[float, list[float]] = {}
         for told in once["losses"]:
             for epoch, loss in told if isinstance(told, list) else []:
                 found.setdefault(epoch, []).append(math.nan if loss is None else loss)
         rows += [
-            {"method": method, "requested_density": requested, "epoch": at, "loss": float(np.mean(of)), "n": len(of)}
+            {
+                "dense": setup,
+                "method": method,
+                "requested_density": requested,
+                "epoch": at,
+                "loss": float(np.mean(of)),
+                "n": len(of),
+            }
             for at, of in sorted(found.items())
         ]
-    return pd.DataFrame(rows, columns=["method", "requested_density", "epoch", "loss", "n"])
+    return pd.DataFrame(rows, columns=["dense", "method", "requested_density", "epoch", "loss", "n"])
 
 
 def training(losses: pd.DataFrame) -> Figure:
@@ -41,8 +52,8 @@ def training(losses: pd.DataFrame) -> Figure:
     `losses` is what the function of that name returns. A line begins one epoch after its pruning, which the dotted line
     marks. Loss is on a log axis.
     """
-    before = losses[losses["method"] == "dense"]
-    methods = [name for name in dict.fromkeys(losses["method"]) if name != "dense"]
+    starts = dict(zip(losses["method"], losses["dense"], strict=True))
+    methods = [name for name, start in starts.items() if name != start]
     if not methods:
         raise RecordsError("no network was trained after its pruning: there is no loss to draw")
     densities = sorted(set(losses["requested_density"]) - {1.0}, reverse=True)
@@ -53,13 +64,15 @@ def training(losses: pd.DataFrame) -> Figure:
         figure = Figure(figsize=(WIDTH, 1), layout="constrained")
         panels = figure.subplots(down, columns, squeeze=False, sharex=True, sharey=True).ravel()
         for panel, method in zip(panels, methods, strict=False):
+            before = losses[losses["method"] == starts[method]]
             panel.plot(before["epoch"], before["loss"], color="black", label="dense")
             for colour, density in zip(colours, densities, strict=True):
                 of = losses[(losses["method"] == method) & (losses["requested_density"] == density)]
                 panel.plot(of["epoch"], of["loss"], color=colour, label=f"{100 * density:.3g} % kept")
                 if len(of):
                     length = float(of["epoch"].diff().median()) if len(of) > 1 else float(of["epoch"].iloc[0])
-                    panel.axvline(of["epoch"].iloc[0] - length, color=colour, linestyle=":", linewidth=1, zorder=1)
+                    at = of["epoch"].iloc[0] - length
+                    panel.axvline(at, color=colour, linestyle=":", linewidth=1, zorder=1, label=NO_LABEL)
             log_ticks(panel)
             panel.set_title(str(method))
         for panel in panels[len(methods) :]:

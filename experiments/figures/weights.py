@@ -1,7 +1,7 @@
 """What weights there are before and after: histograms of those that are kept."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import matplotlib
@@ -12,29 +12,41 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from experiments.figures.style import STYLE, WIDTH, legend_below, log_ticks
+from experiments.statistics import start_of
 
 BINS = 81
 
 Loader = Callable[[Mapping[str, Any]], Mapping[str, Tensor]]
 
 
-def histograms(points: pd.DataFrame, dense: Sequence[Mapping[str, Any]], load: Loader) -> pd.DataFrame:
+def histograms(points: pd.DataFrame, frame: pd.DataFrame, load: Loader) -> pd.DataFrame:
     """Counts of kept weights by their value, all prunable tensors and seeds together.
 
-    Columns: `method`, `requested_density` (1: before, the dense networks), `low` and `high` (a bin), `count` (mean over
-    seeds). `dense` are the rows of the dense networks; `load` gives a row's kept weights. Bins are equally wide, and
-    the same for all; they reach as far as the largest weight of any.
+    Columns: `dense` (the set-up of the dense networks, `labels.baselines`; their own rows have it as their method),
+    `method`, `requested_density` (1: before, the dense networks), `low` and `high` (a bin), `count` (mean over seeds).
+    `frame` holds the rows of the dense networks (level 0); `load` gives a row's kept weights. Bins are equally wide,
+    and the same for all; they reach as far as the largest weight of any.
     """
-    groups: dict[tuple[str, float], list[np.ndarray]] = {("dense", 1.0): [_values(load(row)) for row in dense]}
-    for (method, requested), once in points.groupby(["method", "requested_density"], sort=False):
-        groups[method, requested] = [_values(load(row)) for row in once.to_dict("records")]
+    start = start_of(frame)
+    points = points.assign(setup=points["dense"].map(dict(zip(start["dense"], start["setup"], strict=True))))
+    groups: dict[tuple[str, str, float], list[np.ndarray]] = {}
+    whole = pd.concat([start, points])
+    for (setup, method, requested), once in whole.groupby(["setup", "method", "requested_density"], sort=False):
+        groups[setup, method, requested] = [_values(load(row)) for row in once.to_dict("records")]
     reach = max((float(np.abs(v).max()) for found in groups.values() for v in found if v.size), default=1.0) or 1.0
     edges = np.linspace(-reach, reach, BINS + 1)
     rows = []
-    for (method, requested), found in groups.items():
+    for (setup, method, requested), found in groups.items():
         counts = sum(np.histogram(values, edges)[0] for values in found) / max(1, len(found))
         rows += [
-            {"method": method, "requested_density": requested, "low": low, "high": high, "count": count}
+            {
+                "dense": setup,
+                "method": method,
+                "requested_density": requested,
+                "low": low,
+                "high": high,
+                "count": count,
+            }
             for low, high, count in zip(edges[:-1], edges[1:], np.broadcast_to(counts, BINS), strict=True)
         ]
     return pd.DataFrame(rows)
@@ -42,18 +54,20 @@ def histograms(points: pd.DataFrame, dense: Sequence[Mapping[str, Any]], load: L
 
 def weights(histograms: pd.DataFrame) -> Figure:
     """A panel a method: the dense networks' weights in grey, and a line for every density of what is kept after it."""
-    before = histograms[histograms["method"] == "dense"]
-    methods = [name for name in dict.fromkeys(histograms["method"]) if name != "dense"]
+    starts = dict(zip(histograms["method"], histograms["dense"], strict=True))
+    methods = [name for name, start in starts.items() if name != start]
     densities = sorted(set(histograms["requested_density"]) - {1.0}, reverse=True)
     colours = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.85, max(1, len(densities))))
     columns = min(2, len(methods))
     down = math.ceil(len(methods) / columns)
-    edges = [*before["low"], before["high"].iloc[-1]]
+    first = histograms[histograms["method"] == histograms["dense"].iloc[0]]
+    edges = [*first["low"], first["high"].iloc[-1]]
     with style.context(["default", STYLE]):
         figure = Figure(figsize=(WIDTH, 1), layout="constrained")
         panels = figure.subplots(down, columns, squeeze=False, sharex=True, sharey=True).ravel()
         for panel, method in zip(panels, methods, strict=False):
-            panel.stairs(before["count"], edges, fill=True, color="#cccccc")
+            before = histograms.loc[histograms["method"] == starts[method], "count"]
+            panel.stairs(before, edges, fill=True, color="#cccccc")
             panel.plot([], [], color="#cccccc", linewidth=5, label="before")
             for colour, density in zip(colours, densities, strict=True):
                 of = (histograms["method"] == method) & (histograms["requested_density"] == density)

@@ -4,6 +4,7 @@ What comes from runs is text: the template escapes it, and the script writes non
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from plotly.offline import get_plotlyjs
 from experiments import figures, statistics
 from experiments.checklist import checklist
 from experiments.compare import COLUMNS, cells, words
-from experiments.comparison import differences, overall, resolved, setups
+from experiments.comparison import Comparison
 from experiments.page.data import configuration, curves, runs
 from experiments.state import State
 
@@ -27,11 +28,13 @@ def render(
     folder: Path,
     output: Path,
     value: str = "test_accuracy",
-    baseline: str | None = None,
+    comparisons: Sequence[Comparison] = (),
+    refused: Sequence[str] = (),
 ) -> str:
     """The page as HTML, to be written into the folder `output`, from where it links to the rows below `folder`.
 
-    Raises `RecordsError` where statistics refuse the rows.
+    `comparisons` and `refused` are what `comparison.comparisons` returns. Raises `RecordsError` where statistics
+    refuse the rows.
     """
     same, apart = configuration(frame)
     environment = Environment(
@@ -46,11 +49,12 @@ def render(
         label=figures.describe(value)[0],
         value=value,
         plotly=get_plotlyjs(),
-        css=(_HERE / "page.css").read_text(),
-        script=(_HERE / "page.js").read_text(),
+        css=(_HERE / "page.css").read_text(encoding="utf-8"),
+        script=(_HERE / "page.js").read_text(encoding="utf-8"),
         data=_embedded(curves(frame, value)),
         counts=_counts(frame, value),
-        comparisons=[] if baseline is None else _comparisons(frame, baseline, value),
+        comparisons=[_shown(comparison, value) for comparison in comparisons],
+        refused=refused,
         checks=checklist(frame, value),
         same=same,
         apart=apart,
@@ -75,20 +79,13 @@ def _counts(frame: pd.DataFrame, value: str) -> str:
     return ", ".join(f"{count} {one if count == 1 else many}" for count, one, many in parts)
 
 
-def _comparisons(frame: pd.DataFrame, baseline: str, value: str) -> list[dict[str, Any]]:
-    """A table and its sentences for every set-up."""
-    found = []
+def _shown(comparison: Comparison, value: str) -> dict[str, Any]:
+    """A table and its sentences."""
     label, _ = figures.describe(value)
-    for setup, rows in setups(frame).items():
-        apart = differences(rows, baseline, value)
-        name = resolved(baseline, list(apart["method"].unique()))
-        found.append(
-            {
-                "setup": setup,
-                "baseline": name,
-                "columns": [label if column == "value" else column for column in COLUMNS],
-                "rows": cells(apart, statistics.summarise(rows, value), value, name),
-                "words": words(apart, overall(rows, baseline, value), name, "t", 0.05),
-            }
-        )
-    return found
+    return {
+        "setup": comparison.setup,
+        "baseline": comparison.baseline,
+        "columns": [label if column == "value" else column for column in COLUMNS],
+        "rows": cells(comparison, value),
+        "words": words(comparison),
+    }

@@ -16,7 +16,7 @@
     made.append(...children);
     return made;
   };
-  const format = value => value.toPrecision(4).replace(/\.?0+$/, "");
+  const format = value => String(Number(value.toPrecision(4)));
   // Plotly reads a few tags in labels: text from runs must stay text.
   const escaped = text => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 
@@ -118,7 +118,7 @@
       margin: { l: 62, r: 16, t: 16, b: 56 },
       xaxis: { title: { text: small() ? axes[axis].short : axes[axis].title, standoff: 12 }, type: axes[axis].log ? "log" : "linear", gridcolor: "#e6e9ed", zeroline: false,
         ...(axes[axis].log ? { tickmode: "array", ...ticks(traces) } : {}), automargin: true },
-      yaxis: { title: { text: data.label, standoff: 8 }, gridcolor: "#e6e9ed", zeroline: false, range: [bottom - margin, high + margin], automargin: true },
+      yaxis: { title: { text: escaped(data.label), standoff: 8 }, gridcolor: "#e6e9ed", zeroline: false, range: [bottom - margin, high + margin], automargin: true },
       legend: { orientation: "h", x: 0, y: -0.22, yanchor: "top" },
     }, { responsive: true, displaylogo: false, displayModeBar: !small() });
   }

@@ -101,8 +101,71 @@ def test_latex_escapes_what_it_would_read(tmp_path, capsys):
         for path in sweep(tmp_path / str(place), {name.replace("/", ""): seeds}).glob("*/rows.jsonl"):
             assert path.exists()
     assert main([str(tmp_path), "--baseline", "magnitude", "--format", "latex"]) == 0
-    escaped = r"my\_scorer\&\{\%\}\textbackslash{}\#\$\textasciitilde{}\textasciicircum{}"
+    escaped = r"my\_scorer\&\{\%\}\textbackslash \#\$\textasciitilde \textasciicircum "
     assert capsys.readouterr().out.count(escaped) == 3
+
+
+def test_a_set_up_without_the_baseline_is_told_after_the_others(tmp_path, capsys):
+    sweep(tmp_path / "a", {"magnitude": CURVES["magnitude"], "random": CURVES["random"]}, training={"epochs": 1})
+    curves = {"taylor (x)": CURVES["taylor"], "random": CURVES["random"]}
+    for path in sweep(tmp_path / "b", curves, "other", training={"epochs": 9}).glob("*/rows.jsonl"):
+        path.write_text(path.read_text().replace('"run": "', '"run": "long-'))
+    assert main([str(tmp_path), "--baseline", "magnitude"]) == 1
+    streams = capsys.readouterr()
+    assert "random against magnitude: over the whole curve significantly lower" in " ".join(streams.out.split())
+    assert streams.err.startswith("error: dense (training.epochs=9): no method is called magnitude")
+    assert streams.err.count("\n") == 1
+
+
+def test_n_is_that_of_the_mean_and_pairs_are_told(tmp_path, capsys):
+    sweep(tmp_path, {"magnitude": CURVES["magnitude"][:2], "random": CURVES["random"]})
+    text = printed([str(tmp_path), "--baseline", "magnitude"], capsys)
+    bad, good = (np.array(CURVES[name])[:, 1] for name in ("random", "magnitude"))
+    assert re.search(
+        rf"random 3 {100 * bad.mean():.2f} ± \d+\.\d\d {100 * (bad - good)[:2].mean():+.2f} ± \d+\.\d\d \(2 pairs\)",
+        text,
+    )
+
+
+def test_a_method_at_other_densities_is_left_out_and_named(tmp_path, capsys):
+    sweep(tmp_path, {"magnitude": CURVES["magnitude"], "random": CURVES["random"]})
+    for path in sweep(tmp_path / "more", {"snip": CURVES["taylor"]}).glob("*/rows.jsonl"):
+        text = path.read_text()
+        for density in DENSITIES:
+            text = text.replace(f'_density": {density}', f'_density": {density / 3}')
+        path.write_text(text)
+    text = printed([str(tmp_path), "--baseline", "magnitude"], capsys)
+    assert "snip is not compared: it shares no seed at any density with magnitude." in text
+    assert "random against magnitude: over the whole curve significantly lower" in text
+
+
+def test_the_bootstrap_is_not_symmetric_and_not_printed_so(tmp_path, capsys):
+    curves = {"magnitude": [[a, 0.9, 0.5] for a in (0.95, 0.94, 0.96, 0.95, 0.10)], "random": [[0.1, 0.1, 0.1]] * 5}
+    text = printed([str(sweep(tmp_path, curves)), "--baseline", "magnitude", "--interval", "bootstrap"], capsys)
+    low, high = re.search(r"magnitude 5 78\.00 \[(\d+\.\d+), (\d+\.\d+)\]", text).groups()
+    assert 10 <= float(low) < 78 < float(high) <= 96
+    assert "mean and 95 % bootstrap interval over n seeds" in text
+
+
+def test_brackets_in_labels_are_text(tmp_path, capsys):
+    sweep(tmp_path, {"magnitude": CURVES["magnitude"]}, include=["[red]", "b"])
+    for path in sweep(tmp_path / "more", {"magnitude": CURVES["random"]}).glob("*/rows.jsonl"):
+        path.write_text(path.read_text().replace('"run": "', '"run": "other-'))
+    text = printed([str(tmp_path), "--baseline", 'magnitude (include=["[red]", "b"])'], capsys)
+    assert 'differences to magnitude (include=["[red]", "b"]) at' in text
+
+
+def test_no_sparsity_is_critical_for_a_loss(tmp_path, capsys):
+    losses = {"magnitude": [[0.2, 1.0, 15.0], [0.2, 1.1, 15.0]], "random": [[0.3, 2.0, 15.0], [0.3, 2.2, 15.0]]}
+    for path in sweep(tmp_path, losses).glob("*/rows.jsonl"):
+        path.write_text(path.read_text().replace("test_accuracy", "test_loss"))
+    text = printed([str(tmp_path), "--baseline", "magnitude", "--value", "test_loss"], capsys)
+    assert "%" not in text.split("sparsity within 1 of dense")[1].split("area: mean")[0]
+
+
+def test_one_method_alone_is_nothing_to_compare(tmp_path, capsys):
+    sweep(tmp_path, {"magnitude": CURVES["magnitude"]})
+    assert "magnitude is the only method" in fails([str(tmp_path), "--baseline", "magnitude"], capsys)
 
 
 def fails(arguments: list[str], capsys) -> str:

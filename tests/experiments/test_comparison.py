@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from experiments.comparison import differences, holm, overall, resolved, setups, smallest_p
+from experiments.comparison import comparisons, differences, holm, overall, resolved, setups, smallest_p
 from pruning.errors import RecordsError
 from tests.experiments.rows import frame, row, start
 
@@ -163,8 +163,55 @@ def test_only_runs_of_the_same_dense_network_are_compared():
 def test_only_runs_with_common_seeds_are_compared():
     table = sweep({"magnitude": GOOD, "random": BAD})
     table.loc[table["scorer"] == "random", "seed"] += 10
-    with pytest.raises(RecordsError, match="random: shares no seed"):
+    with pytest.raises(RecordsError, match="magnitude: no method shares a seed and a density with it"):
         differences(table, "magnitude")
+
+
+def test_one_that_shares_nothing_does_not_stop_the_others():
+    table = sweep({"magnitude": GOOD, "random": BAD, "snip": GOOD})
+    table.loc[table["scorer"] == "snip", "seed"] += 10
+    assert set(differences(table, "magnitude")["method"]) == {"magnitude", "random"}
+    (found,), refused = comparisons(table, "magnitude")
+    assert (found.apart, refused) == (("snip",), [])
+
+
+def test_an_unfinished_seed_has_no_area_and_takes_none_away():
+    table = sweep({"magnitude": GOOD, "random": BAD})
+    cut = table[~((table["run"] == "random-1") & (table["level"] > 1))]
+    whole, left = (overall(of, "magnitude").set_index("method") for of in (table, cut))
+    assert whole["span"].tolist() == left["span"].tolist()
+    assert (left.loc["random", "seeds"], left.loc["random", "n"]) == (2, 2)
+    assert left.loc["magnitude", "area"] == whole.loc["magnitude", "area"]
+
+
+def test_a_method_of_one_density_has_no_area_and_takes_none_away():
+    table = sweep({"magnitude": GOOD, "random": BAD, "snip": GOOD})
+    cut = table[~((table["scorer"] == "snip") & (table["level"] > 1))]
+    found = overall(cut, "magnitude").set_index("method")
+    assert math.isnan(found.loc["snip", "area"])
+    assert found.loc["random", "p"] == overall(table, "magnitude").set_index("method").loc["random", "p"]
+
+
+def test_set_ups_by_themselves_and_by_any_of_their_names():
+    short, long = {"training": {"epochs": 1}}, {"training": {"epochs": 9}}
+    rows = [
+        *sweep({"magnitude": GOOD, "random": BAD}, config=short).to_dict("records"),
+        *[
+            r | {"run": f"{r['run']}-long", "dense": f"{r['dense']}-long"}
+            for r in sweep({"magnitude": BAD, "random": GOOD}, config=long).to_dict("records")
+        ],
+    ]
+    table = frame(*rows)
+    found, refused = comparisons(table, "magnitude")
+    assert [(one.setup, one.baseline) for one in found] == [
+        ("dense (training.epochs=1)", "magnitude"),
+        ("dense (training.epochs=9)", "magnitude"),
+    ]
+    verdicts = [one.overall.set_index("method").loc["random", "verdict"] for one in found]
+    assert (verdicts, refused) == (["lower", "higher"], [])
+    (one,), (reason,) = comparisons(table, "magnitude (training.epochs=9)")
+    assert (one.setup, one.baseline) == ("dense (training.epochs=9)", "magnitude")
+    assert reason.startswith("dense (training.epochs=1): no method is called magnitude (training.epochs=9)")
 
 
 def test_a_seed_that_one_of_them_lacks_is_left_out():

@@ -46,6 +46,9 @@ def test_a_curve_that_does_not_reach_has_no_area():
 
 def test_a_point_where_nothing_is_kept_has_no_logarithm_and_is_left_out():
     assert area([0.5, 0.1, 0.0], [0.9, 0.8, 0.1], 0.1, 0.5) == pytest.approx(0.85)
+    assert math.isnan(area([0.5, 0.1, 0.0], [0.9, 0.8, 0.1], 0.05, 0.5))  # the last living point is not repeated
+    rows = [row("a", 0, 1, 0.5), row("a", 0, 2, 0.1), row("b", 0, 1, 0.5), row("b", 0, 2, 0.2), row("b", 0, 3, 0.0)]
+    assert common_span(frame(*rows).assign(method=lambda table: table["scorer"])) == (0.2, 0.5)
 
 
 def test_the_common_span_is_the_narrowest():

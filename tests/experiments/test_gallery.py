@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from experiments import records, statistics
+from experiments.comparison import comparisons
 from experiments.figures.layers import layer_densities
-from experiments.figures.training import losses
+from experiments.figures.training import losses, training
 from experiments.figures.weights import histograms
-from experiments.gallery import Wanted, default_baseline, gallery
+from experiments.gallery import Wanted, gallery
 from experiments.networks import MASKS, WEIGHTS
 from experiments.overlap import jaccard, overlaps
 from experiments.stored import kept_weights, masks_of
@@ -31,7 +32,7 @@ def rows(swept) -> pd.DataFrame:
 
 
 def test_every_figure_with_its_numbers(swept, rows, tmp_path):
-    wanted = Wanted(baseline=default_baseline(rows), store=swept / "store")
+    wanted = Wanted(compared=comparisons(rows, "magnitude")[0], store=swept / "store")
     written, untold = gallery(rows, wanted, tmp_path)
     assert untold == []
     stems = [f"accuracy_{x}" for x in ("compression", "sparsity", "macs", "difference")]
@@ -128,8 +129,7 @@ def test_rows_that_name_no_network_are_told(tmp_path):
 
 def test_histograms_count_every_kept_weight_once(swept, rows):
     points = statistics.points(rows)
-    dense = rows[rows["level"] == 0].drop_duplicates("dense").to_dict("records")
-    found = histograms(points, dense, partial(kept_weights, store=swept / "store"))
+    found = histograms(points, rows, partial(kept_weights, store=swept / "store"))
     counts = found.groupby(["method", "requested_density"])["count"].sum()
     assert counts["dense", 1.0] == rows["prunable"].iloc[0]
     for (method, requested), once in points.groupby(["method", "requested_density"]):
@@ -177,8 +177,53 @@ def test_rows_without_losses_are_told():
         losses(statistics.points(table), table)
 
 
-@pytest.mark.parametrize(
-    ("scorers", "found"), [(("magnitude", "snip"), "magnitude"), (("a", "b"), None), (("magnitude",), None)]
-)
-def test_the_baseline_is_magnitude_where_there_is_something_to_compare(scorers, found):
-    assert default_baseline(frame(*(row(scorer) for scorer in scorers))) == found
+def two_set_ups(rows: pd.DataFrame) -> pd.DataFrame:
+    """The sweep, and the same runs again as if of another training: other dense networks, other names."""
+    configs = [config | {"training": config["training"] | {"epochs": 99}} for config in rows["config"]]
+    other = rows.assign(run=rows["run"] + "-other", dense=rows["dense"] + "-other", config=configs)
+    other["losses"] = [[[epoch, 100 * loss] for epoch, loss in told] for told in other["losses"]]
+    return pd.concat([rows, other], ignore_index=True)
+
+
+def test_dense_networks_of_two_set_ups_are_never_averaged(swept, rows):
+    both = two_set_ups(rows)
+    points = statistics.points(both)
+    found = losses(points, both)
+    alone = losses(statistics.points(rows), rows)
+    starts = found[found["method"] == found["dense"]]
+    assert set(starts["n"]) == {2}
+    first, second = (part["loss"].tolist() for _, part in starts.groupby("dense"))
+    assert sorted([first, second]) == [
+        alone.loc[alone["method"] == "dense", "loss"].tolist(),
+        pytest.approx((100 * alone.loc[alone["method"] == "dense", "loss"]).tolist()),
+    ]
+    panels = training(found).axes
+    assert [line.get_ydata().tolist() for line in (panels[0].lines[0],)] == [first]
+
+    kept = histograms(points, both, partial(kept_weights, store=swept / "store"))
+    counts = kept.groupby(["dense", "method", "requested_density"])["count"].sum()
+    for setup in set(kept["dense"]):
+        assert counts[setup, setup, 1.0] == rows["prunable"].iloc[0]
+
+
+def test_masks_of_different_networks_do_not_overlap(rows):
+    both = two_set_ups(rows)
+    found = overlaps(statistics.points(both), lambda row: Masks({"w": torch.ones(2, dtype=torch.bool)}))
+    crossed = found[found["method"].str.contains("epochs=2") != found["other"].str.contains("epochs=2")]
+    assert len(found) > 0
+    assert crossed.empty
+
+
+def test_legends_hold_methods_and_no_marks(rows):
+    figure = training(losses(statistics.points(rows), rows))
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts == ["dense", "50 % kept", "10 % kept", "2 % kept"]
+
+
+def test_a_difference_is_drawn_for_every_set_up(rows, tmp_path):
+    both = two_set_ups(rows)
+    compared, refused = comparisons(both, "magnitude")
+    assert refused == []
+    written, _ = gallery(both, Wanted(compared=compared, axes=["compression"], store=tmp_path), tmp_path)
+    names = {path.name for path in written if "difference" in path.name}
+    assert names == {f"accuracy_difference_{n}.{suffix}" for n in (1, 2) for suffix in ("pdf", "png", "csv")}

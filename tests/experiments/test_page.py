@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments import records, statistics
+from experiments.comparison import comparisons
 from experiments.intervals import mean_interval
 from experiments.page import render
 from experiments.report import main
@@ -180,9 +181,30 @@ def test_one_seed_one_method_and_nothing_to_compare(tmp_path, browser):
     assert browser.execute_script("return document.querySelector('#layers').hidden") is True
 
 
+def test_numbers_keep_their_zeros(tmp_path, browser):
+    for path in sweep(tmp_path, scorers=("magnitude",)).glob("*/rows.jsonl"):
+        path.write_text(path.read_text().replace("0.01,", "0.001,"))
+    assert main([str(tmp_path)]) == 0
+    opened(browser, tmp_path / "report.html")
+    assert [hover[2:] for hover in lines(browser)["magnitude"][2]] == [["50", "2"], ["10", "10"], ["0.1", "1000"]]
+
+
+def test_what_cannot_be_compared_is_said_and_costs_no_page(tmp_path, browser, capsys):
+    sweep(tmp_path / "a", config={"training": {"epochs": 1}})
+    for path in sweep(tmp_path / "b", ("random", "snip"), config={"training": {"epochs": 9}}).glob("*/rows.jsonl"):
+        path.write_text(path.read_text().replace('"run": "', '"run": "b-').replace('"network', '"other'))
+    assert main([str(tmp_path)]) == 0
+    assert "not compared: dense (training.epochs=9): no method is called magnitude" in capsys.readouterr().out
+    opened(browser, tmp_path / "report.html")
+    shown = browser.execute_script("return document.querySelector('#comparison').innerText")
+    assert "random against magnitude: over the whole curve no significant difference" in shown
+    assert "Not compared: dense (training.epochs=9): no method is called magnitude" in shown
+
+
 def test_the_same_rows_make_the_same_page(swept, tmp_path):
     frame = records.read(swept / "runs")
-    pages = {render(frame, [], swept / "runs", tmp_path, baseline="magnitude") for _ in range(2)}
+    compared, refused = comparisons(frame, "magnitude")
+    pages = {render(frame, [], swept / "runs", tmp_path, "test_accuracy", compared, refused) for _ in range(2)}
     assert len(pages) == 1
     (page,) = pages
     accuracies = frame.query("level == 1 and scorer == 'random'")["test_accuracy"].astype(float)
