@@ -26,6 +26,7 @@ from rich.text import Text
 from experiments import figures, records
 from experiments.comparison import TESTS, Comparison, comparisons, smallest_p
 from experiments.intervals import INTERVALS, described, written
+from experiments.mistakes import told
 from pruning.errors import PruningError
 
 UNLIKE = 0.02
@@ -43,11 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         for comparison in found:
             _print(comparison, f"{comparison.setup}: " if len(found) + len(refused) > 1 else "", asked)
     except PruningError as error:
-        return _fail(str(error))
+        return told(str(error))
     except OSError as error:
-        return _fail(f"{error.filename or asked.folder}: {error.strerror or error}; give access, or copy the folder")
+        return told(f"{error.filename or asked.folder}: {error.strerror or error}; give access, or copy the folder")
     for reason in refused:
-        _fail(reason)
+        told(reason)
     return 1 if refused else 0
 
 
@@ -231,11 +232,6 @@ def _latex(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     sides = "".join("l" if name == "method" else "r" for name in names)
     text: str = pd.DataFrame(rows, columns=names).to_latex(index=False, escape=True, column_format=sides)
     return text.replace("±", r"$\pm$").replace("<", "$<$").rstrip("\n")  # what pandas takes for LaTeX's own
-
-
-def _fail(message: str) -> int:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
-    return 1
 
 
 if __name__ == "__main__":

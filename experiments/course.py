@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from experiments.processes import summed
+from experiments.processes import all_reduce
 from pruning.dynamic import Held
 from pruning.rewind import RewindPoint
 
@@ -39,7 +39,7 @@ class Course:
         """End an epoch, with its validation accuracy if it was measured."""
         if accuracy is not None and (self.best is None or accuracy > self.best[0]):
             self.best = accuracy, {name: value.clone() for name, value in model.state_dict().items()}
-        epoch = Epoch(number, learning_rate, float(summed(self.loss)) / self.seen, accuracy, self.seconds)
+        epoch = Epoch(number, learning_rate, float(all_reduce(self.loss)) / self.seen, accuracy, self.seconds)
         self.epochs.append(epoch)
         self.loss, self.seen, self.seconds = torch.zeros_like(self.loss), 0, 0.0
         return epoch

@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments import processes
 from experiments.configuration import checked
 from experiments.labels import BOOKKEEPING
+from experiments.mistakes import line, told
 from experiments.setting import Setting
 from experiments.state import recorded, states
 from experiments.status import repetitions
@@ -44,7 +45,8 @@ def job(run: Callable[[Setting, Path, str], Rows], config: DictConfig) -> float 
     """`run` in a folder of its own; the values that the configuration names as `objective`, for sweepers that search.
 
     A user's mistake is told here, in the process where it happened. A run then ends with code 1; a sweep ends so too,
-    but goes through its other jobs first.
+    but goes through its other jobs first. Where several processes train together, one that fails ends them all: the
+    others would wait for it, or take its next job for the present one.
     """
     try:
         plain = checked(config)
@@ -52,7 +54,7 @@ def job(run: Callable[[Setting, Path, str], Rows], config: DictConfig) -> float 
         return objectives(rows, plain["objective"])
     except (PruningError, OSError) as error:
         alone = not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN
-        if alone:
+        if alone or processes.world() > 1:
             raise SystemExit(told(line(error))) from None
         told(f"{','.join(HydraConfig.get().overrides.task)}: {line(error)}")
         raise JobError(str(config.folder)) from None
@@ -66,38 +68,42 @@ def objectives(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> float
     if not names:
         return None
     last = [row for row in rows if not row.get("control")][-1]
+    check_objective(names, last)
     found = []
     for name in names:
-        value = last.get(name)
+        value = last[name]
         if isinstance(value, bool) or not isinstance(value, int | float):
-            known = ", ".join(key for key, other in last.items() if isinstance(other, int | float))
-            raise ConfigurationError(f"objective={name}: is {value!r} in the last row; choose among {known}")
+            raise ConfigurationError(f"objective={name}: is {value!r} in the last row; choose among {_numeric(last)}")
         found.append(float(value))
     return found[0] if len(found) == 1 else tuple(found)
 
 
-def jobs_failed(error: JobError) -> int:
-    """The end of a sweep of which some jobs failed: which, why, and what repeats them. The exit code."""
+def check_objective(names: Sequence[str], row: Mapping[str, Any]) -> None:
+    """Raise `ConfigurationError` for a name that no row will have; any row shows it, the dense network's too."""
+    for name in names:
+        if name not in row:
+            raise ConfigurationError(f"objective={name}: rows have no such column; choose among {_numeric(row)}")
+
+
+def _numeric(row: Mapping[str, Any]) -> str:
+    return ", ".join(
+        key for key, value in row.items() if isinstance(value, int | float) and not isinstance(value, bool)
+    )
+
+
+def jobs_failed(error: JobError, since: float) -> int:
+    """The end of a sweep that began at `since`, of which jobs failed: which, why, what repeats them. The exit code."""
     folder = Path(str(error))
-    failed = [state for state in states(folder) if state.state in ("failed", "cut")] if folder.is_dir() else []
+    try:
+        known = states(folder) if folder.is_dir() else []
+    except (PruningError, OSError) as second:
+        told(line(second))
+        known = []
+    failed = [state for state in known if state.state in ("failed", "cut") and state.began >= since]
     for text in repetitions(failed):
         print(text, file=sys.stderr)
     which = f"{len(failed)} of the runs in {folder}" if failed else "jobs of this sweep"
     return told(f"{which} failed, as told above; mend and repeat them, or the whole sweep: what is done is kept")
-
-
-def line(error: Exception) -> str:
-    """An error in a line, with what mends it."""
-    if isinstance(error, OSError):
-        where = error.filename or "the disk"
-        return f"{where}: {error.strerror or error}: make room or give access, or set folder= and store="
-    return str(error)
-
-
-def told(message: str) -> int:
-    """`message` as a line on standard error; exit code 1."""
-    print("error: " + " ".join(message.split()), file=sys.stderr)
-    return 1
 
 
 def _prepared(run: Callable[[Setting, Path, str], Rows], plain: dict[str, Any]) -> Rows:
@@ -153,11 +159,15 @@ def _warned(others: Callable[..., None], message: Warning | str, category: type[
 
 def _command() -> str:
     """What repeats this job alone."""
-    words = ["python", "-m", "experiments.run"]
+    count = processes.world()
+    words = ["torchrun", "--nproc-per-node", str(count)] if count > 1 else ["python"]
+    words += ["-m", "experiments.run"]
     if HydraConfig.initialized():
         settings = HydraConfig.get()
         places = [source.path for source in settings.runtime.config_sources if source.provider == "command-line"]
         words = [*words, *(f"--config-dir={place}" for place in places), *settings.overrides.task]
+        if settings.mode == RunMode.MULTIRUN and any(word.startswith("experiment=") for word in words):
+            words.append("hydra.mode=RUN")  # the experiment may be a sweep by itself
     return shlex.join(words)
 
 

@@ -37,7 +37,7 @@ def first() -> bool:
     return rank() == 0
 
 
-def told(value: Any) -> Any:
+def broadcast(value: Any) -> Any:
     """The `value` of the first process, in every process."""
     if world() == 1:
         return value
@@ -46,7 +46,7 @@ def told(value: Any) -> Any:
     return values[0]
 
 
-def summed(value: Any) -> Any:
+def all_reduce(value: Any) -> Any:
     """The sum of a tensor over all processes, in every process."""
     if world() > 1:
         value = value.clone()

@@ -27,6 +27,7 @@ from experiments.figures.axes import TIMES, percent, ratio
 from experiments.gallery import Wanted, gallery
 from experiments.intervals import INTERVALS, Interval, described, written
 from experiments.labels import methods
+from experiments.mistakes import told
 from experiments.page import render
 from experiments.state import states
 from pruning.errors import PruningError, RecordsError
@@ -47,10 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         page = output / "report.html"
         page.write_text(html, encoding="utf-8")
     except PruningError as error:
-        return _fail(str(error))
+        return told(str(error))
     except OSError as error:
         reason = error.strerror or str(error)
-        return _fail(f"{error.filename or output}: {reason}; make room or give access, or name another --output")
+        return told(f"{error.filename or output}: {reason}; make room or give access, or name another --output")
 
     # A pipe has no width of its own: 120 columns cut nothing off and fit most pagers.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
@@ -122,11 +123,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--store", type=Path, help="where masks and weights lie (default: where the runs put them)")
     parser.add_argument("--output", type=Path, help="where page and figures go (default: FOLDER)")
     return parser.parse_args(argv)
-
-
-def _fail(message: str) -> int:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
-    return 1
 
 
 if __name__ == "__main__":

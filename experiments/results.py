@@ -1,5 +1,6 @@
 """What a run shows beside its rows: its curve, and the files of its masks."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,24 @@ from matplotlib.figure import Figure
 
 from experiments import figures, statistics
 from experiments.stored import mask_file
+from pruning.errors import RecordsError
+
+log = logging.getLogger("experiments")
 
 
 def results(rows: Sequence[Mapping[str, Any]], store: Path) -> tuple[dict[str, Figure], dict[str, Path]]:
-    """The figure of accuracy over compression, and for every pruned level where its masks lie; by their names."""
+    """The figure of accuracy over compression, and for every pruned level where its masks lie; by their names.
+
+    Rows of which no figure can be made, as of a run that diverged, have their masks all the same.
+    """
     frame = pd.DataFrame(rows)
-    figure = figures.accuracy(statistics.summarise(frame), statistics.dense(frame))
+    drawn = {}
+    try:
+        drawn["accuracy"] = figures.accuracy(statistics.summarise(frame), statistics.dense(frame))
+    except RecordsError as error:
+        log.info("no figure of this run: %s", error)
     files = {_name(row): mask_file(row, store) for row in rows if row["level"] > 0}
-    return {"accuracy": figure}, {name: path for name, path in files.items() if path is not None}
+    return drawn, {name: path for name, path in files.items() if path is not None}
 
 
 def _name(row: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ The rows of a run go to <folder>/<run>/rows.jsonl. The same command again resume
 import logging
 import os
 import re
-import sys
+import time
 from collections.abc import Callable
 from functools import lru_cache, partial
 from itertools import count
@@ -26,14 +26,15 @@ from experiments import jobs, records, stages
 from experiments.configuration import Configuration, arrives, densities
 from experiments.controls import check as check_controls
 from experiments.controls import controls
-from experiments.jobs import JobError, jobs_failed, told
+from experiments.jobs import JobError, check_objective, jobs_failed
 from experiments.levels import Level, evaluate
+from experiments.mistakes import told
 from experiments.networks import Network
 from experiments.processes import first
 from experiments.results import results
 from experiments.setting import Setting
 from experiments.targets import built
-from experiments.tracking import Guarded, Nothing
+from experiments.tracking import Guarded, Nothing, leave
 from pruning.errors import ConfigurationError, PruningError
 
 log = logging.getLogger("experiments")
@@ -46,12 +47,14 @@ def run(setting: Setting, folder: Path, name: str) -> list[dict[str, Any]]:
     config = setting.config
     tracker = Guarded(built("tracker", config["tracker"]) if first() else Nothing())
     tracker.start(name, config)
+    done = False
     try:
         rows = _levels(setting, folder, name, tracker)
         tracker.results(partial(results, rows, setting.store.root))
+        done = True
         return rows
     finally:
-        tracker.finish()
+        tracker.finish(done)
 
 
 def _levels(setting: Setting, folder: Path, name: str, tracker: Guarded) -> list[dict[str, Any]]:
@@ -73,6 +76,7 @@ def _levels(setting: Setting, folder: Path, name: str, tracker: Guarded) -> list
     numbers = count(1)
     dense = stages.dense(setting)
     report(evaluate(setting, dense, Level(0, 0, 0, 1.0, 1.0), dense))
+    check_objective(config["objective"], rows[0])
     for target in densities(config):
         network = stages.initial(setting) if config["when"] == "init" else dense
         steps = schedule(target)[1:]
@@ -122,12 +126,13 @@ def job(config: DictConfig) -> float | tuple[float, ...] | None:
 
 def main() -> int:
     """The command line: what a user can mend is one line on standard error and exit code 1, never a traceback."""
+    since = time.time()
     logging.raiseExceptions = False  # a closed terminal loses lines, never a result
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands its errors on; they are told in one line here
     try:
         hydra.main(config_path=str(_CONF), config_name="config", version_base="1.3")(job)()
     except JobError as error:
-        return jobs_failed(error)
+        return jobs_failed(error, since)
     except (PruningError, HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra's own are all three
         cause = f": {error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
         unknown = re.match(r"Could not override '(.+?)'", str(error))
@@ -143,4 +148,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -14,6 +14,8 @@ from typing import Literal
 from filelock import FileLock, Timeout
 
 from experiments import records
+from experiments.locks import patiently
+from pruning.errors import RecordsError
 
 log = logging.getLogger("experiments")
 
@@ -56,40 +58,30 @@ def recorded(folder: Path, command: str, hardware: str = "") -> Iterator[None]:
     if not os.access(folder, os.W_OK):
         yield
         return
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("waiting for another process, which is at %s", folder.name)
-        lock.acquire()
-    here = {"host": socket.gethostname(), "process": os.getpid(), "hardware": hardware}
-    state = State(folder.name, "running", command, None, time.time(), None, **here)
-    try:
-        _write(folder, state)
-        yield
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+    with patiently(FileLock(folder / LOCK), f"at {folder.name}"):
+        here = {"host": socket.gethostname(), "process": os.getpid(), "hardware": hardware}
+        state = State(folder.name, "running", command, None, time.time(), None, **here)
         try:
-            _write(folder, replace(state, state="failed", reason=reason, ended=time.time()))
-        except OSError as second:  # a disk that is full is why it failed: that error is the one to tell
-            log.warning("%s: %s", folder / FILE, second)
-        raise
-    else:
-        _write(folder, replace(state, state="done", ended=time.time()))
-    finally:
-        lock.release()
+            _write(folder, state)
+            yield
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            _end(folder, replace(state, state="failed", reason=reason, ended=time.time()))
+            raise
+        _end(folder, replace(state, state="done", ended=time.time()))
 
 
 def states(folder: Path) -> list[State]:
-    """The states of all runs at any depth below `folder`, by the time they began. Raises `OSError`."""
+    """The states of all runs at any depth below `folder`, by the time they began.
+
+    Raises `RecordsError` for a file that is no state, `OSError` for one that cannot be read.
+    """
     found = []
     for path in sorted(folder.rglob(FILE)):
-        try:
-            state = State(**json.loads(path.read_text()))
-        except (ValueError, TypeError) as error:
-            raise OSError(0, f"is no state of a run ({error}): remove it", str(path)) from error
+        state = _read(path)
         if state.state == "running" and not _held(path.parent / LOCK):
-            state = replace(state, state="cut")
+            state = _read(path)  # it may have come to its end between the two looks
+            state = replace(state, state="cut") if state.state == "running" else state
         rows = path.parent / records.FILE
         count = sum(1 for line in rows.read_bytes().split(b"\n") if line) if rows.exists() else 0
         found.append(replace(state, rows=count))
@@ -104,8 +96,23 @@ def _held(path: Path) -> bool:
             return False
     except Timeout:
         return True
-    except PermissionError:  # of another user: what cannot be known is told as it was written
+    except OSError:  # of another user, or on a disk where nothing can be written: told as it was written
         return True
+
+
+def _read(path: Path) -> State:
+    try:
+        return State(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise RecordsError(f"{path}: is no state of a run ({error}): remove it") from error
+
+
+def _end(folder: Path, state: State) -> None:
+    """A disk that is full cannot undo what the run is worth, and is mostly why a failed one failed."""
+    try:
+        _write(folder, state)
+    except OSError as error:
+        log.warning("%s: %s", folder / FILE, error)
 
 
 def _write(folder: Path, state: State) -> None:

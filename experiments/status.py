@@ -3,7 +3,8 @@
     python -m experiments.status runs/mine
     python -m experiments.status runs/mine --commands > again.sh
 
-It only reads, so it may look at a sweep that is going on, from any machine that sees the folder.
+It changes nothing, so it may look at a sweep that is going on; from another machine too, if the file system shares its
+locks (NFS does), as a run is taken for cut where nobody holds its lock.
 """
 
 import argparse
@@ -18,7 +19,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from experiments.mistakes import told
 from experiments.state import State, states
+from pruning.errors import RecordsError
 
 ORDER = ("running", "failed", "cut", "done")
 
@@ -28,12 +31,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = _arguments(argv)
     try:
         if not asked.folder.is_dir():
-            return _fail(f"{asked.folder}: there is no such folder; give the folder that holds the runs")
+            return told(f"{asked.folder}: there is no such folder; give the folder that holds the runs")
         found = states(asked.folder)
+    except RecordsError as error:
+        return told(str(error))
     except OSError as error:
-        return _fail(f"{error.filename or asked.folder}: {error.strerror or error}")
+        return told(f"{error.filename or asked.folder}: {error.strerror or error}")
     if not found:
-        return _fail(f"{asked.folder}: holds no run; start one with `python -m experiments.run`")
+        return told(f"{asked.folder}: holds no run; start one with `python -m experiments.run`")
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     again = [state for state in found if state.state in ("failed", "cut")]
     if asked.commands:
@@ -83,11 +88,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("folder", type=Path, help="the folder that holds the runs, at any depth")
     parser.add_argument("--commands", action="store_true", help="only the commands that repeat what failed or was cut")
     return parser.parse_args(argv)
-
-
-def _fail(message: str) -> int:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
-    return 1
 
 
 if __name__ == "__main__":

@@ -1,21 +1,25 @@
 """Where rows are also sent. A tracker that fails or hangs is dropped with a warning; the rows on disk stay."""
 
 import logging
+import os
 import re
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from matplotlib.figure import Figure
 from PIL.Image import Image
 from PIL.Image import open as open_image
 
+from pruning.errors import PruningError
+
 log = logging.getLogger("experiments")
 
-PATIENCE = 60.0
-"""Seconds that a tracker may take for one call before it is dropped."""
+PATIENCE, FAREWELL = 60.0, 600.0
+"""Seconds that a tracker may take for one call before it is dropped; and for the last, which sends what is left."""
 
 
 class Tracker(Protocol):
@@ -30,8 +34,8 @@ class Tracker(Protocol):
     def results(self, figures: Mapping[str, Figure], masks: Mapping[str, Path]) -> None:
         """Its figures, and the files of its masks, by their names."""
 
-    def finish(self) -> None:
-        """It is over."""
+    def finish(self, done: bool) -> None:
+        """It is over; `done`, or by an error."""
 
 
 class Nothing:
@@ -46,7 +50,7 @@ class Nothing:
     def results(self, figures: Mapping[str, Figure], masks: Mapping[str, Path]) -> None:
         """Nothing."""
 
-    def finish(self) -> None:
+    def finish(self, done: bool) -> None:
         """Nothing."""
 
 
@@ -64,7 +68,9 @@ class Wandb:
         """Open the wandb run; a repeated run goes on in the one that it had."""
         import wandb  # noqa: PLC0415  # slow to import, and only needed here
 
-        mode = self._mode if self._mode != "auto" else "online" if wandb.api.api_key else "offline"
+        mode = self._mode
+        if mode == "auto":
+            mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
         if self._folder is not None:
             Path(self._folder).mkdir(parents=True, exist_ok=True)
         self._run = wandb.init(
@@ -96,9 +102,9 @@ class Wandb:
                 artifact.add_file(str(path), name=f"{name}.safetensors")
             self._run.log_artifact(artifact)
 
-    def finish(self) -> None:
-        """Close it."""
-        self._run.finish()
+    def finish(self, done: bool) -> None:
+        """Close it, as failed if it is not `done`."""
+        self._run.finish(exit_code=0 if done else 1)
 
 
 class TensorBoard:
@@ -127,7 +133,7 @@ class TensorBoard:
             self._writer.add_figure(name, figure, close=False)
         self._writer.add_text("masks", "\n".join(f"    {name}: {path}" for name, path in masks.items()))
 
-    def finish(self) -> None:
+    def finish(self, done: bool) -> None:
         """Close it."""
         self._writer.close()
 
@@ -135,9 +141,9 @@ class TensorBoard:
 class Guarded:
     """A tracker that cannot harm the run: one that fails, or takes longer than `patience`, is not asked again."""
 
-    def __init__(self, tracker: Tracker, patience: float = PATIENCE):
+    def __init__(self, tracker: Tracker, patience: float = PATIENCE, farewell: float = FAREWELL):
         self._tracker: Tracker = tracker
-        self._patience = patience
+        self._patience, self._farewell = patience, farewell
 
     @property
     def active(self) -> bool:
@@ -155,15 +161,21 @@ class Guarded:
     def results(self, make: Callable[[], tuple[Mapping[str, Figure], Mapping[str, Path]]]) -> None:
         """Send what `make` makes, which is not asked where nobody listens."""
         if self.active:
-            self._try("results", lambda tracker: tracker.results(*make()))
+            try:
+                figures, masks = make()
+            except (PruningError, OSError) as error:
+                log.warning("the tracker gets no figures and masks: %s", error)
+                return
+            self._try("results", lambda tracker: tracker.results(figures, masks))
 
-    def finish(self) -> None:
+    def finish(self, done: bool) -> None:
         """Close it."""
-        self._try("finish", lambda tracker: tracker.finish())
+        self._try("finish", lambda tracker: tracker.finish(done), self._farewell)
 
-    def _try(self, what: str, call: Callable[[Tracker], None]) -> None:
+    def _try(self, what: str, call: Callable[[Tracker], None], patience: float | None = None) -> None:
         if not self.active:
             return
+        patience = patience or self._patience
         failed: list[Exception] = []
 
         def work() -> None:
@@ -173,15 +185,30 @@ class Guarded:
                 failed.append(error)
 
         # A thread that hangs does not keep the process: a pool's would.
-        thread = threading.Thread(target=work, daemon=True, name=f"tracker {what}")
+        thread = threading.Thread(target=work, daemon=True, name=f"{_THREAD}{what}")
         thread.start()
-        thread.join(self._patience)
-        reason = f"nothing for {self._patience:g} s" if thread.is_alive() else None
-        if failed:
-            reason = f"{type(failed[0]).__name__}: {failed[0]}"
-        if reason is not None:
-            log.warning("tracker %s dropped at %s: %s", type(self._tracker).__name__, what, reason)
-            self._tracker = Nothing()
+        thread.join(patience)
+        if not failed and not thread.is_alive():
+            return
+        reason = f"{type(failed[0]).__name__}: {failed[0]}" if failed else f"nothing for {patience:g} s"
+        log.warning("tracker %s dropped at %s: %s", type(self._tracker).__name__, what, reason)
+        dropped, self._tracker = self._tracker, Nothing()
+        if failed and what not in ("start", "finish"):  # it answers: let it close what it has
+            last = Guarded(dropped, self._patience, self._farewell)
+            last.finish(False)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with exit code `code`, also where a tracker hangs, whose own farewell could hang for good."""
+    if any(thread.name.startswith(_THREAD) for thread in threading.enumerate()):
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+_THREAD = "tracker "
 
 
 def numbers(row: Mapping[str, Any]) -> dict[str, float]:

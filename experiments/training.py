@@ -248,7 +248,12 @@ def _step(
 
 
 def _share(count: int) -> tuple[slice, float]:
-    """Which of `count` examples this process trains on, and 1; where there are too few, one of them that counts 0."""
-    ends = [place * count // world() for place in range(world() + 1)]
-    begin, end = ends[rank()], ends[rank() + 1]
-    return (slice(begin, end), 1.0) if end > begin else (slice(0, 1), 0.0)
+    """Which of `count` examples this process trains on, and 1.
+
+    Nobody gets a single example, of which batch norm has no variance. Where there are too few for all, the last
+    processes get some that count 0.
+    """
+    parts = max(1, min(world(), count // 2))
+    if rank() >= parts:
+        return slice(0, 2), 0.0
+    return slice(rank() * count // parts, (rank() + 1) * count // parts), 1.0

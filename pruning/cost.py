@@ -83,15 +83,17 @@ def latency(model: nn.Module, inputs: Inputs, *, warmup: int = 3, repeats: int =
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     modes = [(module, module.training) for module in model.modules()]
     times: list[float] = []
+    spent = 0.0
     try:
         model.eval()
         with torch.inference_mode():
-            while len(times) < warmup + repeats or sum(times[warmup:]) < seconds:
+            while len(times) < warmup + repeats or spent < seconds:
                 start = perf_counter()
                 model(*args, **kwargs)
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
                 times.append(perf_counter() - start)
+                spent += times[-1] if len(times) > warmup else 0.0
     finally:
         for module, training in modes:
             module.training = training

@@ -36,15 +36,15 @@ def main() -> None:
     medians = {name: statistics.median(found) for name, found in seconds.items()}
     *alone, together = _CONTENDERS
     faster = min(alone, key=medians.__getitem__)
-    speedup = median_ratio(seconds[faster], seconds[together])
+    speedups = {name: median_ratio(seconds[faster], found) for name, found in seconds.items()}
     show(
         f"{arguments.jobs} jobs of {arguments.epochs} epochs, {os.cpu_count()} cores, whole commands",
         ("jobs", "seconds", "seconds a job", "speed-up"),
         [
-            (name, f"{found:.1f}", f"{found / arguments.jobs:.2f}", f"{medians[faster] / found:.2f}")
+            (name, f"{found:.1f}", f"{found / arguments.jobs:.2f}", f"{speedups[name]:.2f}")
             for name, found in medians.items()
         ],
-        {"speedup": round(speedup, 2), "over": faster},
+        {"speedup": round(speedups[together], 2), "over": faster},
     )
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 from matplotlib import style
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.figures.axes import compression_axis
@@ -41,19 +42,23 @@ def difference(
             low, high = (scale * rows[end].to_numpy() for end in ("low", "high"))
             panel.fill_between(at, low, high, color=colour, alpha=0.12, linewidth=0, zorder=1)
         panel.set_ylabel(f"{label.removesuffix(' (%)')},\ndifference in {unit}")
-        _cut(panel, scale * shown["mean"].to_numpy())
+        cut = " (cut at the edge)" if _cut(panel, scale * shown["mean"].to_numpy()) else ""
         compression_axis([panel], shown)
         legend_below(
             figure,
             [panel],
-            f"Mean of paired differences and 95 % {NAMES[interval]}; filled: p < {alpha:g} after Holm's correction",
+            f"Mean of paired differences, 95 % {NAMES[interval]}{cut}; filled: p < {alpha:g} after Holm's correction",
         )
     return figure
 
 
-def _cut(panel: object, means: np.ndarray) -> None:
-    """Room for all means; a band that is far wider (three seeds) is cut, or it would make the means one line."""
+def _cut(panel: Axes, means: np.ndarray) -> bool:
+    """Room for all means; a band that is far wider (three seeds) is cut, or it would make the means one line.
+
+    Whether one was.
+    """
     low, high = panel.get_ylim()
     ends = [min(0.0, *means), max(0.0, *means)] if len(means) else [0.0, 0.0]
     room = 0.6 * (ends[1] - ends[0]) or 1.0
     panel.set_ylim(max(low, ends[0] - room), min(high, ends[1] + room))
+    return panel.get_ylim() != (low, high)

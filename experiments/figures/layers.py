@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 from matplotlib import style
+from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
@@ -73,7 +74,7 @@ def layers(densities: pd.DataFrame) -> Figure:
     return figure
 
 
-def _numbers(panel: object, found: np.ndarray, norm: LogNorm) -> None:
+def _numbers(panel: Axes, found: np.ndarray, norm: LogNorm) -> None:
     """The density in every cell, if they have room."""
     if found.shape[1] > 10:
         return

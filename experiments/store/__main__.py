@@ -20,6 +20,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from experiments.mistakes import told
 from experiments.store.artefacts import UNFINISHED, Store
 from experiments.store.inventory import Entry, age, free, inventory, unfinished
 from pruning.errors import ArtefactError, PruningError
@@ -38,9 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _verify(store, arguments.runs)
         return _remove(store, arguments)
     except PruningError as error:
-        return _fail(str(error))
+        return told(str(error))
     except OSError as error:
-        return _fail(f"{error.filename or arguments.store}: {error.strerror or error}; give access")
+        return told(f"{error.filename or arguments.store}: {error.strerror or error}; give access")
 
 
 def _list(store: Store, runs: Path) -> int:
@@ -144,11 +145,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             command.add_argument("--unfinished", action="store_true", help="what processes that ended have left")
             command.add_argument("--force", action="store_true", help="also what others need: it is made again")
     return parser.parse_args(argv)
-
-
-def _fail(message: str) -> int:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
-    return 1
 
 
 if __name__ == "__main__":

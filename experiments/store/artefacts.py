@@ -12,15 +12,15 @@ import os
 import shlex
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from experiments import processes
+from experiments.locks import patiently
 from pruning.errors import ArtefactError
 
 log = logging.getLogger("experiments")
@@ -102,16 +102,16 @@ class Store:
         key = _key(identity)
         artefact = Artefact(kind, key, self.root / kind / key)
         if not processes.first():
-            if processes.told(None):
+            if processes.broadcast(None):
                 with tempfile.TemporaryDirectory() as folder:
                     make(Path(folder))
         elif artefact.folder.exists():
-            processes.told(False)
+            processes.broadcast(False)
         else:
-            with _patiently(self.lock(kind, key), f"{kind} {key}"):
-                if processes.told(not artefact.folder.is_dir()):  # another run may have made it meanwhile
+            with patiently(self.lock(kind, key), f"making {kind} {key}"):
+                if processes.broadcast(not artefact.folder.is_dir()):  # another run may have made it meanwhile
                     self._make(artefact, identity, make)
-        processes.told(None)  # it is there: nobody reads it before
+        processes.broadcast(None)  # it is there: nobody reads it before
         _check(artefact, identity)
         return artefact
 
@@ -149,20 +149,6 @@ class Store:
             shutil.rmtree(unfinished / f"{artefact.kind}-{artefact.key}{SCRATCH}", ignore_errors=True)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _patiently(lock: FileLock, what: str) -> Iterator[None]:
-    """Hold `lock`; a line in the log says so if another process has it first."""
-    try:
-        lock.acquire(timeout=1.0)
-    except Timeout:
-        log.info("waiting for another process, which is making %s", what)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _key(identity: Mapping[str, Any]) -> str:

@@ -1,8 +1,10 @@
 """One sweep through every launcher: the same rows; and what happens to the others when one of its jobs fails."""
 
 import os
+import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -10,9 +12,9 @@ import pytest
 import yaml
 
 from experiments import jobs, records
-from experiments.jobs import objectives
-from experiments.state import states
-from pruning.errors import ConfigurationError
+from experiments.jobs import JobError, objectives
+from experiments.state import recorded, states
+from pruning.errors import ConfigurationError, PruningError
 from tests.experiments.running import ROOT, SMALL
 
 SWEEP = ("scorer=magnitude,random", "seed=0", "density=[0.5,0.1]")
@@ -77,11 +79,12 @@ def test_a_job_that_fails_in_another_process_leaves_the_others(tmp_path):
 
 
 def test_a_search_sees_validation_and_outlives_its_failures(tmp_path):
-    """Three trials; allocation.minimum=100000 cannot be met."""
+    """Random trials, of which the seed draws all three choices; allocation.minimum=100000 cannot be met."""
     options = (
         "hydra/sweeper=optuna",
-        "hydra/sweeper/sampler=grid",
-        "hydra.sweeper.n_trials=3",
+        "hydra/sweeper/sampler=random",
+        "hydra.sweeper.sampler.seed=1",
+        "hydra.sweeper.n_trials=4",
         "hydra.sweeper.n_jobs=1",
     )
     options += ("hydra.sweeper.direction=maximize", "hydra.sweeper.max_failure_rate=1.0")
@@ -111,6 +114,32 @@ def test_objectives_are_of_the_last_ticket():
 def test_an_objective_that_is_no_number_is_named(name):
     with pytest.raises(ConfigurationError, match=rf"objective={name}: .* choose among level, a, b"):
         objectives(ROWS, [name])
+
+
+def test_a_sweep_tells_its_own_failures_and_not_those_of_last_week(tmp_path, capsys):
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        began = time.time()
+        with pytest.raises(PruningError), recorded(tmp_path / name, f"python -m experiments.run name={name}"):
+            raise PruningError("why")
+    assert jobs.jobs_failed(JobError(str(tmp_path)), began) == 1
+    told = capsys.readouterr().err
+    assert "name=new" in told
+    assert "name=old" not in told
+    assert "error: 1 of the runs in" in told
+
+
+def test_the_command_of_a_job_of_an_experiment_that_is_a_sweep_repeats_that_job_alone(tmp_path):
+    sweep = ("experiment=quickstart", "hydra.launcher.n_jobs=1", "scorer=random", "seed=1", "density=0.5", *SMALL)
+    done = launched(tmp_path, *sweep)
+    assert done.returncode == 0, done.stderr
+    (state,) = states(tmp_path / "runs")
+    words = shlex.split(state.command)
+    again = subprocess.run(
+        [sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ
+    )
+    assert again.returncode == 0, again.stderr
+    assert len(states(tmp_path / "runs")) == 1
 
 
 @pytest.mark.parametrize(

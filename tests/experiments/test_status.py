@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments import state
 from experiments.state import FILE, LOCK, recorded, states
 from experiments.status import main
 from pruning.errors import PruningError
@@ -45,13 +46,13 @@ def test_done_failed_running_and_cut(tmp_path, capsys):
         raise PruningError("weights: too\nmany")
     process = held(made(tmp_path, "deep/c"))
     try:
-        found = {state.run: state for state in states(tmp_path)}
-        assert {name: state.state for name, state in found.items()} == {"a": "done", "b": "failed", "c": "running"}
+        found = {one.run: one for one in states(tmp_path)}
+        assert {name: one.state for name, one in found.items()} == {"a": "done", "b": "failed", "c": "running"}
         assert found["c"].process == process.pid
     finally:
         process.kill()
         process.wait()
-    found = {state.run: state for state in states(tmp_path)}
+    found = {one.run: one for one in states(tmp_path)}
     assert found["c"].state == "cut"
     assert (found["b"].reason, found["a"].rows, found["b"].rows) == ("weights: too many", 2, 0)
     assert found["a"].ended >= found["a"].began
@@ -72,7 +73,7 @@ def test_done_failed_running_and_cut(tmp_path, capsys):
 def test_an_interrupted_run_is_cut(tmp_path):
     with pytest.raises(KeyboardInterrupt), recorded(tmp_path, "again"):
         raise KeyboardInterrupt
-    assert [state.state for state in states(tmp_path)] == ["cut"]
+    assert [found.state for found in states(tmp_path)] == ["cut"]
 
 
 def test_a_repetition_forgets_the_failure(tmp_path):
@@ -80,20 +81,56 @@ def test_a_repetition_forgets_the_failure(tmp_path):
         raise ValueError("x")
     with recorded(tmp_path, "again"):
         pass
-    (state,) = states(tmp_path)
-    assert (state.state, state.reason) == ("done", None)
+    (found,) = states(tmp_path)
+    assert (found.state, found.reason) == ("done", None)
 
 
 def test_another_process_at_the_same_run_is_waited_for(tmp_path, caplog):
     caplog.set_level("INFO", logger="experiments")
     process = held(tmp_path)
-    threading.Timer(0.5, process.kill).start()
+    threading.Timer(1.5, process.kill).start()
     began = time.monotonic()
     with recorded(tmp_path, "mine"):
-        assert time.monotonic() - began > 0.3
+        assert time.monotonic() - began > 1.2
         assert states(tmp_path)[0].state == "running"
     process.wait()
     assert "waiting for another process" in caplog.text
+
+
+def test_a_run_that_ends_between_two_looks_is_not_cut(tmp_path, monkeypatch):
+    lock, written = state._held, state._write
+    with recorded(tmp_path, "mine"):
+        running = states(tmp_path)[0]
+
+    def ending(path):  # it said "running" when it was read, and ends before its lock is looked at
+        written(tmp_path, done)
+        return lock(path)
+
+    done = states(tmp_path)[0]
+    written(tmp_path, running)
+    monkeypatch.setattr(state, "_held", ending)
+    assert [found.state for found in states(tmp_path)] == ["done"]
+
+
+def test_what_cannot_be_looked_at_is_told_as_it_was_written(tmp_path, monkeypatch):
+    with recorded(tmp_path, "mine"):
+        running = states(tmp_path)[0]
+    state._write(tmp_path, running)
+
+    def refused(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(state.FileLock, "acquire", refused)
+    assert [found.state for found in states(tmp_path)] == ["running"]
+
+
+def test_a_disk_that_fills_up_at_the_end_does_not_undo_a_run(tmp_path, monkeypatch, caplog):
+    def full(self, *_):
+        raise OSError(28, "No space left on device")
+
+    with recorded(tmp_path, "mine"):
+        monkeypatch.setattr(Path, "write_text", full)
+    assert "No space left" in caplog.text
 
 
 def test_looking_does_not_disturb(tmp_path):

@@ -95,6 +95,6 @@ def test_processes_share_a_batch_without_rest(monkeypatch, world, count):
         monkeypatch.setattr(training, "rank", lambda rank=rank: rank)
         own, weight = _share(count)
         taken = list(range(count))[own]
-        assert taken  # a forward pass needs an example
+        assert len(taken) >= min(2, count)  # a forward pass needs an example, batch norm two
         found += taken if weight else []
     assert sorted(found) == list(range(count))

@@ -2,7 +2,10 @@
 
 import json
 import logging
+import math
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +15,11 @@ import pytest
 
 from experiments import run as app
 from experiments.networks import MASKS
+from experiments.results import results
 from experiments.tracking import Guarded, Wandb, numbers, tags
 from pruning import Masks
-from tests.experiments.running import configured, setting_of
+from pruning.errors import ConfigurationError
+from tests.experiments.running import ROOT, configured, setting_of
 
 wandb = pytest.importorskip("wandb")
 wandb_internal_pb2 = pytest.importorskip("wandb.proto.wandb_internal_pb2")
@@ -117,15 +122,15 @@ class Listener:
         self.calls.append((sorted(figures), sorted(masks)))
         self.masks = {name: Masks.load(path) for name, path in masks.items()}
 
-    def finish(self):
-        self.calls.append("finish")
+    def finish(self, done):
+        self.calls.append("done" if done else "failed")
 
 
 def test_a_tracker_is_told_everything_in_order(tmp_path, monkeypatch):
     listener = Listener()
     monkeypatch.setattr(app, "Guarded", lambda _: Guarded(listener))
     rows = app.run(setting_of(tmp_path, "density=[0.5,0.1]"), tmp_path / "run", "a-run")
-    assert listener.calls == ["start", 0, 1, 2, (["accuracy"], ["level1", "level2"]), "finish"]
+    assert listener.calls == ["start", 0, 1, 2, (["accuracy"], ["level1", "level2"]), "done"]
     assert [listener.masks[f"level{row['level']}"].kept for row in rows[1:]] == [row["kept"] for row in rows[1:]]
     assert len(list((tmp_path / "store" / "masks").glob(f"*/{MASKS}"))) == 2
 
@@ -143,7 +148,7 @@ def test_a_tracker_that_fails_or_hangs_costs_no_result(tmp_path, monkeypatch, ca
 
     setattr(Broken, method, broken)
     tracker = Broken()
-    monkeypatch.setattr(app, "Guarded", lambda _: Guarded(tracker, patience=0.3))
+    monkeypatch.setattr(app, "Guarded", lambda _: Guarded(tracker, patience=0.3, farewell=0.3))
     caplog.set_level(logging.WARNING, logger="experiments")
     began = time.monotonic()
     rows = app.run(setting_of(tmp_path, "density=0.5"), tmp_path / "run", "a-run")
@@ -153,8 +158,46 @@ def test_a_tracker_that_fails_or_hangs_costs_no_result(tmp_path, monkeypatch, ca
     assert f"tracker Broken dropped at {method}: " in told
     assert ("nothing for 0.3 s" if how == "hangs" else "ConnectionError: no network") in told
     after = {"start": [], "row": ["start"], "results": ["start", 0, 1]}
-    if method != "finish":
-        assert tracker.calls == after[method]  # and is not asked again
+    if method != "finish":  # it is not asked again; one that answers may close what it has open
+        assert tracker.calls == after[method] + (["failed"] if how == "fails" and method != "start" else [])
+
+
+HANGING = """
+import sys, threading, time
+from experiments import tracking
+
+class Hanging(tracking.Nothing):
+    def row(self, row):
+        threading.Event().wait()
+
+tracker = tracking.Guarded(type("Client", (), dict(vars(Hanging)))(), patience=0.2)
+import atexit
+atexit.register(threading.Event().wait)  # as a client does that waits for its own process
+tracker.row({})
+tracking.leave(3)
+"""
+
+
+def test_a_tracker_that_hangs_does_not_keep_the_process():
+    command = [sys.executable, "-c", HANGING]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 3
+    assert "nothing for 0.2 s" in done.stderr
+
+
+def test_a_run_that_fails_is_finished_as_failed(tmp_path, monkeypatch):
+    listener = Listener()
+    monkeypatch.setattr(app, "Guarded", lambda _: Guarded(listener))
+    with pytest.raises(ConfigurationError, match="objective=nothing"):
+        app.run(setting_of(tmp_path, "density=0.5", "objective=[nothing]"), tmp_path / "run", "a-run")
+    assert listener.calls == ["start", 0, "failed"]  # and it was told before anything was pruned
+
+
+def test_rows_that_make_no_figure_keep_their_masks(tmp_path):
+    setting = setting_of(tmp_path, "density=[0.5,0.1]")
+    rows = app.run(setting, tmp_path / "run", "a-run")
+    drawn, masks = results([row | {"test_accuracy": math.nan} for row in rows], setting.store.root)
+    assert (drawn, sorted(masks)) == ({}, ["level1", "level2"])
 
 
 def test_nobody_listens_and_no_figure_is_made(tmp_path, monkeypatch):
@@ -166,7 +209,7 @@ def test_nobody_listens_and_no_figure_is_made(tmp_path, monkeypatch):
 def test_wandb_goes_online_where_somebody_is_logged_in(tmp_path, monkeypatch, key, mode):
     asked = {}
     monkeypatch.setattr(wandb, "init", lambda **options: asked.update(options))
-    monkeypatch.setattr(type(wandb.api), "api_key", key, raising=False)
+    monkeypatch.setattr(wandb, "login", lambda **_: key is not None)
     Wandb(folder=str(tmp_path / "new")).start("a-run", configured())
     assert asked["mode"] == mode
     assert (tmp_path / "new").is_dir()
