@@ -54,7 +54,8 @@ def _baselines(final: pd.DataFrame) -> Check:
 def _layer_controls(final: pd.DataFrame) -> Check:
     controls = set(final["control"].dropna()) if "control" in final else set()
     there = "layer_shuffled" in set(final["scorer"]) or bool(controls & {"shuffle", "random"})
-    found = f"controls: {', '.join(sorted(controls))}" if controls else "no controls"
+    controls |= {"layer_shuffled"} & set(final["scorer"])
+    found = ", ".join(sorted(controls)) or "no controls"
     found += "" if there else "; add scorer=layer_shuffled or controls=[shuffle]"
     return Check("Random masks with the same layer-wise densities", there, found)
 
