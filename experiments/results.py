@@ -3,23 +3,26 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-from matplotlib.figure import Figure
-
-from experiments import figures, statistics
 from experiments.stored import mask_file
 from pruning.errors import RecordsError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 log = logging.getLogger("experiments")
 
 
-def results(rows: Sequence[Mapping[str, Any]], store: Path) -> tuple[dict[str, Figure], dict[str, Path]]:
+def results(rows: Sequence[Mapping[str, Any]], store: Path) -> tuple[dict[str, "Figure"], dict[str, Path]]:
     """The figure of accuracy over compression, and for every pruned level where its masks lie; by their names.
 
     Rows of which no figure can be made, as of a run that diverged, have their masks all the same.
     """
+    import pandas as pd  # noqa: PLC0415  # these take a second, and most runs have no tracker
+
+    from experiments import figures, statistics  # noqa: PLC0415
+
     frame = pd.DataFrame(rows)
     drawn = {}
     try:

@@ -8,13 +8,13 @@ import threading
 from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
-
-from matplotlib.figure import Figure
-from PIL.Image import Image
-from PIL.Image import open as open_image
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from pruning.errors import PruningError
+
+if TYPE_CHECKING:  # drawing takes a second to import, and most runs have no tracker
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
 
 log = logging.getLogger("experiments")
 
@@ -31,7 +31,7 @@ class Tracker(Protocol):
     def row(self, row: Mapping[str, Any]) -> None:
         """A level of it, as in rows.jsonl."""
 
-    def results(self, figures: Mapping[str, Figure], masks: Mapping[str, Path]) -> None:
+    def results(self, figures: Mapping[str, "Figure"], masks: Mapping[str, Path]) -> None:
         """Its figures, and the files of its masks, by their names."""
 
     def finish(self, done: bool) -> None:
@@ -47,7 +47,7 @@ class Nothing:
     def row(self, row: Mapping[str, Any]) -> None:
         """Nothing."""
 
-    def results(self, figures: Mapping[str, Figure], masks: Mapping[str, Path]) -> None:
+    def results(self, figures: Mapping[str, "Figure"], masks: Mapping[str, Path]) -> None:
         """Nothing."""
 
     def finish(self, done: bool) -> None:
@@ -90,7 +90,7 @@ class Wandb:
         """Log the row's numbers at its level; those of a control under its name."""
         self._run.log(numbers(row), step=row["level"])
 
-    def results(self, figures: Mapping[str, Figure], masks: Mapping[str, Path]) -> None:
+    def results(self, figures: Mapping[str, "Figure"], masks: Mapping[str, Path]) -> None:
         """Images of the figures; one artifact with all masks."""
         import wandb  # noqa: PLC0415
 
@@ -127,7 +127,7 @@ class TensorBoard:
             self._writer.add_scalar(name, value, row["level"])
         self._writer.flush()
 
-    def results(self, figures: Mapping[str, Figure], masks: Mapping[str, Path]) -> None:
+    def results(self, figures: Mapping[str, "Figure"], masks: Mapping[str, Path]) -> None:
         """The figures, and where the masks lie."""
         for name, figure in figures.items():
             self._writer.add_figure(name, figure, close=False)
@@ -158,7 +158,7 @@ class Guarded:
         """Send a row."""
         self._try("row", lambda tracker: tracker.row(row))
 
-    def results(self, make: Callable[[], tuple[Mapping[str, Figure], Mapping[str, Path]]]) -> None:
+    def results(self, make: Callable[[], tuple[Mapping[str, "Figure"], Mapping[str, Path]]]) -> None:
         """Send what `make` makes, which is not asked where nobody listens."""
         if self.active:
             try:
@@ -228,7 +228,9 @@ def tags(config: Mapping[str, Any]) -> list[str]:
     return [tag[:64] for tag in dict.fromkeys(found) if tag]
 
 
-def _drawn(figure: Figure) -> Image:
+def _drawn(figure: "Figure") -> "Image":
+    from PIL.Image import open as open_image  # noqa: PLC0415
+
     drawn = BytesIO()
     figure.savefig(drawn, format="png", dpi=150)
     return open_image(drawn)
