@@ -80,13 +80,13 @@ def gallery(frame: pd.DataFrame, wanted: Wanted, output: Path) -> tuple[list[Pat
 
 
 def told_axes(summary: pd.DataFrame) -> list[figures.X]:
-    """The x axes that a summary can be drawn over: what was measured, and costs where they differ."""
+    """The x axes that a summary can be drawn over: what was measured, and costs where they differ along a curve."""
     found: list[figures.X] = ["compression", "sparsity"]
     if summary["macs"].notna().all():
         found.append("macs")
     if summary["latency_ms"].notna().any():
         found.append("latency")
-    if summary["total_epochs"].notna().all() and summary["total_epochs"].nunique() > 1:
+    if summary["total_epochs"].notna().all() and (summary.groupby("method")["total_epochs"].nunique() > 1).any():
         found.append("cost")
     return found
 

@@ -16,7 +16,7 @@ from experiments.comparison import comparisons
 from experiments.figures.layers import layer_densities
 from experiments.figures.training import losses, training
 from experiments.figures.weights import histograms
-from experiments.gallery import Wanted, gallery
+from experiments.gallery import Wanted, gallery, told_axes
 from experiments.networks import MASKS, WEIGHTS
 from experiments.overlap import jaccard, overlaps
 from experiments.stored import kept_weights, masks_of
@@ -227,3 +227,14 @@ def test_a_difference_is_drawn_for_every_set_up(rows, tmp_path):
     written, _ = gallery(both, Wanted(compared=compared, axes=["compression"], store=tmp_path), tmp_path)
     names = {path.name for path in written if "difference" in path.name}
     assert names == {f"accuracy_difference_{n}.{suffix}" for n in (1, 2) for suffix in ("pdf", "png", "csv")}
+
+
+@pytest.mark.parametrize(("epochs", "drawn"), [((18, 18), False), ((18, 24), True)])
+def test_cost_is_an_axis_where_it_differs_along_a_curve(epochs, drawn):
+    """Methods of one cost each would be vertical lines."""
+    rows = [start(scorer, macs=9, dense_macs=9) for scorer in ("a", "b")]
+    for scorer, more in (("a", 0), ("b", 6)):
+        for level, (density, spent) in enumerate(zip((0.5, 0.1), epochs, strict=True), start=1):
+            rows.append(row(scorer, 0, level, density, total_epochs=spent + more, macs=5, dense_macs=9))
+    axes = told_axes(statistics.summarise(frame(*rows)))
+    assert ("cost" in axes) == drawn
