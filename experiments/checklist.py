@@ -87,7 +87,7 @@ def _tradeoff(final: pd.DataFrame, frame: pd.DataFrame, value: str) -> Check:
 
 def _seeds(final: pd.DataFrame) -> Check:
     counts = final.groupby(["method", "requested_density"])["seed"].nunique()
-    found = f"{_range(counts)} seeds a point; mean, standard deviation and interval are in every table"
+    found = f"{_range(counts)} seeds a point; mean and interval are in every table, the standard deviation in every CSV"
     return Check(f"At least {SEEDS} seeds a point, with their spread", bool(counts.min() >= SEEDS), found)
 
 

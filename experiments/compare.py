@@ -11,6 +11,7 @@ trainings of the dense networks) are compared one by one.
 
 import argparse
 import math
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +32,9 @@ from pruning.errors import PruningError
 
 UNLIKE = 0.02
 """Realised densities that differ by a larger share are told."""
-COLUMNS = ("density", "method", "n", "value", "difference", "p", "p Holm", "")
+COLUMNS = ("density", "method", "n", "value", "difference", "p", "p Holm", "verdict")
+CURVE_COLUMNS = ("method", "area", "difference", "p", "p Holm", "verdict", "sparsity within", "collapsed")
+COLLAPSED = "lost 90 % of what the dense one has above chance"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,6 +75,20 @@ def cells(comparison: Comparison, value: str, interval: str = "t") -> list[list[
     return rows
 
 
+def curve_cells(comparison: Comparison, value: str, interval: str = "t") -> list[list[str]]:
+    """The rows of the table of whole curves, as text, in the columns `CURVE_COLUMNS`."""
+    _, scale = figures.describe(value)
+    digits = 2 if scale == 100 else 4
+    rows = []
+    for row in comparison.overall.itertuples():
+        area = "" if math.isnan(row.area) else f"{scale * row.area:.{digits}f}"
+        apart = [_apart(row, row.seeds, scale, digits, interval), _p(row.p), _p(row.p_holm), row.verdict]
+        critical = "" if math.isnan(row.critical) else f"{100 * row.critical:.4g} %"
+        share = "" if math.isnan(row.collapsed) else f"{100 * row.collapsed:.0f} %"
+        rows.append([row.method, area, *(apart if row.method != comparison.baseline else [""] * 4), critical, share])
+    return rows
+
+
 def _apart(row: Any, seeds: int, scale: float, digits: int, interval: str) -> str:
     """A difference with its sign, "-1.40 ± 1.74", and its pairs where they are not all of the `seeds`."""
     if math.isnan(row.mean):
@@ -90,7 +107,7 @@ def words(comparison: Comparison, test: str = "t", alpha: float = 0.05) -> list[
     for method, rows in comparison.differences.groupby("method", sort=False):
         if method == baseline:
             continue
-        parts = [_whole_words(whole.loc[method])]
+        parts = [_whole_words(whole.loc[method], test, alpha)]
         for verdict in ("higher", "lower"):
             at = rows[rows["verdict"] == verdict]
             if len(at):
@@ -121,25 +138,29 @@ def words(comparison: Comparison, test: str = "t", alpha: float = 0.05) -> list[
     return sentences
 
 
-def _whole_words(row: pd.Series) -> str:
+def _whole_words(row: pd.Series, test: str, alpha: float) -> str:
     if math.isnan(row["area"]):
         return "no area (no seed of it has two densities or more, all of them, over what the other curves reach)"
     if math.isnan(row["p"]):
         return "no test over the whole curve"
     corrected = f"p = {_p(row['p_holm'])}".replace("= <", "<")
     if not row["verdict"]:
-        return f"over the whole curve no significant difference ({corrected})"
+        least = smallest_p(int(row["n"]), test)
+        floor = f", and {row['n']} seeds cannot come below p = {least:g}" if least >= alpha else ""
+        return f"over the whole curve no significant difference ({corrected}{floor})"
     return f"over the whole curve significantly {row['verdict']} ({corrected})"
 
 
 def _print(comparison: Comparison, title: str, asked: argparse.Namespace) -> None:
-    label, scale = figures.describe(asked.value)
+    label, _ = figures.describe(asked.value)
     rows = cells(comparison, asked.value, asked.interval)
     names = [label if name == "value" else name for name in COLUMNS]
+    curves = curve_cells(comparison, asked.value, asked.interval)
+    curve_names = [f"{name} {asked.within:g} of dense" if name == "sparsity within" else name for name in CURVE_COLUMNS]
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     if asked.format != "text":
-        plain = _markdown(names, rows) if asked.format == "markdown" else _latex(names, rows)
-        console.print(Text(plain), soft_wrap=True)
+        write = _markdown if asked.format == "markdown" else _latex
+        console.print(Text(f"{write(names, rows)}\n\n{write(curve_names, curves)}"), soft_wrap=True)
         return
     test = "Student's paired t-test" if asked.test == "t" else "Wilcoxon's signed-rank test"
     table = _table(names)
@@ -156,28 +177,15 @@ def _print(comparison: Comparison, title: str, asked: argparse.Namespace) -> Non
             f"{test}, p corrected over the densities of a method"
         )
     )
-    console.print(_whole_table(comparison, label, scale, asked))
+    table = _table(curve_names)
+    for row in curves:
+        table.add_row(*map(Text, row))
+    console.print(table)
     low, high = comparison.overall["span"].iloc[0]
     area = f"area: mean over log density from {high:.4g} to {low:.4g}, p corrected over methods; " if low < high else ""
-    console.print(Text(f"{area}collapsed: lost 90 % of what the dense network has above chance\n"))
+    console.print(Text(f"{area}collapsed: share of the networks that {COLLAPSED}\n"))
     for sentence in words(comparison, asked.test, asked.alpha):
         console.print(Text(sentence))
-
-
-def _whole_table(comparison: Comparison, label: str, scale: float, asked: argparse.Namespace) -> Table:
-    within = f"sparsity within {asked.within:g} of dense"
-    table = _table(["method", "area", "difference", "p", "p Holm", "", within, "collapsed"])
-    for row in comparison.overall.itertuples():
-        area = "" if math.isnan(row.area) else f"{scale * row.area:.2f}"
-        apart = (
-            ["", "", "", ""]
-            if row.method == comparison.baseline
-            else [_apart(row, row.seeds, scale, 2, asked.interval), _p(row.p), _p(row.p_holm), row.verdict]
-        )
-        critical = "" if math.isnan(row.critical) else f"{100 * row.critical:.4g} %"
-        share = "" if math.isnan(row.collapsed) else f"{100 * row.collapsed:.0f} %"
-        table.add_row(*(Text(cell) for cell in (row.method, area, *apart, critical, share)))
-    return table
 
 
 def _table(names: Sequence[str]) -> Table:
@@ -231,6 +239,7 @@ def _markdown(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _latex(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     sides = "".join("l" if name == "method" else "r" for name in names)
     text: str = pd.DataFrame(rows, columns=names).to_latex(index=False, escape=True, column_format=sides)
+    text = re.sub(r"(?<![\w-])-(?=\d)", "$-$", text)
     return text.replace("±", r"$\pm$").replace("<", "$<$").rstrip("\n")  # what pandas takes for LaTeX's own
 
 

@@ -148,7 +148,8 @@ def overall(
     Columns: `method`, `area` (mean over `seeds`; see `curves.area`), its `span` (see `curves.common_span`), `n`,
     `mean`, `std`, `low`, `high`, `p` of the paired differences in area as in `differences`, `p_holm` corrected for the
     methods, `verdict`; `critical` (the sparsity until which the mean over seeds stays `within` of dense, in the unit of
-    `value`; see `curves.critical_sparsity`; NaN for values that are no accuracies) and `collapsed` (share of runs).
+    `value`; see `curves.critical_sparsity`; NaN for values that are no accuracies) and `collapsed` (share of
+    the networks, over seeds and densities; see `curves.collapsed`).
     A seed that lacks one of its method's densities has no area, nor has a method of one density, nor one whose curve
     does not reach over the span; what follows from it is NaN.
     """

@@ -8,6 +8,7 @@ import os
 from datetime import timedelta
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from accelerate import PartialState
 
@@ -19,7 +20,13 @@ _PATIENCE = timedelta(days=7)  # the first may wait that long for another run, w
 def join(device: str = "auto") -> None:
     """Meet the other processes, if torchrun started several."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        PartialState(cpu=device == "cpu", timeout=_PATIENCE)
+        PartialState(cpu=on_cpu(device), timeout=_PATIENCE)
+
+
+def on_cpu(device: str) -> bool:
+    """Whether a run with `device` "auto" or "cpu" is on the CPU. Where there is no other, accelerate has to be told: it
+    takes several processes for one otherwise."""
+    return device == "cpu" or not torch.accelerator.is_available()
 
 
 def world() -> int:

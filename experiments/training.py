@@ -21,7 +21,7 @@ from experiments.checkpoints import Checkpoints
 from experiments.course import Course, Epoch, restored, saved
 from experiments.data import Examples
 from experiments.evaluation import evaluate
-from experiments.processes import first, rank, world
+from experiments.processes import first, on_cpu, rank, world
 from experiments.progress import Progress
 from experiments.seeding import generator, reseed, seeded
 from pruning import Masks
@@ -85,7 +85,12 @@ def accelerator(device: str = "auto", precision: str = "no") -> Accelerator:
     """A fresh Accelerator: its state is shared by a process, and the runs of a sweep may differ in precision."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    return Accelerator(cpu=device == "cpu", mixed_precision=precision)
+    made = Accelerator(cpu=on_cpu(device), mixed_precision=precision)
+    if made.num_processes != world():  # each would train alone, on its share of every batch
+        raise ConfigurationError(
+            f"device={device}: accelerate sees {made.num_processes} of {world()} processes: set device=cpu"
+        )
+    return made
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:

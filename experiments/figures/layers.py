@@ -68,7 +68,7 @@ def layers(densities: pd.DataFrame) -> Figure:
         for panel in panels[len(methods) :]:
             panel.set_axis_off()
         figure.supxlabel("Density asked for", fontsize=9)
-        bar = figure.colorbar(image, ax=list(panels), shrink=0.8, aspect=30, label="Density of the layer (%)")
+        bar = figure.colorbar(image, ax=list(panels), shrink=0.8, aspect=30, label="Kept (%)")
         bar.ax.yaxis.set_major_formatter(lambda at, _: f"{100 * at:.3g}")
         bar.ax.yaxis.set_minor_formatter(lambda *_: "")
     return figure

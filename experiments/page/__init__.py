@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 
 from experiments import figures, statistics
 from experiments.checklist import checklist
-from experiments.compare import COLUMNS, cells, words
+from experiments.compare import COLLAPSED, COLUMNS, CURVE_COLUMNS, cells, curve_cells, words
 from experiments.comparison import Comparison
 from experiments.page.data import configuration, curves, runs
 from experiments.state import State
@@ -87,5 +87,9 @@ def _shown(comparison: Comparison, value: str) -> dict[str, Any]:
         "baseline": comparison.baseline,
         "columns": [label if column == "value" else column for column in COLUMNS],
         "rows": cells(comparison, value),
+        "curve_columns": [f"{column} 1 point" if column == "sparsity within" else column for column in CURVE_COLUMNS],
+        "curves": curve_cells(comparison, value),
+        "span": comparison.overall["span"].iloc[0],
+        "collapsed": COLLAPSED,
         "words": words(comparison),
     }

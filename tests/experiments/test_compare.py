@@ -58,6 +58,7 @@ def test_wilcoxon_of_three_seeds_cannot_be_sure_and_says_so(tmp_path, capsys):
     text = printed([str(sweep(tmp_path)), "--baseline", "magnitude", "--test", "wilcoxon"], capsys)
     assert "significantly" not in text
     assert "3 seeds and 3 densities cannot come below p = 0.75 here." in text
+    assert "and 3 seeds cannot come below p = 0.25)" in text
 
 
 def test_densities_that_were_got_are_told_where_they_differ_from_those_asked_for(tmp_path, capsys):
@@ -88,11 +89,16 @@ def test_markdown_and_latex_hold_the_same_cells(tmp_path, capsys):
     markdown = capsys.readouterr().out
     assert main([*arguments, "latex"]) == 0
     latex = capsys.readouterr().out
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines()]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines() if line]
     assert {len(row) for row in rows} == {8}
+    assert len(rows) == (2 + 9) + (2 + 3)  # by density, and whole curves
+    rows = [row for row in rows if set("".join(row)) != {"-", ":"}]
     body = [line for line in latex.splitlines() if "&" in line]
-    plain = [line.removesuffix(r"\\").replace(r"$\pm$", "±").replace("$<$", "<").replace(r"\%", "%") for line in body]
-    assert [[cell.strip() for cell in line.split("&")] for line in plain] == [rows[0], *rows[2:]]
+    signs = {r"$\pm$": "±", "$<$": "<", r"\%": "%", "$-$": "-"}
+    for written, sign in signs.items():
+        assert written in latex
+        body = [line.replace(written, sign) for line in body]
+    assert [[cell.strip() for cell in line.removesuffix(r"\\").split("&")] for line in body] == rows
 
 
 def test_latex_escapes_what_it_would_read(tmp_path, capsys):
@@ -102,7 +108,7 @@ def test_latex_escapes_what_it_would_read(tmp_path, capsys):
             assert path.exists()
     assert main([str(tmp_path), "--baseline", "magnitude", "--format", "latex"]) == 0
     escaped = r"my\_scorer\&\{\%\}\textbackslash \#\$\textasciitilde \textasciicircum "
-    assert capsys.readouterr().out.count(escaped) == 3
+    assert capsys.readouterr().out.count(escaped) == 4
 
 
 def test_a_set_up_without_the_baseline_is_told_after_the_others(tmp_path, capsys):

@@ -209,3 +209,10 @@ def test_the_same_rows_make_the_same_page(swept, tmp_path):
     (page,) = pages
     accuracies = frame.query("level == 1 and scorer == 'random'")["test_accuracy"].astype(float)
     assert f"{100 * mean_interval(accuracies).mean:.2f}" in page
+
+
+def test_the_page_has_whole_curves_too(page):
+    text = page.read_text(encoding="utf-8").split("<script", maxsplit=1)[0]
+    assert "Whole curves." in text
+    assert "area: mean over log density from 0.5 to 0.02;" in text
+    assert "sparsity within 1 point" in text

@@ -12,6 +12,7 @@ from experiments import records, training
 from experiments.networks import MASKS
 from experiments.training import _share
 from pruning import Masks
+from pruning.errors import ConfigurationError
 from tests.experiments.running import ROOT, SMALL
 
 WATCHED = """
@@ -37,7 +38,7 @@ def together(folder: Path, count: int, *overrides: str) -> subprocess.CompletedP
     script.write_text(WATCHED)
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     return subprocess.run(
-        [sys.executable, *launch, str(script), str(folder), *SMALL, "device=cpu", *overrides],
+        [sys.executable, *launch, str(script), str(folder), *SMALL, *overrides],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -48,9 +49,10 @@ def together(folder: Path, count: int, *overrides: str) -> subprocess.CompletedP
 
 
 OPTIONS = {
-    "taylor": ("scorer=taylor", "density=[0.5,0.1]"),
+    "taylor": ("scorer=taylor", "density=[0.5,0.1]"),  # device=auto, as users have it
     "rigl, clipped, in parts": (
         "dynamic=rigl",
+        "device=cpu",
         "dynamic.every=5",
         "density=0.2",
         "training.clip=1",
@@ -84,6 +86,12 @@ def test_a_mistake_ends_all_processes(tmp_path):
     done = together(tmp_path, 2, "allocation.minimum=100000", "density=0.5")
     assert done.returncode != 0
     assert "minimum=100000" in done.stderr
+
+
+def test_processes_that_would_train_apart_are_refused(monkeypatch):
+    monkeypatch.setattr(training, "world", lambda: 2)
+    with pytest.raises(ConfigurationError, match="sees 1 of 2 processes"):
+        training.accelerator()
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
