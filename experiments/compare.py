@@ -127,11 +127,10 @@ def words(comparison: Comparison, test: str = "t", alpha: float = 0.05) -> list[
                 f" Densities asked for are equal, those got are not ({far['density']:.3g} against "
                 f"{far['density_base']:.3g} at {far['requested_density']:.4g}): the area is over those got."
             )
-        least = smallest_p(int(rows["n"].max()), test) * len(rows)
+        tests = int(rows["p"].notna().sum())
+        least = smallest_p(int(rows["n"].max()), test) * tests
         if least >= alpha:
-            sentence += (
-                f" {rows['n'].max()} seeds and {len(rows)} densities cannot come below p = {min(1, least):g} here."
-            )
+            sentence += f" {rows['n'].max()} seeds and {tests} densities cannot come below p = {min(1, least):g} here."
         sentences.append(sentence)
     for method in comparison.apart:
         sentences.append(f"{method} is not compared: it shares no seed at any density with {baseline}.")
@@ -140,7 +139,7 @@ def words(comparison: Comparison, test: str = "t", alpha: float = 0.05) -> list[
 
 def _whole_words(row: pd.Series, test: str, alpha: float) -> str:
     if math.isnan(row["area"]):
-        return "no area (no seed of it has two densities or more, all of them, over what the other curves reach)"
+        return "no area (that takes two densities or more that all seeds have, and that all curves reach over)"
     if math.isnan(row["p"]):
         return "no test over the whole curve"
     corrected = f"p = {_p(row['p_holm'])}".replace("= <", "<")
@@ -207,7 +206,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--test", choices=TESTS, default="t", help="paired t-test, or Wilcoxon's signed ranks")
     parser.add_argument("--interval", choices=tuple(INTERVALS), default="t", help="of means (default: %(default)s)")
     parser.add_argument("--alpha", type=_level, default=0.05, help="level of significance (default: %(default)s)")
-    parser.add_argument("--within", type=float, default=1.0, help="points of dense, for the critical sparsity")
+    parser.add_argument("--within", type=_points, default=1.0, help="points of dense, for the critical sparsity")
     parser.add_argument("--format", choices=("text", "markdown", "latex"), default="text", help="latex: with booktabs")
     return parser.parse_args(argv)
 
@@ -217,6 +216,13 @@ def _level(text: str) -> float:
     if not 0 < level < 1:
         raise argparse.ArgumentTypeError(f"{text}: a level of significance lies between 0 and 1")
     return level
+
+
+def _points(text: str) -> float:
+    points = float(text)
+    if not 0 <= points < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: give how much may be lost, at least 0")
+    return points
 
 
 def _list(rows: pd.DataFrame) -> str:

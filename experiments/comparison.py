@@ -150,8 +150,8 @@ def overall(
     methods, `verdict`; `critical` (the sparsity until which the mean over seeds stays `within` of dense, in the unit of
     `value`; see `curves.critical_sparsity`; NaN for values that are no accuracies) and `collapsed` (share of
     the networks, over seeds and densities; see `curves.collapsed`).
-    A seed that lacks one of its method's densities has no area, nor has a method of one density, nor one whose curve
-    does not reach over the span; what follows from it is NaN.
+    A seed that lacks one of its method's densities has no area, nor has a method of one density, nor one that shares no
+    density and seed with the baseline, nor one whose curve does not reach over the span; what follows from it is NaN.
     """
     final = points(frame, value)
     name = resolved(baseline, list(final["method"].unique()))
@@ -159,7 +159,8 @@ def overall(
         loss=curves.own_dense(final, frame, value) - final[value].astype(float),
         collapsed=curves.collapsed(final, frame, value),
     )
-    whole = curves.complete(final)
+    pairs = final.merge(final[final["method"] == name], on=["requested_density", "seed"], suffixes=("", "_base"))
+    whole = curves.complete(final[final["method"].isin(pairs["method"])])
     span = curves.common_span(whole)
     areas = {
         str(method): pd.Series(

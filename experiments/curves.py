@@ -22,7 +22,7 @@ def collapsed(points: pd.DataFrame, frame: pd.DataFrame, value: str = "test_accu
     chance = points["config"].map(_chance)
     dense = own_dense(points, frame, value)
     limit = chance + (1 - LOST) * (dense - chance)
-    return (points[value].astype(float) < limit).where(limit.notna()).astype(float)
+    return (points[value].astype(float) < limit.round(12)).where(limit.notna()).astype(float)
 
 
 def own_dense(points: pd.DataFrame, frame: pd.DataFrame, value: str = "test_accuracy") -> pd.Series:
@@ -77,7 +77,7 @@ def critical_sparsity(sparsities: Sequence[float], losses: Sequence[float], with
     """
     best = 0.0
     for sparsity, loss in sorted(zip(sparsities, losses, strict=True)):
-        if not loss <= within:
+        if not round(loss, 12) <= within:  # 0.97 - 0.96 is not 0.01 in binary
             break
         best = float(sparsity)
     return best

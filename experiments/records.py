@@ -22,8 +22,9 @@ FILE = "rows.jsonl"
 def write(folder: str | Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     """Write a run's rows to `folder`/rows.jsonl, all or none, and return that path.
 
-    The file is replaced in one step, so a reader or a crash never meets half of it; where it already begins with these
-    rows (a run that is repeated), it stays, so that nothing known is lost if the repetition fails. A float that is not
+    The file is replaced in one step, so a reader or a crash never meets half of it. Where it already begins with these
+    rows (a run that is repeated), their configuration aside, the others stay, so that nothing known is lost if the
+    repetition fails. A float that is not
     finite (the loss of a diverged network) is written as null, since JSON has no word for it; `read` gives it back as
     missing, and statistics refuse to average it. What this function accepts, `read` accepts.
 
@@ -41,6 +42,7 @@ def write(folder: str | Path, rows: Iterable[Mapping[str, Any]]) -> Path:
 
     if _starts(path, lines):
         return path
+    lines += _others(path, lines)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{FILE}.{os.getpid()}.tmp")
     try:
@@ -59,6 +61,17 @@ def _starts(path: Path, lines: list[str]) -> bool:
         return path.read_text(encoding="utf-8").startswith("".join(lines))
     except (OSError, UnicodeDecodeError):
         return False
+
+
+def _others(path: Path, lines: list[str]) -> list[str]:
+    """What follows in the file on rows that tell the same as `lines`, their configurations aside."""
+    try:
+        known = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        there, new = ([json.loads(line) for line in part] for part in (known, lines))
+    except (OSError, ValueError):
+        return []
+    same = all(a | {"config": None} == b | {"config": None} for a, b in zip(there, new, strict=False))
+    return known[len(lines) :] if same else []
 
 
 def read(folder: str | Path) -> pd.DataFrame:

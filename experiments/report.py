@@ -29,7 +29,7 @@ from experiments.intervals import INTERVALS, Interval, described, written
 from experiments.labels import methods
 from experiments.mistakes import told
 from experiments.page import render
-from experiments.state import states
+from experiments.state import State, states
 from pruning.errors import PruningError, RecordsError
 
 
@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         compared, refused = _compared(frame, asked)
         wanted = Wanted(asked.value, asked.interval, compared, asked.x, asked.store)
         paths, untold = gallery(frame, wanted, output)
-        html = render(frame, states(asked.folder), asked.folder, output, asked.value, compared, refused)
+        known, unknown = _states(asked.folder)
+        html = render(frame, known, asked.folder, output, asked.value, compared, refused, asked.interval)
         page = output / "report.html"
         page.write_text(html, encoding="utf-8")
     except PruningError as error:
@@ -56,11 +57,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A pipe has no width of its own: 120 columns cut nothing off and fit most pagers.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     console.print(table(summary, dense, asked.value, console.encoding, asked.interval))
-    for line in (*(f"not compared: {reason}" for reason in refused), *(f"not drawn: {line}" for line in untold)):
+    for line in (
+        *(f"not compared: {reason}" for reason in refused),
+        *(f"not drawn: {line}" for line in untold),
+        *unknown,
+    ):
         console.print(Text(line), soft_wrap=True)
     for path in (*paths, page):
         console.print(Text(str(path)), soft_wrap=True)  # a long path stays one line; and rich bears `| head`
     return 0
+
+
+def _states(folder: Path) -> tuple[list[State], list[str]]:
+    """What the runs are doing, or a line that says why it is not known: rows are worth their report without it."""
+    try:
+        return states(folder), []
+    except RecordsError as error:
+        return [], [f"states of runs not told: {error}"]
 
 
 def _compared(frame: pd.DataFrame, asked: argparse.Namespace) -> tuple[list[Comparison], list[str]]:

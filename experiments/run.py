@@ -11,6 +11,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from functools import lru_cache, partial
 from itertools import count
 from pathlib import Path
@@ -46,7 +47,7 @@ def run(setting: Setting, folder: Path, name: str) -> list[dict[str, Any]]:
     """All levels of a run; their rows, which are also in `folder`/rows.jsonl after each level."""
     config = setting.config
     tracker = Guarded(built("tracker", config["tracker"]) if first() else Nothing())
-    tracker.start(name, config)
+    tracker.start(name, deepcopy(config))
     done = False
     try:
         rows = _levels(setting, folder, name, tracker)

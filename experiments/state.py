@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from types import NoneType
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
@@ -102,9 +103,20 @@ def _held(path: Path) -> bool:
 
 def _read(path: Path) -> State:
     try:
-        return State(**json.loads(path.read_text()))
+        state = State(**json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
         raise RecordsError(f"{path}: is no state of a run ({error}): remove it") from error
+    for name, kinds in _KINDS.items():
+        if not isinstance(getattr(state, name), kinds):
+            raise RecordsError(f"{path}: is no state of a run ({name} is {getattr(state, name)!r}): remove it")
+    if state.state not in ("running", "done", "failed", "cut") or not 0 <= state.began <= (state.ended or _LATEST):
+        raise RecordsError(f"{path}: is no state of a run ({state.state}, begun at {state.began}): remove it")
+    return replace(state, ended=None if state.ended is None else min(state.ended, _LATEST))
+
+
+_LATEST = 1e11  # seconds since 1970 that a clock shows
+_KINDS: dict[str, Any] = dict.fromkeys(("run", "state", "command", "host", "hardware"), str)
+_KINDS |= {"reason": (str, NoneType), "began": (int, float), "ended": (int, float, NoneType), "process": int}
 
 
 def _end(folder: Path, state: State) -> None:

@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from experiments.figures.style import STYLE, WIDTH
+from experiments.figures.style import STYLE, WIDTH, wrapped
+from pruning.errors import RecordsError
 
 COLOURMAP = "cividis"  # made for the colour-blind, and as well in grey
 
@@ -17,8 +18,11 @@ COLOURMAP = "cividis"  # made for the colour-blind, and as well in grey
 def layer_densities(points: pd.DataFrame) -> pd.DataFrame:
     """Of `statistics.points`: method, requested density, layer, its share of what is prunable, its density, kept.
 
-    Density and kept are means over seeds. Layers are in the order of the network.
+    Density and kept are means over seeds. Layers are in the order of the network. Raises `RecordsError` where a row
+    does not tell its layers.
     """
+    if "layers" not in points or not points["layers"].map(lambda told: isinstance(told, list) and len(told) > 0).all():
+        raise RecordsError("some row does not tell its layers: repeat that run")
     rows = []
     for (method, requested), once in points.groupby(["method", "requested_density"], sort=False):
         layers = [pd.DataFrame(found) for found in once["layers"]]
@@ -61,7 +65,7 @@ def layers(densities: pd.DataFrame) -> Figure:
             found = table.to_numpy(dtype=float)
             image = panel.imshow(np.ma.masked_equal(found, 0), aspect="auto", cmap=COLOURMAP, norm=norm)
             _numbers(panel, found, norm)
-            panel.set_title(str(method))
+            panel.set_title(wrapped(str(method), columns))
             panel.set_xticks(range(found.shape[1]), [f"{100 * at:.3g} %" for at in table.columns])
             panel.set_yticks(range(len(table)), [name.removesuffix(".weight") for name in table.index])
             panel.tick_params(length=0)

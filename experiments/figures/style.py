@@ -15,7 +15,7 @@ from matplotlib.ticker import NullFormatter
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito 2008, safe for the colour-blind; without its yellow (faint on white) and black (the dense network)."""
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # seven: no two of 168 methods share colour, line and marker
 LINES = ("-", "--", "-.", ":")
 DENSE_LINES = ("--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))
 
@@ -78,6 +78,11 @@ def legend_below(figure: Figure, axes: list[Axes], title: str) -> None:
         text.set_text(label)  # only now: matplotlib would leave out what begins with "_"
     rows = math.ceil(len(labels) / columns) + sum(label.count("\n") for label in labels)
     figure.set_figheight(0.9 + 2.3 * len(axes) + 0.17 * (rows + 1))
+
+
+def wrapped(title: str, columns: int) -> str:
+    """The title of one of so many panels side by side, in as many lines as it takes."""
+    return textwrap.fill(title, 84 // columns)
 
 
 def log_ticks(panel: Axes) -> None:

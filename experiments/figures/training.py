@@ -8,18 +8,19 @@ import pandas as pd
 from matplotlib import style
 from matplotlib.figure import Figure
 
-from experiments.figures.style import NO_LABEL, STYLE, WIDTH, legend_below, log_ticks
+from experiments.figures.style import NO_LABEL, STYLE, WIDTH, legend_below, log_ticks, wrapped
 from experiments.statistics import start_of
 from pruning.errors import RecordsError
 
 
 def losses(points: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
-    """The mean training loss of every epoch: columns `dense`, `method`, `requested_density`, `epoch`, `loss`, `n`.
+    """The mean training loss of every epoch: columns `dense`, `method`, `requested_density`, `begin`, `epoch`, `loss`,
+    `n`.
 
     `dense` is the set-up of the dense networks (`labels.baselines`); their own rows have it as their method. `epoch`
-    counts from the initialisation and is where an epoch ended; means are over seeds. `frame` holds the rows of the
-    dense networks (level 0). Networks without training have no rows. Raises `RecordsError` where rows do not tell their
-    losses.
+    counts from the initialisation and is where an epoch ended, `begin` where this training began; means are over seeds.
+    `frame` holds the rows of the dense networks (level 0). Networks without training have no rows. Raises
+    `RecordsError` where rows do not tell their losses.
     """
     if "losses" not in frame or "losses" not in points:
         raise RecordsError("no row tells its losses: they were written by an older version, repeat the sweep")
@@ -29,6 +30,7 @@ def losses(points: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
     whole = pd.concat([start, points])
     for (setup, method, requested), once in whole.groupby(["setup", "method", "requested_density"], sort=False):
         found: dict[float, list[float]] = {}
+        begin = float((once["total_epochs"] - once["epochs"]).mean())
         for told in once["losses"]:
             for epoch, loss in told if isinstance(told, list) else []:
                 found.setdefault(epoch, []).append(math.nan if loss is None else loss)
@@ -37,20 +39,21 @@ def losses(points: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
                 "dense": setup,
                 "method": method,
                 "requested_density": requested,
+                "begin": begin,
                 "epoch": at,
                 "loss": float(np.mean(of)),
                 "n": len(of),
             }
             for at, of in sorted(found.items())
         ]
-    return pd.DataFrame(rows, columns=["dense", "method", "requested_density", "epoch", "loss", "n"])
+    return pd.DataFrame(rows, columns=["dense", "method", "requested_density", "begin", "epoch", "loss", "n"])
 
 
 def training(losses: pd.DataFrame) -> Figure:
     """A panel a method: the dense network's loss in black, a line for every density, and a tick where it was pruned.
 
-    `losses` is what the function of that name returns. A line begins one epoch after its pruning, which the dotted line
-    marks. Loss is on a log axis.
+    `losses` is what the function of that name returns. A line begins with its first epoch; the dotted line is
+    where it was pruned. Loss is on a log axis.
     """
     starts = dict(zip(losses["method"], losses["dense"], strict=True))
     methods = [name for name, start in starts.items() if name != start]
@@ -68,13 +71,12 @@ def training(losses: pd.DataFrame) -> Figure:
             panel.plot(before["epoch"], before["loss"], color="black", label="dense")
             for colour, density in zip(colours, densities, strict=True):
                 of = losses[(losses["method"] == method) & (losses["requested_density"] == density)]
-                panel.plot(of["epoch"], of["loss"], color=colour, label=f"{100 * density:.3g} % kept")
-                if len(of):
-                    length = float(of["epoch"].diff().median()) if len(of) > 1 else float(of["epoch"].iloc[0])
-                    at = of["epoch"].iloc[0] - length
-                    panel.axvline(at, color=colour, linestyle=":", linewidth=1, zorder=1, label=NO_LABEL)
+                alone = "o" if len(of) == 1 else None
+                panel.plot(of["epoch"], of["loss"], color=colour, marker=alone, label=f"{100 * density:.3g} % kept")
+                for at in of["begin"].unique():
+                    panel.axvline(at, color="#777777", linestyle=":", linewidth=1, zorder=1, label=NO_LABEL)
             log_ticks(panel)
-            panel.set_title(str(method))
+            panel.set_title(wrapped(str(method), columns))
         for panel in panels[len(methods) :]:
             panel.set_axis_off()
         for place, panel in enumerate(panels[: len(methods)]):

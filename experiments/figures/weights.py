@@ -11,7 +11,7 @@ from matplotlib import style
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from experiments.figures.style import STYLE, WIDTH, legend_below, log_ticks
+from experiments.figures.style import STYLE, WIDTH, legend_below, log_ticks, wrapped
 from experiments.statistics import start_of
 
 BINS = 81
@@ -76,7 +76,7 @@ def weights(histograms: pd.DataFrame) -> Figure:
                 panel.plot([], [], color=colour, label=f"{100 * density:.3g} % kept")
             log_ticks(panel)
             panel.set_ylim(bottom=0.3)
-            panel.set_title(str(method))
+            panel.set_title(wrapped(str(method), columns))
         for panel in panels[len(methods) :]:
             panel.set_axis_off()
         for place, panel in enumerate(panels[: len(methods)]):

@@ -16,6 +16,7 @@ from experiments import figures, statistics
 from experiments.checklist import checklist
 from experiments.compare import COLLAPSED, COLUMNS, CURVE_COLUMNS, cells, curve_cells, words
 from experiments.comparison import Comparison
+from experiments.intervals import described
 from experiments.page.data import configuration, curves, runs
 from experiments.state import State
 
@@ -30,10 +31,12 @@ def render(
     value: str = "test_accuracy",
     comparisons: Sequence[Comparison] = (),
     refused: Sequence[str] = (),
+    interval: str = "t",
 ) -> str:
     """The page as HTML, to be written into the folder `output`, from where it links to the rows below `folder`.
 
-    `comparisons` and `refused` are what `comparison.comparisons` returns. Raises `RecordsError` where statistics
+    `comparisons` and `refused` are what `comparison.comparisons` returns for `interval`; the curves, which the page
+    averages anew for what is filtered, have t-intervals. Raises `RecordsError` where statistics
     refuse the rows.
     """
     same, apart = configuration(frame)
@@ -53,7 +56,7 @@ def render(
         script=(_HERE / "page.js").read_text(encoding="utf-8"),
         data=_embedded(curves(frame, value)),
         counts=_counts(frame, value),
-        comparisons=[_shown(comparison, value) for comparison in comparisons],
+        comparisons=[_shown(comparison, value, interval) for comparison in comparisons],
         refused=refused,
         checks=checklist(frame, value),
         same=same,
@@ -79,16 +82,17 @@ def _counts(frame: pd.DataFrame, value: str) -> str:
     return ", ".join(f"{count} {one if count == 1 else many}" for count, one, many in parts)
 
 
-def _shown(comparison: Comparison, value: str) -> dict[str, Any]:
+def _shown(comparison: Comparison, value: str, interval: str) -> dict[str, Any]:
     """A table and its sentences."""
     label, _ = figures.describe(value)
     return {
         "setup": comparison.setup,
         "baseline": comparison.baseline,
         "columns": [label if column == "value" else column for column in COLUMNS],
-        "rows": cells(comparison, value),
+        "rows": cells(comparison, value, interval),
+        "shown": described(interval),
         "curve_columns": [f"{column} 1 point" if column == "sparsity within" else column for column in CURVE_COLUMNS],
-        "curves": curve_cells(comparison, value),
+        "curves": curve_cells(comparison, value, interval),
         "span": comparison.overall["span"].iloc[0],
         "collapsed": COLLAPSED,
         "words": words(comparison),

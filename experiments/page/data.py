@@ -18,6 +18,7 @@ from experiments.gallery import told_axes
 from experiments.labels import baselines, flattened
 from experiments.state import State
 from experiments.targets import short_name
+from pruning.errors import RecordsError
 
 CONFIDENCE = 0.95
 NOTHING = "\N{EN DASH}"
@@ -61,13 +62,21 @@ def curves(frame: pd.DataFrame, value: str) -> dict[str, Any]:
             {"setup": setup, "seed": int(seed), "value": float(of)}
             for setup, seed, of in zip(setups, start["seed"], start[value], strict=True)
         ],
-        "layers": layer_densities(final).to_dict("records") if "layers" in final else [],
+        "layers": _layers(final),
         "quantiles": [
             None,
             None,
             *(float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) for n in range(2, max(most, 2) + 1)),
         ],
     }
+
+
+def _layers(final: pd.DataFrame) -> list[dict[str, Any]]:
+    """None where some row does not tell them."""
+    try:
+        return layer_densities(final).to_dict("records")
+    except RecordsError:
+        return []
 
 
 def runs(frame: pd.DataFrame, states: list[State], folder: Path, output: Path) -> list[dict[str, str]]:
@@ -110,7 +119,7 @@ def configuration(frame: pd.DataFrame) -> tuple[list[tuple[str, str]], list[tupl
     return same, apart
 
 
-_SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "star")
+_SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x")
 
 
 def _plain(text: str) -> str:

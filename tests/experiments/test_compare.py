@@ -153,6 +153,23 @@ def test_the_bootstrap_is_not_symmetric_and_not_printed_so(tmp_path, capsys):
     assert "mean and 95 % bootstrap interval over n seeds" in text
 
 
+def test_densities_that_cannot_be_tested_are_not_counted(tmp_path, capsys):
+    seeds = [[0.9, 0.8 + n / 100, 0.5] for n in range(6)], [[0.8 - n / 500, 0.7 + n / 100, 0.4] for n in range(6)]
+    sweep(tmp_path, {"magnitude": seeds[0], "random": seeds[1]})
+    for path in tmp_path.glob("random-[1-5]/rows.jsonl"):
+        path.write_text("".join(line + "\n" for line in path.read_text().splitlines()[:2]))
+    text = printed([str(tmp_path), "--baseline", "magnitude", "--test", "wilcoxon"], capsys)
+    assert "significantly lower at density 0.5" in text
+    assert "cannot come below" not in text
+
+
+@pytest.mark.parametrize("within", ["nan", "-1", "inf", "x"])
+def test_within_is_a_number_of_points(tmp_path, capsys, within):
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), "--baseline", "magnitude", f"--within={within}"])
+    assert "--within" in capsys.readouterr().err
+
+
 def test_brackets_in_labels_are_text(tmp_path, capsys):
     sweep(tmp_path, {"magnitude": CURVES["magnitude"]}, include=["[red]", "b"])
     for path in sweep(tmp_path / "more", {"magnitude": CURVES["random"]}).glob("*/rows.jsonl"):

@@ -192,6 +192,16 @@ def test_a_method_of_one_density_has_no_area_and_takes_none_away():
     assert found.loc["random", "p"] == overall(table, "magnitude").set_index("method").loc["random", "p"]
 
 
+def test_a_method_that_is_apart_does_not_set_the_span():
+    table = sweep({"magnitude": GOOD, "random": BAD, "snip": GOOD})
+    apart = table.assign(requested_density=table["requested_density"].where(table["scorer"] != "snip", 0.9))
+    apart.loc[(apart["scorer"] == "snip") & (apart["level"] > 0), "density"] += 0.3
+    apart.loc[apart["scorer"] == "snip", "requested_density"] += apart["level"] / 100
+    found = overall(apart, "magnitude").set_index("method")
+    assert found.loc["random", "p"] == overall(table, "magnitude").set_index("method").loc["random", "p"]
+    assert math.isnan(found.loc["snip", "area"])
+
+
 def test_set_ups_by_themselves_and_by_any_of_their_names():
     short, long = {"training": {"epochs": 1}}, {"training": {"epochs": 9}}
     rows = [

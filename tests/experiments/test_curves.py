@@ -57,6 +57,11 @@ def test_the_common_span_is_the_narrowest():
     assert common_span(points) == (0.2, 0.5)
 
 
+def test_a_loss_of_exactly_a_point_is_within_a_point():
+    for correct in range(9000, 9990):
+        assert critical_sparsity([0.5], [(correct + 100) / 10_000 - correct / 10_000], 0.01) == 0.5
+
+
 @pytest.mark.parametrize(
     ("losses", "expected"),
     [

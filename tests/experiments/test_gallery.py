@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from experiments import records, statistics
 from experiments.comparison import comparisons
 from experiments.figures.layers import layer_densities
+from experiments.figures.style import COLOURS, LINES, MARKERS, wrapped
 from experiments.figures.training import losses, training
 from experiments.figures.weights import histograms
 from experiments.gallery import Wanted, gallery, told_axes
@@ -218,6 +219,26 @@ def test_legends_hold_methods_and_no_marks(rows):
     figure = training(losses(statistics.points(rows), rows))
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert texts == ["dense", "50 % kept", "10 % kept", "2 % kept"]
+    for (
+        panel
+    ) in figure.axes:  # one epoch of recovery: a point is seen, and it was pruned where the dense training ended
+        assert [line.get_marker() for line in panel.lines if len(line.get_xdata()) == 1] == ["o"] * 3
+        assert {line.get_xdata()[0] for line in panel.lines if line.get_linestyle() == ":"} == {2.0}
+
+
+def test_no_two_methods_look_alike():
+    looks = [
+        (COLOURS[n % len(COLOURS)], LINES[n // len(COLOURS) % len(LINES)], MARKERS[n % len(MARKERS)])
+        for n in range(168)
+    ]
+    assert len(set(looks)) == 168
+
+
+def test_long_titles_are_wrapped():
+    label = "taylor (granularity=Channels, recovery.epochs=20, recovery.learning_rate=replay, recovery.to=start)"
+    lines = wrapped(label, 2).split("\n")
+    assert " ".join(lines) == label
+    assert max(map(len, lines)) <= 42
 
 
 def test_a_difference_is_drawn_for_every_set_up(rows, tmp_path):

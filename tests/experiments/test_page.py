@@ -211,8 +211,31 @@ def test_the_same_rows_make_the_same_page(swept, tmp_path):
     assert f"{100 * mean_interval(accuracies).mean:.2f}" in page
 
 
+def test_the_page_has_the_interval_that_is_asked_for(tmp_path):
+    sweep(tmp_path)
+    assert main([str(tmp_path), "--interval", "bootstrap"]) == 0
+    text = (tmp_path / "report.html").read_text(encoding="utf-8").split("<script", maxsplit=1)[0]
+    assert "97.00 [96.00, 98.00]" in text
+    assert "±" not in text
+    assert "Mean and 95 % bootstrap interval over n seeds" in text
+
+
+def test_states_and_layers_that_are_not_told_cost_no_page(tmp_path, capsys):
+    sweep(tmp_path)
+    (tmp_path / "magnitude-0" / "state.json").write_text("{")
+    path = tmp_path / "random-1" / "rows.jsonl"
+    path.write_text(
+        path.read_text().replace('"test_loss"', '"layers": [{"name": "a", "kept": 1, "total": 2}], "test_loss"')
+    )
+    assert main([str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "states of runs not told: " in out
+    assert "not drawn: layers: some row does not tell its layers" in out
+    assert (tmp_path / "report.html").exists()
+
+
 def test_the_page_has_whole_curves_too(page):
     text = page.read_text(encoding="utf-8").split("<script", maxsplit=1)[0]
     assert "Whole curves." in text
-    assert "area: mean over log density from 0.5 to 0.02;" in text
+    assert "area: mean over log density from 0.5 to 0.02021;" in text  # as realised
     assert "sparsity within 1 point" in text

@@ -25,7 +25,7 @@ from experiments.store import Store
 from experiments.training import steps_per_epoch
 from pruning.errors import AllocationError, ArtefactError, ConfigurationError, MaskError
 from pruning.recovery import compensate
-from tests.experiments.running import CONF, ROOT, SMALL, configured, run, timeless
+from tests.experiments.running import CONF, ROOT, SMALL, configured, run, setting_of, timeless
 
 
 def exit_code() -> int:
@@ -177,6 +177,15 @@ def test_every_yaml_shows_its_command_which_composes(path):
     shown = first.removeprefix("# python -m experiments.run").partition("     ")[0]  # a remark follows the gap
     with initialize_config_dir(str(CONF), version_base="1.3"):
         checked(compose("config", overrides=shlex.split(shown)))
+
+
+def test_a_repetition_that_fails_loses_no_row_whatever_bookkeeping_it_has(tmp_path):
+    rows = run(tmp_path, "density=[0.5,0.2,0.1]")
+    with pytest.raises(ConfigurationError, match="objective=nope"):
+        app.run(
+            setting_of(tmp_path, "density=[0.5,0.2,0.1]", "objective=[nope]", "threads=1"), tmp_path / "run", "name"
+        )
+    assert records.read(tmp_path / "run")["test_accuracy"].tolist() == [row["test_accuracy"] for row in rows]
 
 
 def test_the_sweep_command_and_its_repetition(tmp_path):

@@ -163,7 +163,18 @@ def test_a_full_disk_does_not_hide_why_a_run_failed(tmp_path, monkeypatch, caplo
     assert "No space left" in caplog.text
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"run": "a"}', '{"run": "a", "state": "running", "more": 1}'])
+WHOLE = {"run": "a", "state": "done", "command": "c", "reason": None, "began": 1.0, "ended": 2.0}
+WHOLE |= {"host": "h", "process": 1, "hardware": ""}
+WRONG = [{"state": "paused"}, {"began": "yesterday"}, {"began": 1e30}, {"reason": 5}, {"run": None}, {"began": -1.0}]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{", "[]", '{"run": "a"}', '{"run": "a", "state": "running", "more": 1}'),
+        *(json.dumps(WHOLE | wrong) for wrong in WRONG),
+    ],
+)
 def test_a_damaged_state_is_named(tmp_path, capsys, text):
     (tmp_path / FILE).write_text(text)
     assert main([str(tmp_path)]) == 1

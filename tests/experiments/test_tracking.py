@@ -185,6 +185,15 @@ def test_a_tracker_that_hangs_does_not_keep_the_process():
     assert "nothing for 0.2 s" in done.stderr
 
 
+def test_a_tracker_that_writes_into_the_configuration_changes_nothing(tmp_path, monkeypatch):
+    class Writing(Listener):
+        def start(self, run, config):
+            config.clear()
+
+    monkeypatch.setattr(app, "Guarded", lambda _: Guarded(Writing()))
+    assert len(app.run(setting_of(tmp_path, "density=0.5"), tmp_path / "run", "a-run")) == 2
+
+
 def test_a_run_that_fails_is_finished_as_failed(tmp_path, monkeypatch):
     listener = Listener()
     monkeypatch.setattr(app, "Guarded", lambda _: Guarded(listener))
