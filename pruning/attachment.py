@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-_ELEMENTWISE = frozenset(
+ELEMENTWISE = frozenset(
     getattr(torch.optim, name)
     for name in (
         *("SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "Adadelta", "Adamax", "NAdam", "RAdam", "Rprop", "ASGD"),
@@ -123,7 +123,7 @@ class Attachment:
 
 def _keeps_zeros(optimizer: Optimizer) -> bool:
     """Whether a step leaves an entry at zero that has no weight, gradient and state: not if it may divide 0 by 0."""
-    if type(optimizer) not in _ELEMENTWISE:
+    if type(optimizer) not in ELEMENTWISE:
         return False
     for group in optimizer.param_groups:
         eps = group.get("eps", 1.0)

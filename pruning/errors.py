@@ -41,6 +41,10 @@ class RewindError(PruningError):
     """A rewind point that lacks what is asked of it, or is of another training."""
 
 
+class ExecutionError(PruningError):
+    """A layer or an optimizer that cannot work on kept weights alone."""
+
+
 class ArtefactError(PruningError):
     """A file that is missing, cut, damaged, foreign or of another format."""
 

@@ -81,6 +81,11 @@ class Gradual(Held):
             shape=self._shape,
         )
 
+    @property
+    def needs_dense(self) -> bool:
+        """At the steps after which weights are removed."""
+        return self._wanted(self.step + 1) != self._wanted(self.step)
+
     def after_step(self) -> None:
         """Prune, if the schedule says so."""
         super().after_step()

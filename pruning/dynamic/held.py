@@ -1,12 +1,13 @@
 """Masks on a network in training: what every regime shares, and what it takes to change masks between two steps."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pruning.attachment import Attachment
 from pruning.dynamic.processes import of_first_process
 from pruning.errors import ScheduleError
 from pruning.evidence import Evidence, Scores
@@ -58,6 +59,22 @@ class Held:
     def after_step(self) -> None:
         """Call it after the optimizer's step."""
         self.step += 1
+
+    @property
+    def needs_dense(self) -> bool:
+        """Whether the step to come reads or changes dense weights, or their gradients: see `pruning.execution`."""
+        return False
+
+    def release(self, names: Collection[str]) -> None:
+        """Hold the masks of all but these, whose weights somebody else keeps for a while."""
+        self._attachment.detach()
+        left = {name: mask for name, mask in self.masks.items() if name not in names}
+        self._attachment = Masks(left).attach(self.model, self.optimizer) if left else Attachment({}, {}, ())
+
+    def rebind(self) -> None:
+        """Hold all masks again."""
+        self._attachment.detach()
+        self._attachment = self.masks.attach(self.model, self.optimizer)
 
     def finish(self) -> Masks:
         """End holding: the masks at the end; removed weights are zero."""

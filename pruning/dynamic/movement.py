@@ -80,6 +80,11 @@ class Movement(Held):
         self._gradients = DenseGradients(self.model, self.parameters)
         self._gradients.collect()
 
+    @property
+    def needs_dense(self) -> bool:
+        """As long as scores learn, and masks may change."""
+        return self.step < self._end
+
     def before_step(self) -> None:
         """The scores learn."""
         if self.step < self._end:

@@ -57,7 +57,10 @@ class _Regrowth(Held):
         self.seed, self.every, self.fraction = seed, every, fraction
 
     def _due(self) -> bool:
-        return 0 < self.step < self._last and self.step % self.every == 0
+        return self._exchanges_at(self.step)
+
+    def _exchanges_at(self, step: int) -> bool:
+        return 0 < step < self._last and step % self.every == 0
 
     @torch.no_grad()
     def _exchange(self, growth: Scores) -> None:
@@ -76,6 +79,11 @@ class _Regrowth(Held):
 
 class SET(_Regrowth):
     """Sparse evolutionary training: drop the smallest |w|, grow at random. Mocanu et al. 2018."""
+
+    @property
+    def needs_dense(self) -> bool:
+        """At the steps after which weights are exchanged."""
+        return self._exchanges_at(self.step + 1)
 
     def after_step(self) -> None:
         """Exchange weights after the steps ΔT, 2ΔT, …."""
@@ -104,6 +112,11 @@ class RigL(_Regrowth):
         """As `SET`."""
         super().__init__(evidence, optimizer, **options)
         self._gradients = DenseGradients(self.model, self.parameters)
+
+    @property
+    def needs_dense(self) -> bool:
+        """At the steps whose gradients decide what grows."""
+        return self._due()
 
     def before_step(self) -> None:
         """At the steps ΔT, 2ΔT, …: exchange weights, and leave nothing for the optimizer to do."""

@@ -98,6 +98,11 @@ class SoftMask(Held):
         self._weights: Scores = {name: p.detach().clone() for name, p in self.parameters.items()}
         self._draw()
 
+    @property
+    def needs_dense(self) -> bool:
+        """As long as gates learn."""
+        return self.step < self._last
+
     def before_step(self) -> None:
         """Gates take their step; the optimizer meets the weights themselves, with their own gradients."""
         if self.step >= self._last:

@@ -1,0 +1,19 @@
+"""How masks are executed: as zeros in dense weights, or as layers that have the kept weights alone."""
+
+from pruning.execution.alternating import Execution
+from pruning.execution.choosing import Choose, auto, masked, sparse
+from pruning.execution.crossover import Crossover
+from pruning.execution.switching import candidates, dense_execution, sparse_execution, sparse_layers
+
+__all__ = [
+    "Choose",
+    "Crossover",
+    "Execution",
+    "auto",
+    "candidates",
+    "dense_execution",
+    "masked",
+    "sparse",
+    "sparse_execution",
+    "sparse_layers",
+]

@@ -1,0 +1,75 @@
+"""Which layers run sparsely: none, all that can, or those where it was measured to be faster."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from pruning.evidence import untouched
+from pruning.execution.crossover import Case, Crossover
+from pruning.execution.switching import candidates
+from pruning.inputs import Inputs, arguments_for
+from pruning.parameters import unwrapped
+
+Choose = Callable[[nn.Module, Mapping[str, Tensor], Inputs], tuple[str, ...]]
+"""From a model in its dense form, its masks, and inputs like those it will see, to names of weights."""
+
+
+def masked(model: nn.Module, masks: Mapping[str, Tensor], inputs: Inputs) -> tuple[str, ...]:
+    """No layer."""
+    return ()
+
+
+def sparse(model: nn.Module, masks: Mapping[str, Tensor], inputs: Inputs) -> tuple[str, ...]:
+    """Every layer that can; slower than dense ones where much is kept."""
+    return candidates(model, masks)
+
+
+def auto(
+    model: nn.Module,
+    masks: Mapping[str, Tensor],
+    inputs: Inputs,
+    crossover: Crossover | None = None,
+    training: bool = True,
+) -> tuple[str, ...]:
+    """The layers that are faster so on this machine, by a measurement of their shape, density and batch.
+
+    One forward pass tells how many rows (examples times positions) each layer sees; nothing of the model changes.
+
+    Args:
+        inputs: a batch as large as those to come.
+        crossover: what was measured before; None: what this machine's file has, and what is missing is measured.
+        training: whole steps are to be fast, or forward passes alone.
+    """
+    crossover = crossover or Crossover()
+    rows = _rows(model, candidates(model, masks), inputs)
+    parameters = dict(unwrapped(model).named_parameters(remove_duplicate=False))
+    return tuple(
+        name
+        for name, count in rows.items()
+        if crossover.sparse_is_faster(Case.of(masks[name], count, parameters[name].dtype, training))
+    )
+
+
+def _rows(model: nn.Module, names: tuple[str, ...], inputs: Inputs) -> dict[str, int]:
+    """How many rows the layers of these weights multiply in a forward pass; layers that are not called are left out."""
+    model = unwrapped(model)
+    weights = {id(dict(model.named_parameters(remove_duplicate=False))[name]): name for name in names}
+    found: dict[str, int] = {}
+
+    def hook(module: nn.Module, _: object, output: Tensor) -> None:
+        name = weights[id(module.weight)]
+        outputs = module.out_features if isinstance(module, nn.Linear) else module.out_channels
+        found[name] = max(found.get(name, 0), output.numel() // int(outputs))  # type: ignore[arg-type]  # an int
+
+    users = [module for module in model.modules() if id(module._parameters.get("weight")) in weights]
+    handles = [module.register_forward_hook(hook) for module in users]
+    args, kwargs = arguments_for(model, inputs)
+    try:
+        with untouched(model), torch.no_grad():
+            model.train()  # in eval mode torch's encoder layers work past their linear modules
+            model(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found

@@ -1,0 +1,150 @@
+"""Which form of a layer is faster on this machine: measured once for a shape and class of density, and remembered."""
+
+import json
+import os
+import platform
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import torch
+from torch import Tensor, nn
+
+from pruning.execution.modules import sparsify_
+from pruning.execution.product import Pattern
+
+ROUNDS = 9
+GAIN = 1.1
+"""By how much sparse must be faster to be chosen: below that it may be noise, and dense is the simpler form."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layer as the measurement sees it.
+
+    Attributes:
+        outputs, inputs: of the matrix.
+        rows: examples of a batch times positions, rounded to a power of two.
+        density: kept / all, rounded to the next of 1, 0.7, 0.5, 0.35, … (two classes an octave).
+        dtype: of the weights.
+        threads: of torch.
+        training: a step with its gradients and Adam's update, or a forward pass alone.
+    """
+
+    outputs: int
+    inputs: int
+    rows: int
+    density: float
+    dtype: str
+    threads: int
+    training: bool
+
+    @classmethod
+    def of(cls, mask: Tensor, rows: int, dtype: torch.dtype, training: bool = True) -> "Case":
+        """The case of a layer with this `mask`, [outputs, inputs] or a kernel of that."""
+        matrix = mask.flatten(1)
+        kept = max(1, int(matrix.sum())) / matrix.numel()
+        octaves = round(2 * torch.tensor(kept).log2().item()) / 2
+        power = 2 ** round(torch.tensor(float(max(1, rows))).log2().item())
+        name = str(dtype).removeprefix("torch.")
+        return cls(*matrix.shape, power, round(2.0**octaves, 6), name, torch.get_num_threads(), training)
+
+
+class Crossover:
+    """What was measured on this machine, kept in a file where one can be written."""
+
+    def __init__(self, path: Path | None = None):
+        """`path`: a JSON file; None: in the user's cache (XDG_CACHE_HOME, or ~/.cache)."""
+        self._path = path or _default()
+        self._known = _read(self._path)
+
+    def speedup(self, case: Case) -> float:
+        """Seconds of the dense form under its mask / seconds of the sparse form; measured if it is not known yet."""
+        key = f"{_machine()}; {case}"
+        if key not in self._known:
+            self._known[key] = measured(case)
+            _write(self._path, self._known)
+        return self._known[key]
+
+    def sparse_is_faster(self, case: Case) -> bool:
+        """By at least `GAIN`."""
+        return self.speedup(case) >= GAIN
+
+
+def measured(case: Case) -> float:
+    """Dense seconds / sparse seconds, the median of turns in which both run one after the other.
+
+    The mask is random: how long a product takes depends on how many values there are, hardly on where they lie.
+    """
+    generator = torch.Generator().manual_seed(0)
+    dtype = getattr(torch, case.dtype)
+    mask = torch.rand(case.outputs, case.inputs, generator=generator) < case.density
+    mask[0, 0] = True
+    inputs = torch.randn(case.rows, case.inputs, generator=generator, dtype=dtype)
+    gradient = torch.randn(case.rows, case.outputs, generator=generator, dtype=dtype)
+    dense, sparse = (nn.Linear(case.inputs, case.outputs, dtype=dtype) for _ in range(2))
+    weight = dense.weight.detach() * mask
+    sparsify_(sparse, nn.Parameter(weight[mask]), Pattern.of(mask))
+    bits = mask.to(dtype)
+    seconds: dict[str, list[float]] = {"dense": [], "sparse": []}
+    forms = {"dense": (dense, bits), "sparse": (sparse, None)}
+    optimizers = {name: torch.optim.Adam(layer.parameters(), fused=True) for name, (layer, _) in forms.items()}
+    for turn in range(ROUNDS + 2):
+        for name, (layer, held) in forms.items():
+            begun = perf_counter()
+            if case.training:
+                _step(layer, held, optimizers[name], inputs, gradient)
+            else:
+                with torch.inference_mode():
+                    layer(inputs)
+            if turn >= 2:
+                seconds[name].append(perf_counter() - begun)
+    return median(a / b for a, b in zip(seconds["dense"], seconds["sparse"], strict=True))
+
+
+def _step(
+    layer: nn.Module, held: Tensor | None, optimizer: torch.optim.Optimizer, inputs: Tensor, gradient: Tensor
+) -> None:
+    optimizer.zero_grad()
+    layer(inputs.detach().requires_grad_()).backward(gradient)
+    if held is not None:
+        weight = layer.get_parameter("weight")
+        assert weight.grad is not None
+        weight.grad.mul_(held)
+    optimizer.step()
+
+
+def _machine() -> str:
+    """What a measurement depends on besides the case."""
+    found = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*: (.+)$", found.read_text(), re.MULTILINE) if found.exists() else []
+    return f"{names[0] if names else platform.processor() or platform.machine()}, torch {torch.__version__}"
+
+
+def _default() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(cache) / "sparse-subnetworks" / "crossover.json"
+
+
+def _read(path: Path) -> dict[str, float]:
+    """What is there; a file that is damaged is measured anew."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    known = found if isinstance(found, dict) else {}
+    return {key: float(value) for key, value in known.items() if isinstance(value, int | float)}
+
+
+def _write(path: Path, known: Mapping[str, float]) -> None:
+    """With what other processes have measured meanwhile; where nothing can be written, nothing is remembered."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(_read(path) | dict(known), indent=1, sort_keys=True))
+        temporary.replace(path)
+    except OSError:
+        return

@@ -1,0 +1,163 @@
+"""Layers whose only weights are the kept ones. A module becomes one, and a dense one again, in place.
+
+The module stays the object that it was, with its hooks and its place in the network; its class changes, and in its
+parameters the vector `values` stands where `weight` stood. Its `state_dict` keeps the name and shape of the dense
+weight, and reading `weight` gives that tensor, so that code that works on it without calling the module stays right.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pruning.execution.product import Pattern, product
+
+_PATTERN = ("rows", "columns", "rows_t", "columns_t", "order")
+
+
+class _Sparse(nn.Module):
+    """What sparse layers share: the kept values, their places, and the dense weight as seen from outside."""
+
+    values: nn.Parameter
+    dense_shape: torch.Size
+    dense_weight: nn.Parameter
+    row_major: bool
+
+    @property
+    def pattern(self) -> Pattern:
+        """Where the values lie."""
+        shape = (self.dense_shape[0], self.dense_shape[1:].numel())
+        return Pattern(shape, *(self._buffers[name] for name in _PATTERN))  # type: ignore[arg-type]  # never None
+
+    def laid(self, outputs: Tensor) -> Tensor:
+        """Outputs in memory as those of a dense layer are, if `row_major`."""
+        return outputs.contiguous() if self.row_major else outputs
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight, made anew at every reading; gradients reach `values` through it."""
+        flat = self.values.new_zeros(self.dense_shape.numel())
+        return flat.index_put((self.pattern.flat(),), self.values).view(self.dense_shape)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        own, weight = self._parameters, self.weight
+        self._parameters = {
+            ("weight" if n == "values" else n): (weight if n == "values" else p) for n, p in own.items()
+        }
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        self._parameters = own
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        key = f"{prefix}weight"
+        own = self._parameters
+        self._parameters = {name: parameter for name, parameter in own.items() if name != "values"}
+        others = {name: value for name, value in state_dict.items() if name != key}
+        super()._load_from_state_dict(others, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        self._parameters = own
+        if key not in state_dict:
+            missing_keys.append(key)
+        elif state_dict[key].shape != self.dense_shape:
+            shapes = f"{list(state_dict[key].shape)} in the state, {list(self.dense_shape)} here"
+            error_msgs.append(f"size mismatch for {key}: {shapes}")
+        else:
+            with torch.no_grad():
+                self.values.copy_(state_dict[key].reshape(-1)[self.pattern.flat().to(state_dict[key].device)])
+
+
+class SparseLinear(_Sparse, nn.Linear):
+    """A Linear of which only the kept weights exist."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As that of the dense layer: [..., inputs] to [..., outputs]."""
+        rows = input.reshape(-1, self.in_features)
+        if not _kernels(rows, self.values):
+            return F.linear(input, self.weight, self.bias)
+        found = self.laid(product(rows, self.values, self.bias, self.pattern))
+        return found.view(*input.shape[:-1], self.out_features)
+
+
+class SparsePointwise(_Sparse, nn.Conv2d):
+    """A 1x1 convolution, without padding and groups, of which only the kept weights exist."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As that of the dense layer: [batch, inputs, height, width], or without batch."""
+        if input.dim() not in (3, 4):
+            return F.conv2d(input, self.weight, self.bias, self.stride)
+        down, right = self.stride
+        images = (input if input.dim() == 4 else input[None])[:, :, ::down, ::right]
+        rows = images.movedim(1, -1).reshape(-1, self.in_channels)
+        if not _kernels(rows, self.values):
+            return F.conv2d(input, self.weight, self.bias, self.stride)
+        found = self.laid(product(rows, self.values, self.bias, self.pattern))
+        batch, _, height, width = images.shape
+        outputs = found.view(batch, height, width, self.out_channels).movedim(-1, 1)
+        return outputs if input.dim() == 4 else outputs[0]
+
+
+def convertible(module: nn.Module) -> bool:
+    """Whether `module` can run sparsely: exactly a Linear, or a 1x1 Conv2d without padding and groups.
+
+    Subclasses are not, as they may do anything; nor other devices than the CPU and other dtypes than float32, float64.
+    """
+    if type(module) is nn.Conv2d:
+        pointwise = (
+            module.kernel_size == (1, 1) and module.groups == 1 and module.padding in ((0, 0), 0, "valid", "same")
+        )
+        if not pointwise or (module.padding == "same" and module.stride != (1, 1)):
+            return False
+    elif type(module) is not nn.Linear:
+        return False
+    weight = module._parameters.get("weight")
+    return weight is not None and weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
+
+
+def sparsify_(module: nn.Module, values: nn.Parameter, pattern: Pattern, row_major: bool = False) -> None:
+    """Make `module`, which is `convertible`, a sparse one with these values.
+
+    With `row_major` its outputs lie in memory as those of the dense layer do. That costs a copy, and makes dropout,
+    which draws its noise in the order of memory, drop the same units.
+
+    The dense Parameter is put aside, for others to find it again when the layer is dense; its memory is for the caller
+    to free.
+    """
+    own = module._parameters
+    weight = own["weight"]
+    assert weight is not None
+    module.__dict__["dense_shape"] = weight.shape
+    module.__dict__["dense_weight"] = weight
+    module.__dict__["row_major"] = row_major
+    module._parameters = {("values" if name == "weight" else name): value for name, value in own.items()}
+    module._parameters["values"] = values
+    for name, tensor in pattern.tensors().items():
+        module.register_buffer(name, tensor, persistent=False)
+    module.__class__ = SparseLinear if type(module) is nn.Linear else SparsePointwise
+
+
+def densify_(module: nn.Module) -> None:
+    """Make `module`, which is sparse, the dense one that it was, with the Parameter that was put aside."""
+    own = module._parameters
+    module.__class__ = nn.Linear if type(module) is SparseLinear else nn.Conv2d
+    module._parameters = {("weight" if name == "values" else name): value for name, value in own.items()}
+    module._parameters["weight"] = module.__dict__.pop("dense_weight")
+    for name in _PATTERN:
+        del module._buffers[name]
+        module._non_persistent_buffers_set.discard(name)
+    del module.__dict__["dense_shape"], module.__dict__["row_major"]
+
+
+def _kernels(rows: Tensor, values: Tensor) -> bool:
+    """Whether the products exist for these: not for half precision, autocast, or nothing at all."""
+    if torch.is_autocast_enabled(rows.device.type) or rows.dtype != values.dtype:
+        return False
+    return rows.device.type == "cpu" and rows.numel() > 0 and values.numel() > 0

@@ -1,0 +1,162 @@
+"""A model between its two forms: dense weights under masks, or only the values that masks keep.
+
+Everything else stays where it is: biases, norms and layers that cannot run sparsely. Optimizers go along, with
+what they remember of each weight, in both directions; nothing is rounded on the way.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+from torch.optim import Optimizer
+
+from pruning.attachment import ELEMENTWISE
+from pruning.errors import ExecutionError
+from pruning.execution.modules import _Sparse, convertible, densify_, sparsify_
+from pruning.execution.product import Pattern
+from pruning.masks import Masks
+from pruning.parameters import named, storage, unwrapped
+
+_FACTORED = frozenset({torch.optim.Adafactor}) if hasattr(torch.optim, "Adafactor") else frozenset()
+
+
+def candidates(model: nn.Module, masks: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """The names in `masks` whose weights can run sparsely: every module that has the weight is `convertible`.
+
+    Not those of which another parameter shows the same memory in another shape, as transposed tied weights do.
+    """
+    model = unwrapped(model)
+    users = _users(model)
+    views: dict[object, set[int]] = {}
+    for parameter in named(model).values():
+        views.setdefault(storage(parameter), set()).add(id(parameter))
+    parameters = named(model)
+    found = []
+    for name in masks:
+        parameter = parameters.get(name)
+        if parameter is None or len(views[storage(parameter)]) > 1:
+            continue
+        if all(attribute == "weight" and convertible(module) for module, attribute in users[id(parameter)]):
+            found.append(name)
+    return tuple(found)
+
+
+@torch.no_grad()
+def sparse_execution(
+    model: nn.Module,
+    masks: Mapping[str, Tensor],
+    *optimizers: Optimizer,
+    layers: Collection[str] | None = None,
+) -> tuple[str, ...]:
+    """Give layers of `model` only the weights that `masks` keep, in place; the names of those weights.
+
+    A Linear or 1x1 convolution then computes with sparse products, and the vector of its kept values is its parameter
+    instead of the weight: a removed weight does not exist, and optimizer state is as small. `state_dict()` is as
+    before, with zeros where weights were removed. `dense_execution` undoes it. Where the network has dropout modules,
+    they draw the same noise in both forms; `torch.nn.functional.dropout` in a forward method draws other noise, as it
+    follows the layout of what it is given.
+
+    Args:
+        model: on the CPU for what is to run sparsely; wrappers are looked through, but wrap in DDP only afterwards.
+        masks: name -> bool tensor. Weights that stay dense are to be held under their masks as ever:
+            `Masks({n: m for n, m in masks.items() if n not in names}).attach(...)`.
+        optimizers: updated to train the values, with the state that they had of them.
+        layers: names of weights, among `candidates`; None: all of these.
+
+    Raises:
+        MaskError: the masks do not fit.
+        ExecutionError: a layer in `layers` cannot run sparsely, or an optimizer that does not treat every weight by
+            itself (LBFGS, Adafactor, one that is not of torch.optim): on a vector it would be another optimizer.
+    """
+    Masks(masks).check(model)
+    possible = candidates(model, masks)
+    chosen = possible if layers is None else tuple(layers)
+    for name in chosen:
+        if name not in possible:
+            raise ExecutionError(f"{name}: cannot run sparsely (see candidates()): leave it out of layers")
+    if chosen:
+        _check(optimizers)
+    parameters, users = named(model), _users(unwrapped(model))
+    noisy = any(isinstance(module, _DropoutNd) for module in model.modules())
+    for name in chosen:
+        weight = parameters[name]
+        mask = masks[name].to(weight.device)
+        pattern = Pattern.of(mask.flatten(1))
+        places = pattern.flat()
+        values = nn.Parameter(weight.detach().reshape(-1)[places], requires_grad=weight.requires_grad)
+        if weight.grad is not None:
+            values.grad = weight.grad.reshape(-1)[places]
+        for module, _ in users[id(weight)]:
+            sparsify_(module, values, pattern, row_major=noisy)
+        _exchange(optimizers, weight, values, lambda state, places=places: state.reshape(-1)[places])
+        weight.grad = None
+        weight.data = weight.new_empty(0)  # the object stays: regimes and evidence know it
+    return chosen
+
+
+@torch.no_grad()
+def dense_execution(model: nn.Module, *optimizers: Optimizer) -> tuple[str, ...]:
+    """Put dense weights back, zero where they were removed, in place; their names.
+
+    Optimizers train the weights again, the same Parameter objects as before, with the state that the values had, zero
+    for removed weights.
+    """
+    found = []
+    for path, module in unwrapped(model).named_modules():
+        if not isinstance(module, _Sparse):
+            continue
+        values, weight = module.values, module.dense_weight
+        if weight.shape != module.dense_shape:  # not yet put back for another layer that is tied to this one
+            shape, places = module.dense_shape, module.pattern.flat()
+
+            def spread(state: Tensor, shape: torch.Size = shape, places: Tensor = places) -> Tensor:
+                return state.new_zeros(shape.numel()).index_copy_(0, places, state).view(shape)
+
+            weight.data = spread(values.detach())
+            weight.requires_grad_(values.requires_grad)
+            weight.grad = None if values.grad is None else spread(values.grad)
+            _exchange(optimizers, values, weight, spread)
+            found.append(f"{path}.weight" if path else "weight")
+        densify_(module)
+    return tuple(found)
+
+
+def sparse_layers(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """The weights of `model` that run sparsely: name -> kept values, and all that there would be."""
+    found = {}
+    for path, module in unwrapped(model).named_modules():
+        if isinstance(module, _Sparse):
+            found[f"{path}.weight" if path else "weight"] = (module.values.numel(), module.dense_shape.numel())
+    return found
+
+
+def _users(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    """Which modules hold each parameter, and under which of their attributes; every module once."""
+    found: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for attribute, parameter in module._parameters.items():
+            if parameter is not None:
+                found.setdefault(id(parameter), []).append((module, attribute))
+    return found
+
+
+def _check(optimizers: Iterable[Optimizer]) -> None:
+    for optimizer in optimizers:
+        if type(optimizer) not in ELEMENTWISE - _FACTORED:
+            kind = type(optimizer).__name__
+            raise ExecutionError(
+                f"{kind}: does not treat every weight by itself: set execution=masked, or take Adam, SGD"
+            )
+
+
+def _exchange(optimizers: Iterable[Optimizer], old: nn.Parameter, new: nn.Parameter, convert: object) -> None:
+    """Let every optimizer of `old` train `new`, with its state converted where that has the parameter's shape."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["params"] = [new if parameter is old else parameter for parameter in group["params"]]
+        if old in optimizer.state:
+            optimizer.state[new] = {
+                key: convert(value) if isinstance(value, Tensor) and value.shape == old.shape else value
+                for key, value in optimizer.state.pop(old).items()
+            }

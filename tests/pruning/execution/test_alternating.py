@@ -1,0 +1,162 @@
+"""Regimes that change masks, trained in sparse form between their changes: the same masks, weights and counts."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pruning import Evidence, Masks, prunable, prune, scorers
+from pruning.allocation import ERK
+from pruning.dynamic import SET, Gradual, Held, Movement, RigL, SoftMask
+from pruning.execution import Execution, dense_execution, masked, sparse, sparse_layers
+
+STEPS = 60
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(10, 24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 4)).double()
+
+
+def batches(count: int = STEPS, begin: int = 0):
+    for number in range(begin, begin + count):
+        g = torch.Generator().manual_seed(number)
+        yield torch.randn(16, 10, generator=g, dtype=torch.float64), torch.randint(4, (16,), generator=g)
+
+
+def loss(model, batch):
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+def regime_of(name: str, model: nn.Module, optimizer) -> Held:
+    evidence = Evidence(model, prunable(model), list(batches(2)), loss)
+    start = prune(scorers.random(evidence), 0.3, allocation=ERK())
+    sparse_evidence = Evidence(model, prunable(model), list(batches(2)), loss, masks=start)
+    made = {
+        "held": lambda: Held(model, optimizer, start),
+        "rigl": lambda: RigL(sparse_evidence, optimizer, steps=STEPS, every=7),
+        "set": lambda: SET(sparse_evidence, optimizer, steps=STEPS, every=7),
+        "gradual": lambda: Gradual(
+            evidence, optimizer, steps=STEPS, density=0.1, scorer=scorers.magnitude, every=5, end=0.6
+        ),
+        "regrowing": lambda: Gradual(
+            evidence, optimizer, steps=STEPS, density=0.1, scorer=scorers.magnitude, every=5, end=0.6, regrow=True
+        ),
+        "movement": lambda: Movement(evidence, optimizer, steps=STEPS, density=0.2, end=0.5),
+        "soft": lambda: SoftMask(evidence, optimizer, steps=STEPS, density=0.2, end=0.5),
+    }
+    return made[name]()
+
+
+NAMES = ("held", "rigl", "set", "gradual", "regrowing", "movement", "soft")
+
+
+def trained(name: str, choose, make=lambda p: torch.optim.Adam(p, lr=1e-2)) -> tuple[nn.Module, Masks, list[int]]:
+    model = network()
+    optimizer = make(model.parameters())
+    regime = regime_of(name, model, optimizer)
+    execution = Execution(regime, choose, next(batches(1))[0])
+    sparsely = []
+    for batch in batches():
+        execution.ready()
+        sparsely.append(len(sparse_layers(model)))
+        optimizer.zero_grad()
+        loss(model, batch).backward()
+        regime.before_step()
+        optimizer.step()
+        regime.after_step()
+    execution.dense()
+    return model, regime.finish(), sparsely
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "make", [lambda p: torch.optim.Adam(p, lr=1e-2), lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)]
+)
+def test_the_form_changes_neither_masks_nor_weights(name, make):
+    one, masks, dense = trained(name, masked, make)
+    other, found, sparsely = trained(name, sparse, make)
+    assert found == masks
+    assert found.agree(other)
+    for (key, a), (_, b) in zip(one.named_parameters(), other.named_parameters(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-6, atol=1e-9), key
+    assert dense == [0] * STEPS
+    expected = {
+        "held": 60,
+        "rigl": 60 - 6,  # exchanges after 7, 14, … 42 of 45 steps
+        "set": 60 - 6,
+        "gradual": 60 - 8,  # prunings after 0, 5, … 36 steps; none changes at step 0
+        "regrowing": 60 - 8,
+        "movement": 30,
+        "soft": 30,
+    }
+    assert sparsely.count(3) == expected[name]
+    assert sparsely.count(0) == STEPS - expected[name]
+
+
+def test_an_optimizer_that_mixes_entries_stays_masked_and_says_so_once(caplog):
+    _, masks, sparsely = trained("held", sparse, lambda p: torch.optim.Adafactor(p))
+    assert sparsely == [0] * STEPS
+    assert masks.density == pytest.approx(0.3, abs=0.01)
+    assert [record.getMessage() for record in caplog.records] == [
+        "masked execution: Adafactor: does not treat every weight by itself: set execution=masked, or take Adam, SGD"
+    ]
+
+
+def test_a_choice_of_no_layers_is_asked_for_once_a_mask():
+    asked = []
+
+    def none(model, masks, inputs):
+        asked.append(masks)
+        return ()
+
+    trained("rigl", none)
+    assert len(asked) == len({id(masks) for masks in asked}) == 6  # the last of six exchanges exchanges nothing
+
+
+@pytest.mark.parametrize("name", ["held", "rigl", "gradual"])
+def test_a_training_goes_on_from_its_state_in_either_form(name):
+    """What a checkpoint holds: the model's and the optimizer's state, the regime's, and which layers ran sparsely."""
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    regime = regime_of(name, model, optimizer)
+    execution = Execution(regime, sparse, next(batches(1))[0])
+
+    def go_on(model, optimizer, regime, execution, begin, end):
+        for batch in batches(end - begin, begin):
+            execution.ready()
+            optimizer.zero_grad()
+            loss(model, batch).backward()
+            regime.before_step()
+            optimizer.step()
+            regime.after_step()
+
+    for cut in (13, 14, 15, 40):
+        begin = regime.step
+        go_on(model, optimizer, regime, execution, begin, cut)
+        saved = copy.deepcopy(
+            (model.state_dict(), optimizer.state_dict(), regime.state_dict(), execution.layers)
+        )
+        again = network()
+        other = torch.optim.Adam(again.parameters(), lr=1e-2)
+        resumed = regime_of(name, again, other)
+        second = Execution(resumed, sparse, next(batches(1))[0])
+        resumed.load_state_dict(saved[2])
+        second.sparse(saved[3])
+        again.load_state_dict(saved[0])
+        other.load_state_dict(saved[1])
+        go_on(again, other, resumed, second, cut, STEPS)
+        second.dense()
+
+        whole, whole_optimizer = network(), None
+        whole_optimizer = torch.optim.Adam(whole.parameters(), lr=1e-2)
+        never_cut = regime_of(name, whole, whole_optimizer)
+        third = Execution(never_cut, sparse, next(batches(1))[0])
+        go_on(whole, whole_optimizer, never_cut, third, 0, STEPS)
+        third.dense()
+        assert resumed.finish() == never_cut.finish()
+        for a, b in zip(whole.parameters(), again.parameters(), strict=True):
+            assert torch.equal(a, b), cut
+    dense_execution(model)

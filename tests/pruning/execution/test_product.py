@@ -1,0 +1,86 @@
+"""The sparse product against the dense one: outputs and gradients, over shapes, densities and dtypes."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from pruning.execution.product import Pattern, product
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    scale = max(1.0, float(expected.abs().max())) if expected.numel() else 1.0
+    return found.shape == expected.shape and bool(((found - expected).abs() <= TOLERANCE[found.dtype] * scale).all())
+
+
+@st.composite
+def layers(draw):
+    outputs, inputs, batch = (draw(st.integers(1, 12)) for _ in range(3))
+    kept = draw(st.integers(1, outputs * inputs))
+    seed = draw(st.integers(0, 2**31))
+    return outputs, inputs, batch, kept, draw(st.booleans()), draw(st.sampled_from(list(TOLERANCE))), seed
+
+
+@given(layers())
+def test_outputs_and_gradients_are_those_of_the_masked_dense_layer(layer):
+    outputs, inputs, batch, kept, biased, dtype, seed = layer
+    g = torch.Generator().manual_seed(seed)
+    places = torch.randperm(outputs * inputs, generator=g)[:kept]
+    mask = torch.zeros(outputs * inputs, dtype=torch.bool).index_fill(0, places, True).view(outputs, inputs)
+    weight, x, above = (
+        torch.randn(shape, generator=g, dtype=dtype) for shape in ((outputs, inputs), (batch, inputs), (batch, outputs))
+    )
+    bias = torch.randn(outputs, generator=g, dtype=dtype) if biased else None
+
+    dense = [t.clone().requires_grad_() if t is not None else None for t in (x, weight * mask, bias)]
+    F.linear(*dense).backward(above)
+    sparse = [t.clone().requires_grad_() if t is not None else None for t in (x, weight[mask], bias)]
+    found = product(*sparse, Pattern.of(mask))
+    found.backward(above)
+    assert close(found.detach(), F.linear(x, weight * mask, bias))
+    assert close(sparse[0].grad, dense[0].grad)
+    assert close(sparse[1].grad, dense[1].grad[mask])
+    assert bias is None or close(sparse[2].grad, dense[2].grad)
+
+
+@given(layers())
+def test_a_pattern_holds_both_orders_of_the_same_places(layer):
+    outputs, inputs, _, kept, *_, seed = layer
+    g = torch.Generator().manual_seed(seed)
+    places = torch.randperm(outputs * inputs, generator=g)[:kept]
+    mask = torch.zeros(outputs * inputs, dtype=torch.bool).index_fill(0, places, True).view(outputs, inputs)
+    pattern = Pattern.of(mask)
+    values = torch.arange(1.0, kept + 1)
+    dense = torch.zeros(outputs, inputs).masked_scatter(mask, values)
+    assert torch.equal(pattern.csr(values).to_dense(), dense)
+    assert torch.equal(pattern.csr_t(values).to_dense(), dense.t())
+    assert torch.equal(pattern.flat(), mask.flatten().nonzero().flatten())
+    assert {t.dtype for t in pattern.tensors().values()} == {torch.int32}
+
+
+def test_infinite_values_reach_only_their_own_outputs():
+    mask = torch.tensor([[True, False], [True, True]])
+    values = torch.tensor([1.0, float("inf"), 2.0], requires_grad=True)
+    found = product(torch.ones(3, 2), values, None, Pattern.of(mask))
+    assert found.tolist() == [[1.0, float("inf")]] * 3
+    found[:, 0].sum().backward()
+    assert values.grad.tolist() == [3.0, 0.0, 0.0]
+
+
+def test_nothing_is_copied_between_layers():
+    """An output's layout is the next layer's input's: [features, batch], contiguous."""
+    mask = torch.eye(4, dtype=torch.bool)
+    hidden = torch.relu(product(torch.randn(3, 4), torch.ones(4), None, Pattern.of(mask)))
+    assert hidden.t().is_contiguous()
+
+
+def test_gradients_of_gradients_are_refused():
+    values = torch.ones(4, requires_grad=True)
+    x = torch.randn(3, 4, requires_grad=True)
+    out = product(x, values, None, Pattern.of(torch.eye(4, dtype=torch.bool))).square().sum()
+    (gradient,) = torch.autograd.grad(out, values, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
