@@ -93,6 +93,7 @@ class Configuration:
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     compensate: dict[str, Any] = field(default_factory=dict)
     dynamic: dict[str, Any] = field(default_factory=dict)
+    execution: dict[str, Any] = MISSING
     controls: list[str] = field(default_factory=list)
     latency: int | None = None
     objective: list[str] = field(default_factory=list)
@@ -112,6 +113,9 @@ class Configuration:
 CONTROLS = ("reinit", "shuffle", "random", "small_dense")
 """Networks to compare a ticket with: see `experiments.controls`."""
 
+_GROUPS = (
+    *("scorer", "granularity", "allocation", "schedule", "learning_rate", "model", "optimizer", "tracker", "execution"),
+)
 _CHOICES = {
     "when": ("init", "trained"),
     "scoring.mode": ("train", "eval"),
@@ -154,7 +158,7 @@ def checked(config: DictConfig) -> dict[str, Any]:
         value = _at(plain, name)
         if value is not None and value < least:
             raise ConfigurationError(f"{name}={value}: give at least {least}")
-    for group in ("scorer", "granularity", "allocation", "schedule", "learning_rate", "model", "optimizer", "tracker"):
+    for group in _GROUPS:
         check_target(group, plain[group])
     for group in ("compensate", "dynamic"):
         if plain[group]:

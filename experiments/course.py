@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from experiments.processes import all_reduce
-from pruning.dynamic import Held
+from pruning.execution import Execution
 from pruning.rewind import RewindPoint
 
 
@@ -46,13 +46,18 @@ class Course:
 
 
 def saved(
-    course: Course, model: nn.Module, optimizer: Optimizer, held: Held | None, accelerated: Accelerator
+    course: Course,
+    model: nn.Module,
+    optimizer: Optimizer,
+    execution: Execution | None,
+    accelerated: Accelerator,
 ) -> dict[str, Any]:
     """A training as plain data and tensors."""
     scaler = accelerated.scaler
     return {
         "point": RewindPoint.capture(model, optimizer, step=course.step).as_dict(),
-        "masks": None if held is None else held.state_dict(),
+        "masks": None if execution is None else execution.regime.state_dict(),
+        "sparse": [] if execution is None else list(execution.layers),
         "scaler": None if scaler is None else scaler.state_dict(),
         "loss": course.loss,
         "seen": course.seen,
@@ -63,12 +68,18 @@ def saved(
 
 
 def restored(
-    tree: dict[str, Any], model: nn.Module, optimizer: Optimizer, held: Held | None, accelerated: Accelerator
+    tree: dict[str, Any],
+    model: nn.Module,
+    optimizer: Optimizer,
+    execution: Execution | None,
+    accelerated: Accelerator,
 ) -> Course:
     """`saved` undone: put back into model, optimizer, masks, scaler and the global random states."""
     point = RewindPoint(**tree["point"])
-    if held is not None:
-        held.load_state_dict(tree["masks"])
+    if execution is not None:
+        execution.regime.load_state_dict(tree["masks"])
+        if tree["sparse"]:
+            execution.sparse(tree["sparse"])  # whatever would be chosen now: the rest is to have the same bits
     point.restore(model, optimizer, random=True)
     if accelerated.scaler is not None:
         accelerated.scaler.load_state_dict(tree["scaler"])

@@ -30,6 +30,7 @@ PRUNING = frozenset(
         "schedule",
         "compensate",
         "dynamic",
+        "execution",
         "recovery",
         "include",
         "exclude",

@@ -96,6 +96,7 @@ def evaluate(setting: Setting, network: Network, level: Level, dense_network: Ne
         "total_seconds": history["total_seconds"],
         "threads": history["threads"],
         "processes": history["processes"],
+        "sparse": history.get("sparse", []),
         "versions": history["versions"],
         "control": None,
         "dense": dense_network.key,

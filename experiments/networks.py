@@ -73,11 +73,12 @@ def save(
     course: Mapping[str, int],
     epochs: Sequence[Epoch],
     start: Network | None,
+    sparse: Sequence[str] = (),
 ) -> None:
     """Weights, tied ones once, of masked tensors only what is kept; the masks themselves; and how it came about.
 
     `course` tells the optimizer steps of this training, their number in an epoch, and the position in the order of the
-    data at which it ended.
+    data at which it ended; `sparse` the weights that ran sparsely.
     """
     tied = _tied(model)
     state: dict[str, Tensor] = {
@@ -102,6 +103,7 @@ def save(
         "total_seconds": round(before["total_seconds"] + seconds, 3),
         "threads": torch.get_num_threads(),
         "processes": world(),
+        "sparse": list(sparse),
         "versions": versions,
         "history": history,
     }

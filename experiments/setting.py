@@ -19,6 +19,7 @@ from experiments.training import Recipe, accelerator, steps_per_epoch
 from pruning import prunable
 from pruning.allocation import Allocation
 from pruning.errors import ConfigurationError, ModelError
+from pruning.execution import Choose, masked
 from pruning.granularity import Granularity
 from pruning.rewind import step_of
 from pruning.structure import Structure, trace
@@ -109,6 +110,12 @@ class Setting:
             )
         budget: Allocation = made(self.structure)
         return budget
+
+    @cached_property
+    def execution(self) -> Choose:
+        """Which layers of a masked network have their kept weights alone."""
+        choose: Choose = built("execution", self.config["execution"])
+        return masked if getattr(choose, "func", choose) is masked else unguarded(choose)
 
     def prunable(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """The parameters that may be pruned."""

@@ -29,6 +29,7 @@ from pruning import prune as selected
 from pruning.dynamic import Held
 from pruning.errors import ScoreError
 from pruning.evidence import Scores
+from pruning.execution import masked
 from pruning.recovery import reestimate_batchnorm
 from pruning.rewind import RewindPoint
 
@@ -206,6 +207,9 @@ def _trained(
 ) -> Artefact:
     """What comes after `start`: the masks of `start`, with the `weights` of the same network or another, trained."""
     seed, masks = setting.config["seed"], start.load_masks()
+    choose = setting.execution if masks is not None or regime is not None else masked
+    if choose is not masked:
+        identity = identity | part(setting, "execution")
 
     def make(folder: Path) -> None:
         if masks is not None and setting.config["compensate"]:
@@ -227,12 +231,13 @@ def _trained(
             begin=RewindPoint.load(weights.weights.file(POINT)) if weights.weights.has(POINT) else None,
             progress=setting.progress(f"{short_name(setting.config['scorer'])}, seed {seed}, {title}"),
             checkpoints=setting.checkpoints(kind, identity),
+            choose=choose,
         )
         if trained.end is not None:
             trained.end.save(folder / POINT)
         final = None if trained.masks is None else trained.masks.to("cpu")
         course = {"steps": len(recipe.steps), "position": recipe.steps.stop, "epoch_steps": setting.epoch_steps}
-        save(folder, model.to("cpu"), final, course, trained.epochs, start)
+        save(folder, model.to("cpu"), final, course, trained.epochs, start, trained.sparse)
 
     return setting.store.obtain(kind, identity, make)
 

@@ -4,6 +4,7 @@ A training is a range of steps in the order of its data, so that it can begin an
 or where a checkpoint was written. Whatever it draws at random is begun anew with every epoch.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -27,7 +28,10 @@ from experiments.seeding import generator, reseed, seeded
 from pruning import Masks
 from pruning.dynamic import Held
 from pruning.errors import ConfigurationError, MaskError
+from pruning.execution import Choose, Execution, masked
 from pruning.rewind import RewindPoint
+
+log = logging.getLogger("experiments")
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 Regime = Callable[[nn.Module, Optimizer], Held]
@@ -74,11 +78,13 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Trained:
-    """The epochs of a training, the masks at its end, and a rewind point of its end if the recipe asks for one."""
+    """The epochs of a training, the masks at its end, a rewind point of its end if the recipe asks for one, and the
+    weights that ran sparsely."""
 
     epochs: list[Epoch]
     masks: Masks | None
     end: RewindPoint | None
+    sparse: tuple[str, ...] = ()
 
 
 def accelerator(device: str = "auto", precision: str = "no") -> Accelerator:
@@ -109,6 +115,7 @@ def train(
     begin: RewindPoint | None = None,
     progress: Progress | None = None,
     checkpoints: Checkpoints | None = None,
+    choose: Choose = masked,
 ) -> Trained:
     """Train `model` in place; removed weights are zero at the end.
 
@@ -122,6 +129,7 @@ def train(
         begin: whose optimizer state and random state the training begins with; None: fresh ones.
         progress: is told of every epoch.
         checkpoints: where it saves itself. What lies there is gone on with; who calls removes it in the end.
+        choose: which layers run sparsely while masks hold on them; see `pruning.execution`.
     """
     device = accelerated.device
     model.to(device)
@@ -138,9 +146,10 @@ def train(
         if begin is not None:
             begin.restore(optimizer=optimizer, random=True)
         held = _held(prepared, optimizer, None if masks is None else masks.to(device), regime)
+        execution = None if held is None else _execution(held, choose, examples, recipe, accelerated)
         tree = None if checkpoints is None else checkpoints.read(device)
         if tree is not None:
-            course = restored(tree, model, optimizer, held, accelerated)
+            course = restored(tree, model, optimizer, execution, accelerated)
         prepared.train()
         began, last_saved = time.perf_counter() - course.seconds, time.monotonic()
         for inputs, targets in _upcoming(examples, recipe, range(course.step, recipe.steps.stop), length):
@@ -150,7 +159,7 @@ def train(
             factor = recipe.factor(course.step / recipe.total)
             for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = rate * factor
-            course.loss += _step(prepared, stepper, inputs, targets, recipe, accelerated, held)
+            course.loss += _step(prepared, stepper, inputs, targets, recipe, accelerated, execution)
             course.seen += len(inputs)
             course.step += 1
             ends = course.step % length == 0 or course.step == recipe.steps.stop
@@ -162,8 +171,9 @@ def train(
                 if progress is not None:
                     progress.epoch(len(course.epochs), epochs, epoch.loss)
             if checkpoints is not None and first() and checkpoints.due(course.step, last_saved):
-                checkpoints.write(saved(course, model, optimizer, held, accelerated), device)
+                checkpoints.write(saved(course, model, optimizer, execution, accelerated), device)
                 last_saved = time.monotonic()
+        sparse = () if execution is None else execution.dense()
         end = RewindPoint.capture(model, optimizer, step=course.step) if recipe.keep_end else None
     if course.best is not None:
         model.load_state_dict(course.best[1])
@@ -173,7 +183,17 @@ def train(
         raise MaskError("removed weights came back in training: something writes to them past the optimizer")
     final = held.finish()
     final.apply_(model)
-    return Trained(course.epochs, final, end)
+    return Trained(course.epochs, final, end, sparse)
+
+
+def _execution(held: Held, choose: Choose, examples: Examples, recipe: Recipe, accelerated: Accelerator) -> Execution:
+    """As chosen, but masked where kernels or wrappers are lacking."""
+    lacking = "half precision" if accelerated.mixed_precision != "no" else "several processes" if world() > 1 else ""
+    if lacking and choose is not masked:
+        log.info("execution: masked, as there is no sparse one for %s", lacking)
+        choose = masked
+    count = -(-recipe.batch_size // recipe.accumulate)
+    return Execution(held, choose, examples.inputs[:count])
 
 
 def _optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
@@ -226,9 +246,11 @@ def _step(
     targets: Tensor,
     recipe: Recipe,
     accelerated: Accelerator,
-    held: Held | None,
+    execution: Execution | None,
 ) -> Tensor:
     """One optimizer step; the sum of the losses of its examples, on the device."""
+    if execution is not None:
+        execution.ready()
     optimizer.zero_grad()
     loss_sum = torch.zeros((), device=inputs.device)
     own, weight = _share(len(inputs))
@@ -244,11 +266,11 @@ def _step(
             loss_sum += loss.detach()
     if recipe.clip is not None:
         accelerated.clip_grad_norm_(model.parameters(), recipe.clip)
-    if held is not None:
-        held.before_step()
+    if execution is not None:
+        execution.regime.before_step()
     optimizer.step()
-    if held is not None:
-        held.after_step()
+    if execution is not None:
+        execution.regime.after_step()
     return loss_sum
 
 

@@ -62,10 +62,11 @@ class Execution:
             self._choose = masked
             log.warning("masked execution: %s", error)
 
-    def dense(self) -> None:
-        """Give the regime the dense weights."""
-        if self.layers:
+    def dense(self) -> tuple[str, ...]:
+        """Give the regime the dense weights; the names of those that ran sparsely until now."""
+        before = self.layers
+        if before:
             dense_execution(self.regime.model, self.regime.optimizer)
             self.regime.rebind()
-            self.layers = ()
-            self._asked = None
+            self.layers, self._asked = (), None
+        return before

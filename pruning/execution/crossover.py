@@ -50,7 +50,8 @@ class Case:
         octaves = round(2 * torch.tensor(kept).log2().item()) / 2
         power = 2 ** round(torch.tensor(float(max(1, rows))).log2().item())
         name = str(dtype).removeprefix("torch.")
-        return cls(*matrix.shape, power, round(2.0**octaves, 6), name, torch.get_num_threads(), training)
+        outputs, inputs = matrix.shape
+        return cls(outputs, inputs, power, round(2.0**octaves, 6), name, torch.get_num_threads(), training)
 
 
 class Crossover:
@@ -85,7 +86,8 @@ def measured(case: Case) -> float:
     mask[0, 0] = True
     inputs = torch.randn(case.rows, case.inputs, generator=generator, dtype=dtype)
     gradient = torch.randn(case.rows, case.outputs, generator=generator, dtype=dtype)
-    dense, sparse = (nn.Linear(case.inputs, case.outputs, dtype=dtype) for _ in range(2))
+    with torch.random.fork_rng(devices=[]):
+        dense, sparse = (nn.Linear(case.inputs, case.outputs, dtype=dtype) for _ in range(2))
     weight = dense.weight.detach() * mask
     sparsify_(sparse, nn.Parameter(weight[mask]), Pattern.of(mask))
     bits = mask.to(dtype)

@@ -43,9 +43,8 @@ class _Sparse(nn.Module):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         own, weight = self._parameters, self.weight
-        self._parameters = {
-            ("weight" if n == "values" else n): (weight if n == "values" else p) for n, p in own.items()
-        }
+        shown = {("weight" if n == "values" else n): (weight if n == "values" else p) for n, p in own.items()}
+        self._parameters = shown  # type: ignore[assignment]  # what is saved need not be a Parameter
         super()._save_to_state_dict(destination, prefix, keep_vars)
         self._parameters = own
 
@@ -75,7 +74,7 @@ class _Sparse(nn.Module):
                 self.values.copy_(state_dict[key].reshape(-1)[self.pattern.flat().to(state_dict[key].device)])
 
 
-class SparseLinear(_Sparse, nn.Linear):
+class SparseLinear(_Sparse, nn.Linear):  # type: ignore[override]  # `weight` is read-only here
     """A Linear of which only the kept weights exist."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -87,7 +86,7 @@ class SparseLinear(_Sparse, nn.Linear):
         return found.view(*input.shape[:-1], self.out_features)
 
 
-class SparsePointwise(_Sparse, nn.Conv2d):
+class SparsePointwise(_Sparse, nn.Conv2d):  # type: ignore[override]  # as above
     """A 1x1 convolution, without padding and groups, of which only the kept weights exist."""
 
     def forward(self, input: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ def product(inputs: Tensor, values: Tensor, bias: Tensor | None, pattern: Patter
     Its gradients are those of the dense product, for `values` at the kept places alone. They cannot be differentiated
     once more.
     """
-    found: Tensor = _Product.apply(inputs, values, bias, pattern)  # type: ignore[no-untyped-call]  # torch's own
+    found: Tensor = _Product.apply(inputs, values, bias, pattern)
     return found
 
 

@@ -4,7 +4,7 @@ Everything else stays where it is: biases, norms and layers that cannot run spar
 what they remember of each weight, in both directions; nothing is rounded on the way.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -34,10 +34,10 @@ def candidates(model: nn.Module, masks: Mapping[str, Tensor]) -> tuple[str, ...]
     parameters = named(model)
     found = []
     for name in masks:
-        parameter = parameters.get(name)
-        if parameter is None or len(views[storage(parameter)]) > 1:
+        weight = parameters.get(name)
+        if weight is None or len(views[storage(weight)]) > 1:
             continue
-        if all(attribute == "weight" and convertible(module) for module, attribute in users[id(parameter)]):
+        if all(attribute == "weight" and convertible(module) for module, attribute in users[id(weight)]):
             found.append(name)
     return tuple(found)
 
@@ -89,7 +89,11 @@ def sparse_execution(
             values.grad = weight.grad.reshape(-1)[places]
         for module, _ in users[id(weight)]:
             sparsify_(module, values, pattern, row_major=noisy)
-        _exchange(optimizers, weight, values, lambda state, places=places: state.reshape(-1)[places])
+
+        def gathered(state: Tensor, places: Tensor = places) -> Tensor:
+            return state.reshape(-1)[places]
+
+        _exchange(optimizers, weight, values, gathered)
         weight.grad = None
         weight.data = weight.new_empty(0)  # the object stays: regimes and evidence know it
     return chosen
@@ -150,7 +154,9 @@ def _check(optimizers: Iterable[Optimizer]) -> None:
             )
 
 
-def _exchange(optimizers: Iterable[Optimizer], old: nn.Parameter, new: nn.Parameter, convert: object) -> None:
+def _exchange(
+    optimizers: Iterable[Optimizer], old: nn.Parameter, new: nn.Parameter, convert: Callable[[Tensor], Tensor]
+) -> None:
     """Let every optimizer of `old` train `new`, with its state converted where that has the parameter's shape."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:

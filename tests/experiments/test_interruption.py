@@ -26,6 +26,8 @@ RUNS = {
     ),
     "rigl": ("dynamic=rigl", "dynamic.every=5", "density=[0.3,0.1]", "training.epochs=6"),
     "fine-tuning": ("schedule=exponential", "schedule.rounds=4", "density=0.1", "recovery.epochs=2", "scorer=taylor"),
+    "sparse execution": ("execution=sparse", "density=[0.3,0.1]", "recovery.epochs=2"),
+    "rigl in sparse execution": ("execution=sparse", "dynamic=rigl", "dynamic.every=5", "density=0.2"),
     "gradual": ("dynamic=gradual", "dynamic.every=5", "density=[0.3,0.1]", "recovery.epochs=4"),
 }
 

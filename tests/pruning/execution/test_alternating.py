@@ -97,7 +97,7 @@ def test_the_form_changes_neither_masks_nor_weights(name, make):
 
 
 def test_an_optimizer_that_mixes_entries_stays_masked_and_says_so_once(caplog):
-    _, masks, sparsely = trained("held", sparse, lambda p: torch.optim.Adafactor(p))
+    _, masks, sparsely = trained("held", sparse, torch.optim.Adafactor)
     assert sparsely == [0] * STEPS
     assert masks.density == pytest.approx(0.3, abs=0.01)
     assert [record.getMessage() for record in caplog.records] == [
@@ -136,9 +136,7 @@ def test_a_training_goes_on_from_its_state_in_either_form(name):
     for cut in (13, 14, 15, 40):
         begin = regime.step
         go_on(model, optimizer, regime, execution, begin, cut)
-        saved = copy.deepcopy(
-            (model.state_dict(), optimizer.state_dict(), regime.state_dict(), execution.layers)
-        )
+        saved = copy.deepcopy((model.state_dict(), optimizer.state_dict(), regime.state_dict(), execution.layers))
         again = network()
         other = torch.optim.Adam(again.parameters(), lr=1e-2)
         resumed = regime_of(name, again, other)

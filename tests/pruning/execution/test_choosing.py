@@ -1,0 +1,88 @@
+"""Which layers run sparsely, by a measurement that is remembered."""
+
+import torch
+from torch import nn
+
+from pruning import Masks
+from pruning.execution import Crossover, auto, masked, sparse
+from pruning.execution.crossover import Case, measured
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 25, 7), nn.Linear(7, 3))
+
+
+def masks_of(model: nn.Module, density: float) -> Masks:
+    g = torch.Generator().manual_seed(0)
+    names = ("0.weight", "3.weight", "4.weight")
+    return Masks({name: torch.rand(model.get_parameter(name).shape, generator=g) < density for name in names})
+
+
+class Known(Crossover):
+    def __init__(self, answers):
+        self.asked, self._answers = [], answers
+
+    def speedup(self, case: Case) -> float:
+        self.asked.append(case)
+        return self._answers(case)
+
+
+def test_rows_are_examples_times_positions_and_nothing_changes():
+    model = network()
+    inputs = torch.randn(32, 3, 5, 5)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    crossover = Known(lambda case: 2.0 if case.outputs == 8 else 1.0)
+    assert auto(model, masks_of(model, 0.2), inputs, crossover) == ("0.weight",)
+    assert [(case.outputs, case.inputs, case.rows) for case in crossover.asked] == [
+        (8, 3, 1024),  # 32 examples of 25 positions, to a power of two
+        (7, 200, 32),
+        (3, 7, 32),
+    ]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.training
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_masked_and_sparse_ask_nobody():
+    model = network()
+    masks = masks_of(model, 0.2)
+    assert masked(model, masks, None) == ()
+    assert sparse(model, masks, None) == ("0.weight", "3.weight", "4.weight")
+
+
+def test_density_classes_are_half_octaves():
+    mask = torch.zeros(100, 100, dtype=torch.bool)
+    found = {}
+    for kept in (10_000, 5_000, 4_700, 1_000, 100, 1):
+        mask.view(-1)[:] = False
+        mask.view(-1)[:kept] = True
+        found[kept] = Case.of(mask, 100, torch.float32).density
+    assert found[10_000] == 1.0
+    assert found[5_000] == found[4_700] == 0.5
+    assert 0.08 < found[1_000] < 0.12
+    assert 0.007 < found[100] < 0.013
+    assert Case.of(mask, 100, torch.float32).rows == 128
+
+
+def test_what_was_measured_is_remembered_and_a_damaged_file_is_not_trusted(tmp_path, monkeypatch):
+    case = Case(8, 8, 16, 0.25, "float32", 1, True)
+    path = tmp_path / "deep" / "crossover.json"
+    asked = []
+    monkeypatch.setattr("pruning.execution.crossover.measured", lambda case: asked.append(case) or 3.0)
+    assert Crossover(path).speedup(case) == 3.0
+    assert Crossover(path).sparse_is_faster(case)
+    assert len(asked) == 1
+    path.write_text("{")
+    assert Crossover(path).speedup(case) == 3.0
+    assert len(asked) == 2
+    (tmp_path / "file").write_text("")
+    assert Crossover(tmp_path / "file" / "x.json").speedup(case) == 3.0  # where nothing can be written
+    assert len(asked) == 3
+
+
+def test_the_measurement_runs_in_both_modes_and_leaves_the_random_state(tmp_path):
+    before = torch.random.get_rng_state()
+    for training in (True, False):
+        assert measured(Case(16, 16, 8, 0.1, "float32", 1, training)) > 0
+    assert torch.equal(torch.random.get_rng_state(), before)
