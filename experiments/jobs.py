@@ -5,8 +5,6 @@ A launcher may run it in another process or on another machine; what it needs co
 
 import logging
 import os
-import platform
-import re
 import shlex
 import sys
 import traceback
@@ -31,6 +29,7 @@ from experiments.status import repetitions
 from experiments.store import Store, identity_key
 from experiments.targets import short_name
 from pruning.errors import ConfigurationError, DampingWarning, PruningError, RecordsError
+from pruning.execution.crossover import processor
 
 log = logging.getLogger("experiments")
 
@@ -173,14 +172,8 @@ def _command() -> str:
 
 def hardware() -> str:
     """The processor, its cores that this process may use, and the GPUs."""
-    names = re.findall(r"^model name\s*: (.+)$", _text(Path("/proc/cpuinfo")), re.MULTILINE)
-    processor = names[0] if names else platform.processor() or platform.machine()
     gpus = [torch.cuda.get_device_name(place) for place in range(torch.cuda.device_count())]
-    return ", ".join([processor, f"{_cores()} cores", *gpus])
-
-
-def _text(path: Path) -> str:
-    return path.read_text() if path.exists() else ""
+    return ", ".join([processor(), f"{_cores()} cores", *gpus])
 
 
 def _launcher() -> Mapping[str, Any]:

@@ -21,7 +21,7 @@ def results(rows: Sequence[Mapping[str, Any]], store: Path) -> tuple[dict[str, "
     """
     import pandas as pd  # noqa: PLC0415  # these take a second, and most runs have no tracker
 
-    from experiments import figures, statistics  # noqa: PLC0415
+    from experiments import figures, statistics  # noqa: PLC0415  # as pandas: slow, and for trackers alone
 
     frame = pd.DataFrame(rows)
     drawn = {}

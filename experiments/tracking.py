@@ -92,7 +92,7 @@ class Wandb:
 
     def results(self, figures: Mapping[str, "Figure"], masks: Mapping[str, Path]) -> None:
         """Images of the figures; one artifact with all masks."""
-        import wandb  # noqa: PLC0415
+        import wandb  # noqa: PLC0415  # slow to import, and only needed here
 
         if figures:
             self._run.log({name: wandb.Image(_drawn(figure)) for name, figure in figures.items()})
@@ -229,7 +229,7 @@ def tags(config: Mapping[str, Any]) -> list[str]:
 
 
 def _drawn(figure: "Figure") -> "Image":
-    from PIL.Image import open as open_image  # noqa: PLC0415
+    from PIL.Image import open as open_image  # noqa: PLC0415  # slow to import, and only needed for figures
 
     drawn = BytesIO()
     figure.savefig(drawn, format="png", dpi=150)

@@ -49,7 +49,9 @@ class Execution:
             self.dense()
         elif not self.layers and self._asked is not self.regime.masks:
             self._asked = self.regime.masks
-            self.sparse(self._choose(self.regime.model, self.regime.masks, self._inputs))
+            layers = self._choose(self.regime.model, self.regime.masks, self._inputs)
+            if layers:
+                self.sparse(layers)
 
     def sparse(self, layers: Sequence[str]) -> None:
         """Let these layers run sparsely until the regime needs their weights. An optimizer that cannot is told once."""

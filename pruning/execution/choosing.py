@@ -9,7 +9,7 @@ from pruning.evidence import untouched
 from pruning.execution.crossover import Case, Crossover
 from pruning.execution.switching import candidates
 from pruning.inputs import Inputs, arguments_for
-from pruning.parameters import unwrapped
+from pruning.parameters import named, unwrapped
 
 Choose = Callable[[nn.Module, Mapping[str, Tensor], Inputs], tuple[str, ...]]
 """From a model in its dense form, its masks, and inputs like those it will see, to names of weights."""
@@ -43,7 +43,7 @@ def auto(
     """
     crossover = crossover or Crossover()
     rows = _rows(model, candidates(model, masks), inputs)
-    parameters = dict(unwrapped(model).named_parameters(remove_duplicate=False))
+    parameters = named(model)
     return tuple(
         name
         for name, count in rows.items()
@@ -53,14 +53,13 @@ def auto(
 
 def _rows(model: nn.Module, names: tuple[str, ...], inputs: Inputs) -> dict[str, int]:
     """How many rows the layers of these weights multiply in a forward pass; layers that are not called are left out."""
-    model = unwrapped(model)
-    weights = {id(dict(model.named_parameters(remove_duplicate=False))[name]): name for name in names}
+    model, parameters = unwrapped(model), named(model)
+    weights = {id(parameters[name]): name for name in names}
     found: dict[str, int] = {}
 
     def hook(module: nn.Module, _: object, output: Tensor) -> None:
         name = weights[id(module.weight)]
-        outputs = module.out_features if isinstance(module, nn.Linear) else module.out_channels
-        found[name] = max(found.get(name, 0), output.numel() // int(outputs))  # type: ignore[arg-type]  # an int
+        found[name] = max(found.get(name, 0), output.numel() // parameters[name].shape[0])
 
     users = [module for module in model.modules() if id(module._parameters.get("weight")) in weights]
     handles = [module.register_forward_hook(hook) for module in users]

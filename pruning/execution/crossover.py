@@ -64,7 +64,7 @@ class Crossover:
 
     def speedup(self, case: Case) -> float:
         """Seconds of the dense form under its mask / seconds of the sparse form; measured if it is not known yet."""
-        key = f"{_machine()}; {case}"
+        key = f"{processor()}, torch {torch.__version__}; {case}"
         if key not in self._known:
             self._known[key] = measured(case)
             _write(self._path, self._known)
@@ -119,11 +119,11 @@ def _step(
     optimizer.step()
 
 
-def _machine() -> str:
-    """What a measurement depends on besides the case."""
+def processor() -> str:
+    """The name of this machine's processor."""
     found = Path("/proc/cpuinfo")
     names = re.findall(r"^model name\s*: (.+)$", found.read_text(), re.MULTILINE) if found.exists() else []
-    return f"{names[0] if names else platform.processor() or platform.machine()}, torch {torch.__version__}"
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _default() -> Path:

@@ -29,7 +29,7 @@ class _Sparse(nn.Module):
     def pattern(self) -> Pattern:
         """Where the values lie."""
         shape = (self.dense_shape[0], self.dense_shape[1:].numel())
-        return Pattern(shape, *(self._buffers[name] for name in _PATTERN))  # type: ignore[arg-type]  # never None
+        return Pattern(shape, *(self._buffers[name] for name in _PATTERN))  # type: ignore[arg-type]  # buffers may be None, these are not
 
     def laid(self, outputs: Tensor) -> Tensor:
         """Outputs in memory as those of a dense layer are, if `row_major`."""
@@ -86,7 +86,7 @@ class SparseLinear(_Sparse, nn.Linear):  # type: ignore[override]  # `weight` is
         return found.view(*input.shape[:-1], self.out_features)
 
 
-class SparsePointwise(_Sparse, nn.Conv2d):  # type: ignore[override]  # as above
+class SparsePointwise(_Sparse, nn.Conv2d):  # type: ignore[override]  # `weight` is read-only here
     """A 1x1 convolution, without padding and groups, of which only the kept weights exist."""
 
     def forward(self, input: Tensor) -> Tensor:
