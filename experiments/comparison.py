@@ -62,9 +62,9 @@ def comparisons(
     """
     found, refused = [], []
     whole = methods(frame)
-    several = len(setups(frame)) > 1
-    for setup, rows in setups(frame).items():
-        options: dict[str, Any] = {"test": test, "interval": interval, "alpha": alpha}
+    options: dict[str, Any] = {"test": test, "interval": interval, "alpha": alpha}
+    parts = setups(frame)
+    for setup, rows in parts.items():
         try:
             summary = summarise(rows, value, interval)
             names = list(summary["method"].unique())
@@ -75,7 +75,7 @@ def comparisons(
             apart = differences(rows, name, value, **options)
             area = overall(rows, name, value, within=within, **options)
         except RecordsError as error:
-            refused.append(f"{setup}: {error}" if several else str(error))
+            refused.append(f"{setup}: {error}" if len(parts) > 1 else str(error))
         else:
             alone = tuple(method for method in names if method not in set(apart["method"]))
             found.append(Comparison(setup, name, apart, area, summary, alone))
