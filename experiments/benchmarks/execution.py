@@ -1,28 +1,47 @@
 """python -m experiments.benchmarks.execution: a training step on the kept weights alone, beside the masked dense one.
 
-Whole steps (forward, backward, fused Adam) of 784-1024-1024-1024-10 and of LeNet-300-100 on batches of 128, pruned by
-magnitude, every layer to the same density, one thread; masked and sparse in turn, medians. Also what weights, their
-places and Adam's state take in memory in the sparse form.
+Whole steps (forward, backward, fused Adam) on batches of 128, every layer pruned by magnitude to the same density.
+Masked and sparse steps take turns of several, so that neither begins in caches that the other has filled; medians of
+turns. Also what the weights, their places and Adam's state take in memory in the sparse form.
 """
 
 import argparse
 import copy
 import statistics
 from collections.abc import Callable
-from functools import partial
-from itertools import pairwise
+from dataclasses import dataclass
+from itertools import cycle, pairwise
+from pathlib import Path
 
+import pandas as pd
 import torch
+from matplotlib import style
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from experiments.benchmarks.measuring import in_turn, median_ratio, show
+from experiments.figures.style import COLOURS, STYLE, WIDTH, save
 from pruning import Evidence, prunable, prune, scorers
 from pruning.allocation import Uniform
 from pruning.execution import sparse_execution
+from pruning.execution.modules import SparseLinear
 
 _NETWORKS = {"784-1024-1024-1024-10": (784, 1024, 1024, 1024, 10), "784-300-100-10": (784, 300, 100, 10)}
-_BATCH = 128
+_BATCH, _BATCHES, _STEPS = 128, 16, 8
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """One network at one density: milliseconds a step, their ratio, and the bytes of the sparse form."""
+
+    network: str
+    density: float
+    masked: float
+    sparse: float
+    speedup: float
+    kept: int
+    nbytes: int
 
 
 def main() -> None:
@@ -31,37 +50,43 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--density", type=float, nargs="+", default=[0.1, 0.05, 0.02, 0.01])
+    parser.add_argument("--figure", type=Path, help="where to draw seconds a step against density: PATH.png and others")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    rows, found = [], {}
-    for name, sizes in _NETWORKS.items():
-        for density in arguments.density:
-            masked, sparse, kept, taken = contenders(sizes, density)
-            seconds = in_turn({"masked": masked, "sparse": sparse}, arguments.rounds, warmup=5)
-            speedup = median_ratio(seconds["masked"], seconds["sparse"])
-            times = {key: 1000 * statistics.median(value) for key, value in seconds.items()}
-            rows.append(
-                (
-                    name,
-                    f"{density:g}",
-                    f"{times['masked']:.2f}",
-                    f"{times['sparse']:.2f}",
-                    f"{speedup:.2f}",
-                    f"{taken / kept:.1f}",
-                )
-            )
-            found.setdefault(name, {})[f"{1 - density:g}"] = round(speedup, 2)
+    found = [
+        measured(name, density, arguments.rounds) for name in _NETWORKS for density in sorted(arguments.density)[::-1]
+    ]
+    speedups = {
+        network: {f"{1 - row.density:.4g}": round(row.speedup, 2) for row in found if row.network == network}
+        for network in _NETWORKS
+    }
+    large, small = _NETWORKS
     show(
-        f"a training step of {_BATCH} examples, {arguments.threads} thread, milliseconds",
-        ("network", "density", "masked", "sparse", "speed-up", "bytes a kept weight"),
-        rows,
-        {"speedup": found},
+        f"a training step of {_BATCH} examples, {arguments.threads} thread(s), milliseconds",
+        ("network", "density", "masked", "sparse", "speed-up", "bytes", "a kept weight"),
+        [
+            (
+                row.network,
+                f"{row.density:g}",
+                f"{row.masked:.2f}",
+                f"{row.sparse:.2f}",
+                f"{row.speedup:.2f}",
+                f"{row.nbytes:,}",
+                f"{row.nbytes / row.kept:.1f}",
+            )
+            for row in found
+        ],
+        {"speedup": speedups[large], f"speedup {small}": speedups[small]},
     )
+    if arguments.figure:
+        table = pd.DataFrame([vars(row) for row in found])
+        save(drawn(table), arguments.figure, table)
 
 
-def contenders(sizes: tuple[int, ...], density: float) -> tuple[Callable[[], None], Callable[[], None], int, int]:
-    """A masked and a sparse step of the same network, the weights that are kept, the bytes of the sparse one."""
+def measured(network: str, density: float, rounds: int) -> _Measured:
+    """Masked and sparse steps of the same network in turn."""
     torch.manual_seed(0)
+    sizes = _NETWORKS[network]
     model = nn.Sequential()
     for inputs, outputs in pairwise(sizes):
         model.extend([nn.Linear(inputs, outputs), nn.ReLU()])
@@ -72,18 +97,50 @@ def contenders(sizes: tuple[int, ...], density: float) -> tuple[Callable[[], Non
     masks.attach(model, optimizer)
     sparse_execution(other, masks)
     second = torch.optim.Adam(other.parameters(), fused=True)
-    batch = torch.randn(_BATCH, sizes[0]), torch.randint(sizes[-1], (_BATCH,))
-    sparse = partial(_step, other, second, *batch)
-    sparse()
+    batches = [(torch.randn(_BATCH, sizes[0]), torch.randint(sizes[-1], (_BATCH,))) for _ in range(_BATCHES)]
+    seconds = in_turn(
+        {"masked": _stepper(model, optimizer, batches), "sparse": _stepper(other, second, batches)}, rounds, warmup=3
+    )
+    patterns = [module.pattern for module in other.modules() if isinstance(module, SparseLinear)]
     state = [value for of in second.state.values() for value in of.values() if isinstance(value, Tensor)]
-    taken = sum(tensor.nbytes for tensor in (*other.parameters(), *other.buffers(), *state))
-    return partial(_step, model, optimizer, *batch), sparse, masks.kept, taken
+    return _Measured(
+        network,
+        density,
+        *(1000 * statistics.median(seconds[form]) / _STEPS for form in ("masked", "sparse")),
+        speedup=median_ratio(seconds["masked"], seconds["sparse"]),
+        kept=masks.kept,
+        nbytes=sum(tensor.nbytes for tensor in (*other.parameters(), *state, *patterns)),
+    )
 
 
-def _step(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, targets: Tensor) -> None:
-    optimizer.zero_grad()
-    F.cross_entropy(model(inputs), targets).backward()
-    optimizer.step()
+def drawn(table: pd.DataFrame) -> Figure:
+    """Milliseconds a step against density for each network: masked, sparse, and what is kept of the masked time."""
+    with style.context(["default", STYLE]):
+        figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
+        for axes, (network, rows) in zip(figure.subplots(1, 2), table.groupby("network", sort=False), strict=True):
+            ideal = rows["masked"].median() * rows["density"]
+            axes.plot(rows["density"], rows["masked"], "s-", color=COLOURS[1], label="masked")
+            axes.plot(rows["density"], rows["sparse"], "o-", color=COLOURS[0], label="sparse")
+            axes.plot(rows["density"], ideal, ":", color="black", label="ideal: masked × density")
+            axes.set(xscale="log", yscale="log", title=network, xlabel="density", ylabel="milliseconds a step")
+            axes.invert_xaxis()
+            axes.legend()
+    return figure
+
+
+def _stepper(
+    model: nn.Module, optimizer: torch.optim.Optimizer, batches: list[tuple[Tensor, Tensor]]
+) -> Callable[[], None]:
+    endless = cycle(batches)
+
+    def steps() -> None:
+        for _ in range(_STEPS):
+            inputs, targets = next(endless)
+            optimizer.zero_grad()
+            F.cross_entropy(model(inputs), targets).backward()
+            optimizer.step()
+
+    return steps
 
 
 if __name__ == "__main__":

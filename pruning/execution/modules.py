@@ -14,32 +14,21 @@ from torch.nn import functional as F
 
 from pruning.execution.product import Pattern, product
 
-_PATTERN = ("rows", "columns", "rows_t", "columns_t", "order")
-
 
 class _Sparse(nn.Module):
     """What sparse layers share: the kept values, their places, and the dense weight as seen from outside."""
 
     values: nn.Parameter
+    pattern: Pattern
     dense_shape: torch.Size
     dense_weight: nn.Parameter
     row_major: bool
 
     @property
-    def pattern(self) -> Pattern:
-        """Where the values lie."""
-        shape = (self.dense_shape[0], self.dense_shape[1:].numel())
-        return Pattern(shape, *(self._buffers[name] for name in _PATTERN))  # type: ignore[arg-type]  # buffers may be None, these are not
-
-    def laid(self, outputs: Tensor) -> Tensor:
-        """Outputs in memory as those of a dense layer are, if `row_major`."""
-        return outputs.contiguous() if self.row_major else outputs
-
-    @property
     def weight(self) -> Tensor:
         """The dense weight, made anew at every reading; gradients reach `values` through it."""
         flat = self.values.new_zeros(self.dense_shape.numel())
-        return flat.index_put((self.pattern.flat(),), self.values).view(self.dense_shape)
+        return flat.index_put((self.pattern.flat().to(self.values.device),), self.values).view(self.dense_shape)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         own, weight = self._parameters, self.weight
@@ -79,11 +68,15 @@ class SparseLinear(_Sparse, nn.Linear):  # type: ignore[override]  # `weight` is
 
     def forward(self, input: Tensor) -> Tensor:
         """As that of the dense layer: [..., inputs] to [..., outputs]."""
-        rows = input.reshape(-1, self.in_features)
-        if not _kernels(rows, self.values):
+        values = self.values
+        if input.shape[-1:] != (self.in_features,) or not _kernels(input, values):
             return F.linear(input, self.weight, self.bias)
-        found = self.laid(product(rows, self.values, self.bias, self.pattern))
-        return found.view(*input.shape[:-1], self.out_features)
+        flat = input.dim() == 2
+        rows = input if flat else input.reshape(-1, self.in_features)
+        outputs = product(rows, values, self.bias, self.pattern)
+        if self.row_major:
+            outputs = outputs.contiguous()
+        return outputs if flat else outputs.view(*input.shape[:-1], self.out_features)
 
 
 class SparsePointwise(_Sparse, nn.Conv2d):  # type: ignore[override]  # `weight` is read-only here
@@ -91,14 +84,15 @@ class SparsePointwise(_Sparse, nn.Conv2d):  # type: ignore[override]  # `weight`
 
     def forward(self, input: Tensor) -> Tensor:
         """As that of the dense layer: [batch, inputs, height, width], or without batch."""
-        if input.dim() not in (3, 4):
+        fits = input.dim() in (3, 4) and input.shape[-3] == self.in_channels
+        if not fits or not _kernels(input, self.values):
             return F.conv2d(input, self.weight, self.bias, self.stride)
         down, right = self.stride
         images = (input if input.dim() == 4 else input[None])[:, :, ::down, ::right]
-        rows = images.movedim(1, -1).reshape(-1, self.in_channels)
-        if not _kernels(rows, self.values):
-            return F.conv2d(input, self.weight, self.bias, self.stride)
-        found = self.laid(product(rows, self.values, self.bias, self.pattern))
+        features = images.transpose(0, 1).reshape(self.in_channels, -1)
+        found = product(features.t(), self.values, self.bias, self.pattern)
+        if self.row_major:
+            found = found.contiguous()
         batch, _, height, width = images.shape
         outputs = found.view(batch, height, width, self.out_channels).movedim(-1, 1)
         return outputs if input.dim() == 4 else outputs[0]
@@ -133,13 +127,12 @@ def sparsify_(module: nn.Module, values: nn.Parameter, pattern: Pattern, row_maj
     own = module._parameters
     weight = own["weight"]
     assert weight is not None
+    module.__dict__["pattern"] = pattern
     module.__dict__["dense_shape"] = weight.shape
     module.__dict__["dense_weight"] = weight
     module.__dict__["row_major"] = row_major
     module._parameters = {("values" if name == "weight" else name): value for name, value in own.items()}
     module._parameters["values"] = values
-    for name, tensor in pattern.tensors().items():
-        module.register_buffer(name, tensor, persistent=False)
     module.__class__ = SparseLinear if type(module) is nn.Linear else SparsePointwise
 
 
@@ -149,14 +142,11 @@ def densify_(module: nn.Module) -> None:
     module.__class__ = nn.Linear if type(module) is SparseLinear else nn.Conv2d
     module._parameters = {("weight" if name == "values" else name): value for name, value in own.items()}
     module._parameters["weight"] = module.__dict__.pop("dense_weight")
-    for name in _PATTERN:
-        del module._buffers[name]
-        module._non_persistent_buffers_set.discard(name)
-    del module.__dict__["dense_shape"], module.__dict__["row_major"]
+    del module.__dict__["pattern"], module.__dict__["dense_shape"], module.__dict__["row_major"]
 
 
-def _kernels(rows: Tensor, values: Tensor) -> bool:
-    """Whether the products exist for these: not for half precision, autocast, or nothing at all."""
-    if torch.is_autocast_enabled(rows.device.type) or rows.dtype != values.dtype:
+def _kernels(inputs: Tensor, values: Tensor) -> bool:
+    """Whether the products exist for these: not for half precision, autocast, or a batch of nothing."""
+    if torch.is_autocast_enabled(inputs.device.type) or inputs.dtype != values.dtype:
         return False
-    return rows.device.type == "cpu" and rows.numel() > 0 and values.numel() > 0
+    return inputs.device.type == "cpu" and inputs.numel() > 0
