@@ -121,7 +121,7 @@ def drawn(table: pd.DataFrame) -> Figure:
             ideal = rows["masked"].median() * rows["density"]
             axes.plot(rows["density"], rows["masked"], "s-", color=COLOURS[1], label="masked")
             axes.plot(rows["density"], rows["sparse"], "o-", color=COLOURS[0], label="sparse")
-            axes.plot(rows["density"], ideal, ":", color="black", label="ideal: masked × density")
+            axes.plot(rows["density"], ideal, ":", color="black", label="ideal: masked times density")
             axes.set(xscale="log", yscale="log", title=network, xlabel="density", ylabel="milliseconds a step")
             axes.invert_xaxis()
             axes.legend()

@@ -89,12 +89,13 @@ class SparsePointwise(_Sparse, nn.Conv2d):  # type: ignore[override]  # `weight`
             return F.conv2d(input, self.weight, self.bias, self.stride)
         down, right = self.stride
         images = (input if input.dim() == 4 else input[None])[:, :, ::down, ::right]
-        features = images.transpose(0, 1).reshape(self.in_channels, -1)
-        found = product(features.t(), self.values, self.bias, self.pattern)
-        if self.row_major:
-            found = found.contiguous()
-        batch, _, height, width = images.shape
-        outputs = found.view(batch, height, width, self.out_channels).movedim(-1, 1)
+        if input.is_contiguous(memory_format=torch.channels_last) and not input.is_contiguous():
+            pixels = images.movedim(1, -1)
+            rows = product(pixels.flatten(0, 2), self.values, self.bias, self.pattern)
+            outputs = rows.contiguous().view(*pixels.shape[:-1], self.out_channels).movedim(-1, 1)
+        else:
+            found = product(images.flatten(2), self.values, self.bias, self.pattern)
+            outputs = found.view(len(images), self.out_channels, *images.shape[2:])
         return outputs if input.dim() == 4 else outputs[0]
 
 

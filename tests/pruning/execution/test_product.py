@@ -1,5 +1,7 @@
 """The sparse product against the dense one: outputs and gradients, over shapes, densities and dtypes."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
 from hypothesis import given
@@ -24,8 +26,8 @@ def layers(draw):
     return outputs, inputs, batch, kept, draw(st.booleans()), draw(st.sampled_from(list(TOLERANCE))), seed
 
 
-@given(layers())
-def test_outputs_and_gradients_are_those_of_the_masked_dense_layer(layer):
+@given(layers(), st.integers(0, 12), st.integers(1, 5))
+def test_outputs_and_gradients_are_those_of_the_masked_dense_layer(layer, one_block, columns):
     outputs, inputs, batch, kept, biased, dtype, seed = layer
     g = torch.Generator().manual_seed(seed)
     places = torch.randperm(outputs * inputs, generator=g)[:kept]
@@ -38,11 +40,35 @@ def test_outputs_and_gradients_are_those_of_the_masked_dense_layer(layer):
     dense = [t.clone().requires_grad_() if t is not None else None for t in (x, weight * mask, bias)]
     F.linear(*dense).backward(above)
     sparse = [t.clone().requires_grad_() if t is not None else None for t in (x, weight[mask], bias)]
-    found = product(*sparse, Pattern.of(mask))
-    found.backward(above)
+    with patch.multiple("pruning.execution.product", _ONE_BLOCK=one_block, _COLUMNS=columns):
+        found = product(*sparse, Pattern.of(mask))
+        found.backward(above)
     assert close(found.detach(), F.linear(x, weight * mask, bias))
     assert close(sparse[0].grad, dense[0].grad)
     assert close(sparse[1].grad, dense[1].grad[mask])
+    assert bias is None or close(sparse[2].grad, dense[2].grad)
+
+
+@given(layers(), st.integers(1, 4), st.integers(1, 5))
+def test_images_are_multiplied_at_every_position(layer, images, columns):
+    outputs, inputs, positions, kept, biased, dtype, seed = layer
+    g = torch.Generator().manual_seed(seed)
+    mask = torch.zeros(outputs * inputs, dtype=torch.bool).view(outputs, inputs)
+    mask.view(-1)[torch.randperm(outputs * inputs, generator=g)[:kept]] = True
+    weight = torch.randn(outputs, inputs, generator=g, dtype=dtype) * mask
+    x = torch.randn(images, inputs, positions, generator=g, dtype=dtype)
+    above = torch.randn(images, outputs, positions, generator=g, dtype=dtype)
+    bias = torch.randn(outputs, generator=g, dtype=dtype) if biased else None
+
+    dense = [t.clone().requires_grad_() if t is not None else None for t in (x, weight[:, :, None], bias)]
+    F.conv1d(*dense).backward(above)
+    sparse = [t.clone().requires_grad_() if t is not None else None for t in (x, weight[mask], bias)]
+    with patch("pruning.execution.product._COLUMNS", columns):
+        found = product(*sparse, Pattern.of(mask))
+        found.backward(above)
+    assert close(found.detach(), F.conv1d(x, weight[:, :, None], bias))
+    assert close(sparse[0].grad, dense[0].grad)
+    assert close(sparse[1].grad, dense[1].grad[:, :, 0][mask])
     assert bias is None or close(sparse[2].grad, dense[2].grad)
 
 

@@ -328,8 +328,9 @@ def test_inputs_of_any_rank(shape):
     assert layer(x).shape == dense(x).shape
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(("stride", "batched"), list(itertools.product([1, 2, (1, 3)], [True, False])))
-def test_pointwise_convolutions(stride, batched):
+def test_pointwise_convolutions(stride, batched, layout):
     layer = nn.Conv2d(5, 4, 1, stride=stride, dtype=torch.float64)
     mask = torch.rand(4, 5, 1, 1) < 0.5
     with torch.no_grad():
@@ -337,8 +338,27 @@ def test_pointwise_convolutions(stride, batched):
     dense = copy.deepcopy(layer)
     sparse_execution(layer, {"weight": mask})
     x = torch.randn(*([3] if batched else []), 5, 7, 6, dtype=torch.float64)
+    if batched:
+        x = x.to(memory_format=layout)
     assert torch.allclose(layer(x), dense(x), rtol=1e-12)
     assert layer(x).shape == dense(x).shape
+    contiguous = [
+        output.is_contiguous(memory_format=layout if batched else torch.contiguous_format)
+        for output in (layer(x), dense(x))
+    ]
+    assert contiguous == [True, True]
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(3, 2), nn.Conv2d(3, 2, 1)])
+def test_inputs_that_do_not_fit_are_refused_as_by_the_dense_layer(layer):
+    """A sparse product that is given too many features would not look at the last ones."""
+    dense = copy.deepcopy(layer)
+    sparse_execution(layer, {"weight": torch.ones_like(layer.weight, dtype=torch.bool)})
+    for shape in [(), (4,), (5, 4), (5, 2), (5, 4, 1, 1), (4, 1, 1), (1, 1, 3, 1, 1)]:
+        with pytest.raises(Exception) as expected:  # noqa: PT011  # whatever torch raises
+            dense(torch.randn(shape))
+        with pytest.raises(expected.type):
+            layer(torch.randn(shape))
 
 
 def test_an_emptied_layer_gives_its_bias():
