@@ -60,7 +60,7 @@ class Pattern:
 
     @property
     def nbytes(self) -> int:
-        """What the places take in memory: 8 bytes a kept value (10 or 12 where a side is over 32,768), 4 a row and column."""
+        """What the places take in memory: 8 bytes a kept value, or 12 with sides over 32,768; 4 a row and column."""
         return sum(value.nbytes for value in vars(self).values() if isinstance(value, Tensor))
 
     def times(self, values: Tensor, features: Tensor) -> Tensor:
@@ -71,21 +71,18 @@ class Pattern:
         """The transposed matrix of `values` times [outputs, batch]: [inputs, batch]."""
         return _sums(features, self.columns_t, self.rows_t, values.index_select(0, self.order))
 
-    def sampled(self, left: Iterable[Tensor], right: Iterable[Tensor]) -> Tensor:
+    def sampled(self, values: Tensor, pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
         """Σ left · rightᵀ at the kept places alone, over pairs of [outputs, columns] and [inputs, columns].
 
-        A vector like the values.
+        A vector like `values`.
         """
-        found: Tensor | None = None
-        for a, b in zip(left, right, strict=True):
-            if found is None:
-                found = a.new_zeros(len(self.columns))
-                # the kernel is faster on 64-bit indices, by more than it takes to make them
-                places = torch.sparse_csr_tensor(
-                    self.rows.long(), self.columns.long(), found, self.shape, check_invariants=False
-                )
-            torch.sparse.sampled_addmm(places, a.contiguous(), b.contiguous().t(), out=places)
-        assert found is not None
+        found = torch.zeros_like(values)
+        # the kernel is faster on 64-bit indices, by more than it takes to make them
+        places = torch.sparse_csr_tensor(
+            self.rows.long(), self.columns.long(), found, self.shape, check_invariants=False
+        )
+        for left, right in pairs:
+            torch.sparse.sampled_addmm(places, left, right.t(), out=places)
         return found
 
     def flat(self) -> Tensor:
@@ -115,55 +112,62 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
         values = values.detach()
-        if _is_one_block(inputs):
-            inputs = inputs.t().contiguous().t()  # here, as the backward pass needs it so too
-        ctx.save_for_backward(inputs if ctx.needs_input_grad[1] else None, values)
         ctx.pattern = pattern
-        return _by_blocks(partial(pattern.times, values), inputs, pattern.shape[0], bias)
+        ctx.features_first = inputs.dim() == 2 and len(inputs) <= _ONE_BLOCK
+        if ctx.features_first:
+            inputs = inputs.t().contiguous()
+            outputs = pattern.times(values, inputs)
+            if bias is not None:
+                outputs += bias[:, None]
+            outputs = outputs.t()
+        else:
+            outputs = _by_blocks(partial(pattern.times, values), inputs, pattern.shape[0], bias)
+        ctx.save_for_backward(inputs if ctx.needs_input_grad[1] else None, values)
+        return outputs
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         inputs, values = ctx.saved_tensors
         pattern = ctx.pattern
-        if _is_one_block(gradient):
-            gradient = gradient.t().contiguous().t()
         of_inputs = of_values = of_bias = None
-        if ctx.needs_input_grad[0]:
-            of_inputs = _by_blocks(partial(pattern.transposed_times, values), gradient, pattern.shape[1])
-        if ctx.needs_input_grad[1]:
-            of_values = pattern.sampled(_blocks(gradient), _blocks(inputs))
-        if ctx.needs_input_grad[2]:
-            of_bias = gradient.sum(0 if gradient.dim() == 2 else (0, 2))
+        needs_inputs, needs_values, needs_bias, _ = ctx.needs_input_grad
+        if ctx.features_first:
+            gradient = gradient.t().contiguous()
+            if needs_inputs:
+                of_inputs = pattern.transposed_times(values, gradient).t()
+            if needs_values:
+                of_values = pattern.sampled(values, [(gradient, inputs)])
+            if needs_bias:
+                of_bias = gradient.sum(1)
+        else:
+            if needs_inputs:
+                of_inputs = _by_blocks(partial(pattern.transposed_times, values), gradient, pattern.shape[1])
+            if needs_values:
+                blocks = zip(_blocks(gradient), _blocks(inputs), strict=True)
+                pairs = ((left.contiguous(), right.contiguous()) for left, right in blocks)
+                of_values = pattern.sampled(values, pairs)
+            if needs_bias:
+                of_bias = gradient.sum(0 if gradient.dim() == 2 else (0, 2))
         return of_inputs, of_values, of_bias, None
 
 
-def _is_one_block(inputs: Tensor) -> bool:
-    return inputs.dim() == 2 and len(inputs) <= _ONE_BLOCK
-
-
-def _blocks(inputs: Tensor) -> list[Tensor]:
-    """`inputs` as views [features, columns] that are small enough for a processor's cache."""
-    if _is_one_block(inputs):
-        return [inputs.t()]
-    images = [inputs.t()] if inputs.dim() == 2 else inputs.unbind()
-    return [block for image in images for block in torch.split(image, _COLUMNS, 1)]
-
-
 def _by_blocks(times: Callable[[Tensor], Tensor], inputs: Tensor, features: int, bias: Tensor | None = None) -> Tensor:
-    """Every block of `inputs` under `times`, and the bias added; in memory like `inputs`."""
-    if _is_one_block(inputs):
-        found = times(inputs.t())
-        return (found if bias is None else found.add_(bias[:, None])).t()
-    outputs = inputs.new_empty(
-        (len(inputs), features) if inputs.dim() == 2 else (len(inputs), features, inputs.shape[2])
-    )
+    """Every block of `inputs` under `times`, and the bias added; rows as rows, images as images."""
+    shape = (len(inputs), features) if inputs.dim() == 2 else (len(inputs), features, inputs.shape[2])
+    outputs = inputs.new_empty(shape)
     for block, into in zip(_blocks(inputs), _blocks(outputs), strict=True):
         found = times(block.contiguous())
         if bias is not None:
             found += bias[:, None]
         into.t().copy_(found.t())  # turned, as torch has a faster kernel for contiguous rows from transposed ones
     return outputs
+
+
+def _blocks(inputs: Tensor) -> list[Tensor]:
+    """Rows or images as views [features, columns] that are small enough for a processor's cache."""
+    images = [inputs.t()] if inputs.dim() == 2 else inputs.unbind()
+    return [block for image in images for block in torch.split(image, _COLUMNS, 1)]
 
 
 def _sums(features: Tensor, columns: Tensor, rows: Tensor, values: Tensor) -> Tensor:
