@@ -2,8 +2,9 @@
 
 from pruning import schedules, scorers
 from pruning.evidence import Evidence
+from pruning.execution.deploying import deploy
 from pruning.masks import Masks
 from pruning.parameters import prunable
 from pruning.pipeline import prune
 
-__all__ = ["Evidence", "Masks", "prunable", "prune", "schedules", "scorers"]
+__all__ = ["Evidence", "Masks", "deploy", "prunable", "prune", "schedules", "scorers"]

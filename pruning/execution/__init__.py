@@ -3,16 +3,22 @@
 from pruning.execution.alternating import Execution
 from pruning.execution.choosing import Choose, auto, masked, sparse
 from pruning.execution.crossover import Crossover
+from pruning.execution.deploying import Deployed, deploy
+from pruning.execution.saving import load, save
 from pruning.execution.switching import candidates, dense_execution, sparse_execution, sparse_layers
 
 __all__ = [
     "Choose",
     "Crossover",
+    "Deployed",
     "Execution",
     "auto",
     "candidates",
     "dense_execution",
+    "deploy",
+    "load",
     "masked",
+    "save",
     "sparse",
     "sparse_execution",
     "sparse_layers",

@@ -6,15 +6,16 @@ import platform
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
-from time import perf_counter
 
 import torch
 from torch import Tensor, nn
 
 from pruning.execution.modules import sparsify_
 from pruning.execution.product import Pattern
+from pruning.execution.timing import in_turn
 
 ROUNDS = 9
 GAIN = 1.1
@@ -90,20 +91,18 @@ def measured(case: Case) -> float:
         dense, sparse = (nn.Linear(case.inputs, case.outputs, dtype=dtype) for _ in range(2))
     weight = dense.weight.detach() * mask
     sparsify_(sparse, nn.Parameter(weight[mask]), Pattern.of(mask))
-    bits = mask.to(dtype)
-    seconds: dict[str, list[float]] = {"dense": [], "sparse": []}
-    forms = {"dense": (dense, bits), "sparse": (sparse, None)}
+    forms = {"dense": (dense, mask.to(dtype)), "sparse": (sparse, None)}
     optimizers = {name: torch.optim.Adam(layer.parameters(), fused=True) for name, (layer, _) in forms.items()}
-    for turn in range(ROUNDS + 2):
-        for name, (layer, held) in forms.items():
-            begun = perf_counter()
-            if case.training:
-                _step(layer, held, optimizers[name], inputs, gradient)
-            else:
-                with torch.inference_mode():
-                    layer(inputs)
-            if turn >= 2:
-                seconds[name].append(perf_counter() - begun)
+
+    def call(name: str) -> None:
+        layer, held = forms[name]
+        if case.training:
+            _step(layer, held, optimizers[name], inputs, gradient)
+        else:
+            with torch.inference_mode():
+                layer(inputs)
+
+    seconds = in_turn({name: partial(call, name) for name in forms}, ROUNDS)
     return median(a / b for a, b in zip(seconds["dense"], seconds["sparse"], strict=True))
 
 

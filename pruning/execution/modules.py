@@ -6,7 +6,7 @@ weight, and reading `weight` gives that tensor, so that code that works on it wi
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from pruning.execution.product import Pattern, product
 class _Sparse(nn.Module):
     """What sparse layers share: the kept values, their places, and the dense weight as seen from outside."""
 
+    dense_class: ClassVar[type[nn.Module]]
     values: nn.Parameter
     pattern: Pattern
     dense_shape: torch.Size
@@ -66,6 +67,8 @@ class _Sparse(nn.Module):
 class SparseLinear(_Sparse, nn.Linear):  # type: ignore[override]  # `weight` is read-only here
     """A Linear of which only the kept weights exist."""
 
+    dense_class = nn.Linear
+
     def forward(self, input: Tensor) -> Tensor:
         """As that of the dense layer: [..., inputs] to [..., outputs]."""
         values = self.values
@@ -74,13 +77,15 @@ class SparseLinear(_Sparse, nn.Linear):  # type: ignore[override]  # `weight` is
         flat = input.dim() == 2
         rows = input if flat else input.reshape(-1, self.in_features)
         outputs = product(rows, values, self.bias, self.pattern)
-        if self.row_major:
+        if self.row_major and self.training:
             outputs = outputs.contiguous()
         return outputs if flat else outputs.view(*input.shape[:-1], self.out_features)
 
 
 class SparsePointwise(_Sparse, nn.Conv2d):  # type: ignore[override]  # `weight` is read-only here
     """A 1x1 convolution, without padding and groups, of which only the kept weights exist."""
+
+    dense_class = nn.Conv2d
 
     def forward(self, input: Tensor) -> Tensor:
         """As that of the dense layer: [batch, inputs, height, width], or without batch."""
@@ -119,8 +124,8 @@ def convertible(module: nn.Module) -> bool:
 def sparsify_(module: nn.Module, values: nn.Parameter, pattern: Pattern, row_major: bool = False) -> None:
     """Make `module`, which is `convertible`, a sparse one with these values.
 
-    With `row_major` its outputs lie in memory as those of the dense layer do. That costs a copy, and makes dropout,
-    which draws its noise in the order of memory, drop the same units.
+    With `row_major` its outputs lie in memory as those of the dense layer do, in training mode. That costs a copy, and
+    makes dropout, which draws its noise in the order of memory, drop the same units.
 
     The dense Parameter is put aside, for others to find it again when the layer is dense; its memory is for the caller
     to free.
@@ -137,10 +142,10 @@ def sparsify_(module: nn.Module, values: nn.Parameter, pattern: Pattern, row_maj
     module.__class__ = SparseLinear if type(module) is nn.Linear else SparsePointwise
 
 
-def densify_(module: nn.Module) -> None:
+def densify_(module: _Sparse) -> None:
     """Make `module`, which is sparse, the dense one that it was, with the Parameter that was put aside."""
     own = module._parameters
-    module.__class__ = nn.Linear if type(module) is SparseLinear else nn.Conv2d
+    module.__class__ = module.dense_class  # type: ignore[assignment]  # it is a sparse one no longer
     module._parameters = {("weight" if name == "values" else name): value for name, value in own.items()}
     module._parameters["weight"] = module.__dict__.pop("dense_weight")
     del module.__dict__["pattern"], module.__dict__["dense_shape"], module.__dict__["row_major"]

@@ -115,7 +115,7 @@ class _Product(torch.autograd.Function):
         ctx.pattern = pattern
         ctx.features_first = inputs.dim() == 2 and len(inputs) <= _ONE_BLOCK
         if ctx.features_first:
-            inputs = inputs.t().contiguous()
+            inputs = _contiguous(inputs.t())
             outputs = pattern.times(values, inputs)
             if bias is not None:
                 outputs += bias[:, None]
@@ -133,7 +133,7 @@ class _Product(torch.autograd.Function):
         of_inputs = of_values = of_bias = None
         needs_inputs, needs_values, needs_bias, _ = ctx.needs_input_grad
         if ctx.features_first:
-            gradient = gradient.t().contiguous()
+            gradient = _contiguous(gradient.t())
             if needs_inputs:
                 of_inputs = pattern.transposed_times(values, gradient).t()
             if needs_values:
@@ -145,7 +145,7 @@ class _Product(torch.autograd.Function):
                 of_inputs = _by_blocks(partial(pattern.transposed_times, values), gradient, pattern.shape[1])
             if needs_values:
                 blocks = zip(_blocks(gradient), _blocks(inputs), strict=True)
-                pairs = ((left.contiguous(), right.contiguous()) for left, right in blocks)
+                pairs = ((_contiguous(left), _contiguous(right)) for left, right in blocks)
                 of_values = pattern.sampled(values, pairs)
             if needs_bias:
                 of_bias = gradient.sum(0 if gradient.dim() == 2 else (0, 2))
@@ -157,10 +157,10 @@ def _by_blocks(times: Callable[[Tensor], Tensor], inputs: Tensor, features: int,
     shape = (len(inputs), features) if inputs.dim() == 2 else (len(inputs), features, inputs.shape[2])
     outputs = inputs.new_empty(shape)
     for block, into in zip(_blocks(inputs), _blocks(outputs), strict=True):
-        found = times(block.contiguous())
+        found = times(_contiguous(block))
         if bias is not None:
             found += bias[:, None]
-        into.t().copy_(found.t())  # turned, as torch has a faster kernel for contiguous rows from transposed ones
+        into.copy_(found)
     return outputs
 
 
@@ -168,6 +168,11 @@ def _blocks(inputs: Tensor) -> list[Tensor]:
     """Rows or images as views [features, columns] that are small enough for a processor's cache."""
     images = [inputs.t()] if inputs.dim() == 2 else inputs.unbind()
     return [block for image in images for block in torch.split(image, _COLUMNS, 1)]
+
+
+def _contiguous(block: Tensor) -> Tensor:
+    """A matrix, row by row. Torch turns a matrix on one thread, but what has three dimensions on all of them."""
+    return block if block.is_contiguous() else block[None].contiguous()[0]
 
 
 def _sums(features: Tensor, columns: Tensor, rows: Tensor, values: Tensor) -> Tensor:

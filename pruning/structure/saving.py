@@ -19,15 +19,7 @@ _FIELDS = {"tensors", "sizes", "classes"}
 
 def save(small: nn.Module, path: str | PathLike[str]) -> None:
     """Write a removed network to one safetensors file. Raises `OSError` where it cannot be written."""
-    small = unwrapped(small)
-    snapshot.save(
-        path,
-        {
-            "tensors": dict(small.named_parameters()) | dict(small.named_buffers()),
-            "sizes": {name: _sizes(module) for name, module in small.named_modules()},
-            "classes": {name: type(module).__qualname__ for name, module in small.named_modules()},
-        },
-    )
+    snapshot.save(path, described(small))
 
 
 def load(path: str | PathLike[str], model: nn.Module) -> nn.Module:
@@ -43,6 +35,21 @@ def load(path: str | PathLike[str], model: nn.Module) -> nn.Module:
     tree = snapshot.load(path)
     if not isinstance(tree, dict) or set(tree) != _FIELDS:
         raise ArtefactError(f"{path}: is a snapshot, but not of a removed network: give one from structure.save")
+    return restored_(model, tree)
+
+
+def described(small: nn.Module) -> dict[str, Any]:
+    """All that `restored_` needs of a removed network: its tensors, sizes and classes, by name."""
+    small = unwrapped(small)
+    return {
+        "tensors": dict(small.named_parameters()) | dict(small.named_buffers()),
+        "sizes": {name: _sizes(module) for name, module in small.named_modules()},
+        "classes": {name: type(module).__qualname__ for name, module in small.named_modules()},
+    }
+
+
+def restored_(model: nn.Module, tree: dict[str, Any]) -> nn.Module:
+    """Make `model`, from the original constructor, the network that was `described`, in place, and return it."""
     model = unwrapped(model)
     tensors: dict[str, Tensor] = tree["tensors"]
     skip_(model, tuple(name for name, kind in tree["classes"].items() if kind == Skip.__qualname__))

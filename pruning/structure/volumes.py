@@ -22,7 +22,7 @@ UnitsOf = Mapping[str, tuple[Array | None, ...]]
 
 def left(axis: Array, kept: Kept) -> Kept:
     """Which indices of an axis, given as the unit of each or -1, are left."""
-    return (axis < 0) | kept[axis]
+    return (axis < 0) | kept[axis] if kept.size else axis < 0
 
 
 @dataclass(frozen=True)

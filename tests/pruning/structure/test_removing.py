@@ -246,3 +246,14 @@ def test_nothing_removed_is_a_copy():
         masks = Masks.dense(dict(model.named_parameters()))
         small = remove(model, masks, structure)
         assert all(torch.equal(a, b) for a, b in zip(model.parameters(), small.parameters(), strict=True))
+
+
+def test_a_network_without_units_stays_as_it_is():
+    """One layer has its inputs and outputs in other hands."""
+    layer, x = nn.Sequential(nn.Linear(5, 3)), torch.randn(2, 5)
+    structure = trace(layer, x)
+    assert not structure.families
+    masks = Masks({"0.weight": torch.tensor([[True], [False], [True]]).expand(3, 5)})
+    small = remove(layer, masks, structure)
+    assert small[0].weight.shape == (3, 5)
+    assert verify(layer, masks, small, x) == 0

@@ -1,0 +1,233 @@
+"""The fastest exact form of a pruned network on this machine: smaller where units are dead, sparse where that pays."""
+
+import copy
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from os import PathLike
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pruning.errors import ExecutionError, StructureError
+from pruning.execution.modules import sparsify_
+from pruning.execution.product import Pattern
+from pruning.execution.saving import save
+from pruning.execution.switching import candidates, sparse_execution
+from pruning.execution.timing import in_turn
+from pruning.inputs import Inputs, arguments_for
+from pruning.masks import Masks
+from pruning.parameters import named, unwrapped
+from pruning.structure import remove, trace, verify, without_dead
+from pruning.structure.tape import copied
+
+log = logging.getLogger("pruning")
+
+TOLERANCE = 1e-4
+"""The largest difference from the masked network, relative to its largest output, that is taken for rounding."""
+_ROUNDS, _LAYER_ROUNDS = 15, 7
+_GAIN = 1.05  # by how much a sparse layer must be faster: less may be noise
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer that can run sparsely, as it was found.
+
+    Attributes:
+        name: of its weight.
+        outputs, inputs: that are left of the matrix.
+        kept: how many of its weights are not zero.
+        dense, sparse: milliseconds of a forward pass on the inputs that it has in the network.
+        chosen: "dense" or "sparse".
+    """
+
+    name: str
+    outputs: int
+    inputs: int
+    kept: int
+    dense: float
+    sparse: float
+    chosen: str
+
+    @property
+    def density(self) -> float:
+        """Kept / all that are left."""
+        return self.kept / (self.outputs * self.inputs)
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A network in its fastest form, and how that was found.
+
+    Attributes:
+        model: in eval mode; an ordinary module.
+        layers: those that can run sparsely.
+        parameters: how many there were, and how many are left with dead units removed.
+        kept_structure: why nothing was removed; None if that was possible.
+        masked, removed, final: milliseconds of a forward pass: of the masked network, of the smaller one, of `model`.
+        difference: of the outputs of `model` from the masked ones, relative to the largest.
+        threads: on how many threads it was measured.
+    """
+
+    model: nn.Module
+    layers: tuple[Layer, ...]
+    parameters: tuple[int, int]
+    kept_structure: str | None
+    masked: float
+    removed: float
+    final: float
+    difference: float
+    threads: int
+
+    @property
+    def speedup(self) -> float:
+        """Masked / final milliseconds."""
+        return self.masked / self.final
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write `model` to a safetensors file, for `pruning.execution.load`."""
+        save(self.model, path)
+
+    def __str__(self) -> str:
+        """A table of the layers, and the times."""
+        width = max([len("layer"), *(len(layer.name) for layer in self.layers)])
+        lines = [f"{'layer':<{width}}  {'matrix':>11}  {'density':>7}  {'dense ms':>8}  {'sparse ms':>9}  chosen"]
+        lines += [
+            f"{layer.name:<{width}}  {f'{layer.outputs}x{layer.inputs}':>11}  {layer.density:>7.4f}"
+            f"  {layer.dense:>8.3f}  {layer.sparse:>9.3f}  {layer.chosen}"
+            for layer in self.layers
+        ]
+        before, after = self.parameters
+        gone = f"{before - after:,} of {before:,} parameters were of dead units and are removed"
+        lines.append(f"structure: {self.kept_structure or gone}")
+        lines.append(
+            f"milliseconds: masked {self.masked:.2f}, dead units removed {self.removed:.2f}, "
+            f"as chosen {self.final:.2f}: {self.speedup:.2f} times faster on {self.threads} thread(s)"
+        )
+        return "\n".join(lines)
+
+
+def deploy(model: nn.Module, masks: Mapping[str, Tensor], example_inputs: Inputs) -> Deployed:
+    """The form of the masked `model` that is fastest on inputs like these, with the same outputs.
+
+    Units that masks leave without a reader, or without anything to say, are removed; then every Linear and 1x1
+    convolution is timed in both forms on the inputs that it has in the network, and runs in the faster one; last, the
+    masked, the smaller and the sparse network are timed in turn, and the fastest is it. `model` stays as it is.
+
+    Args:
+        example_inputs: of the size that it is to be fast on.
+
+    Raises:
+        MaskError: the masks do not fit.
+        ExecutionError: outputs would differ by more than 1e-4 of the largest.
+    """
+    model = unwrapped(model)
+    Masks(masks).check(model)
+    masked = copied(model, _own).eval()
+    Masks(masks).apply_(masked)
+    small, reason = _smaller(masked, masks, example_inputs)
+    layers = _timed(small, masks, example_inputs)
+    sparse = copied(small, _own)
+    chosen = tuple(layer.name for layer in layers if layer.chosen == "sparse")
+    sparse_execution(sparse, _nonzero(sparse, masks), layers=chosen)
+    forms = {"masked": masked, "removed": small, "sparse": sparse}
+    calls = {name: partial(_call, form, *arguments_for(form, example_inputs)) for name, form in forms.items()}
+    times = {name: 1000 * median(seconds) for name, seconds in in_turn(calls, _ROUNDS).items()}
+    fastest = min(times, key=lambda name: times[name])
+    if fastest != "sparse":
+        layers = tuple(replace(layer, chosen="dense") for layer in layers)
+    difference = verify(model, masks, forms[fastest], example_inputs)
+    if not difference <= TOLERANCE:
+        raise ExecutionError(
+            f"{type(model).__name__}: outputs of the {fastest} form differ by {difference:.2g} of the largest: is the "
+            "forward pass random, or not finite? give inputs and a model of which it is neither"
+        )
+    return Deployed(
+        model=forms[fastest],
+        layers=layers,
+        parameters=(_count(masked), _count(small if fastest != "masked" else masked)),
+        kept_structure=reason,
+        masked=times["masked"],
+        removed=times["removed"],
+        final=times[fastest],
+        difference=difference,
+        threads=torch.get_num_threads(),
+    )
+
+
+def _smaller(masked: nn.Module, masks: Mapping[str, Tensor], inputs: Inputs) -> tuple[nn.Module, str | None]:
+    """The network without dead units, and why there is none."""
+    try:
+        structure = trace(masked, inputs)
+        return remove(masked, without_dead(masked, masks, structure), structure).eval(), None
+    except StructureError as error:
+        log.warning("dead units stay: %s", error)
+        return copied(masked, _own), f"dead units stay: {error}"
+
+
+@torch.inference_mode()
+def _timed(model: nn.Module, masks: Mapping[str, Tensor], inputs: Inputs) -> tuple[Layer, ...]:
+    """Every layer that can run sparsely, timed in both forms at its first call."""
+    found: dict[str, Layer] = {}
+    kept = _nonzero(model, masks)
+    parameters = named(model)
+    weights = {id(parameters[name]): name for name in candidates(model, kept)}
+
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+        name = weights[id(module._parameters["weight"])]
+        if name not in found:
+            found[name] = _measured(name, module, kept[name], args)
+
+    users = [module for module in model.modules() if id(module._parameters.get("weight")) in weights]
+    handles = [module.register_forward_pre_hook(hook) for module in users]
+    try:
+        args, kwargs = arguments_for(model, inputs)
+        model(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return tuple(found.values())
+
+
+def _measured(name: str, module: nn.Module, mask: Tensor, args: tuple[Any, ...]) -> Layer:
+    twin = copy.copy(module)
+    weight = module.get_parameter("weight")
+    sparsify_(twin, nn.Parameter(weight[mask], requires_grad=False), Pattern.of(mask.flatten(1)))
+    calls = {"dense": partial(module.forward, *args), "sparse": partial(twin.forward, *args)}
+    seconds = in_turn(calls, _LAYER_ROUNDS)
+    gain = median(a / b for a, b in zip(seconds["dense"], seconds["sparse"], strict=True))
+    outputs, inputs = mask.flatten(1).shape
+    return Layer(
+        name=name,
+        outputs=outputs,
+        inputs=inputs,
+        kept=int(mask.sum()),
+        dense=1000 * median(seconds["dense"]),
+        sparse=1000 * median(seconds["sparse"]),
+        chosen="sparse" if gain >= _GAIN else "dense",
+    )
+
+
+def _nonzero(model: nn.Module, names: Collection[str]) -> Masks:
+    """What is left in the weights that were masked."""
+    return Masks({name: weight.detach() != 0 for name, weight in named(model).items() if name in names})
+
+
+def _own(_: str, tensor: Tensor) -> Tensor:
+    made = tensor.detach().clone()
+    return nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _call(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    with torch.inference_mode():
+        model(*args, **kwargs)
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,246 @@
+"""A deployed network gives the masked outputs in whichever form is fastest, and comes back from disk bit by bit."""
+
+import copy
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import pruning
+from pruning import Evidence, Masks, prunable, prune, scorers
+from pruning.errors import ArtefactError, ExecutionError, MaskError, StructureError
+from pruning.execution import load, save, sparse_execution, sparse_layers
+from pruning.structure.saving import save as save_removed
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 24), nn.ReLU(), nn.Linear(24, 4))
+
+
+def bottlenecks() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 12, 1, stride=2),
+        nn.BatchNorm2d(12),
+        nn.ReLU(),
+        nn.Conv2d(12, 6, 1, bias=False),
+        nn.Flatten(),
+        nn.Linear(54, 4),
+    )
+
+
+class Encoder(nn.Module):
+    """With attention, whose weights cannot run sparsely but whose heads can go, norms and dropout."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(16, 4, batch_first=True)
+        self.norm = nn.LayerNorm(16)
+        self.up, self.down, self.dropout = nn.Linear(16, 40), nn.Linear(40, 16), nn.Dropout(0.3)
+
+    def forward(self, x):
+        x = self.norm(x + self.attention(x, x, x, need_weights=False)[0])
+        return x + self.dropout(self.down(F.gelu(self.up(x))))
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.out = nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 3)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.out(torch.tanh(self.second(torch.relu(self.first(x)))))
+
+
+MODELS = {
+    "mlp": (mlp, (7, 20)),
+    "bottlenecks": (bottlenecks, (3, 3, 6, 6)),
+    "encoder": (Encoder, (2, 5, 16)),
+    "tied": (Tied, (4, 12)),
+}
+
+
+def pruned(name: str, density: float) -> tuple[nn.Module, Masks, torch.Tensor]:
+    build, shape = MODELS[name]
+    torch.manual_seed(0)
+    model = build()
+    model(torch.randn(8, *shape[1:]))  # norms have seen something
+    masks = prune(scorers.magnitude(Evidence(model, prunable(model))), density)
+    return model, masks, torch.randn(shape)
+
+
+def forced(fastest: str, layers: str = "sparse"):
+    """As if this form of the network, and of every layer, had been measured to be the fastest."""
+
+    def in_turn(calls, rounds, warmup=2):
+        for call in calls.values():
+            call()
+        return {name: [1.0 if name in (fastest, layers) else 2.0] * rounds for name in calls}
+
+    return patch("pruning.execution.deploying.in_turn", in_turn)
+
+
+def outputs(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        return model.eval()(x)
+
+
+@pytest.mark.parametrize("density", [0.6, 0.1, 0.02])
+@pytest.mark.parametrize("fastest", ["masked", "removed", "sparse"])
+@pytest.mark.parametrize("name", MODELS)
+def test_every_form_gives_the_masked_outputs_and_comes_back_from_disk(name, fastest, density, tmp_path):
+    model, masks, x = pruned(name, density)
+    before = copy.deepcopy(model.state_dict())
+    with forced(fastest):
+        deployed = pruning.deploy(model, masks, x)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert model.training
+    masked = copy.deepcopy(model)
+    masks.apply_(masked)
+    expected, found = outputs(masked, x), outputs(deployed.model, x)
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+    assert deployed.difference <= 1e-5
+    assert bool(sparse_layers(deployed.model)) == (fastest == "sparse")
+    assert {layer.chosen for layer in deployed.layers} == {"sparse" if fastest == "sparse" else "dense"}
+    assert (deployed.parameters[0] > deployed.parameters[1]) == (fastest != "masked" and small(name, density))
+    deployed.save(tmp_path / "it.safetensors")
+    again = load(tmp_path / "it.safetensors", MODELS[name][0]())
+    assert not again.training
+    assert sparse_layers(again) == sparse_layers(deployed.model)
+    assert torch.equal(outputs(again, x), found)
+
+
+def small(name: str, density: float) -> bool:
+    """Whether so few weights leave units without a reader; those of the tied layers would all have to go at once."""
+    return density < 0.5 and name != "tied"
+
+
+def test_layers_that_are_faster_dense_stay_dense():
+    model, masks, x = pruned("mlp", 0.1)
+    with forced("sparse", layers="dense"):
+        deployed = pruning.deploy(model, masks, x)
+    assert not sparse_layers(deployed.model)
+    assert {layer.chosen for layer in deployed.layers} == {"dense"}
+
+
+def test_what_is_measured_is_measured():
+    model, masks, x = pruned("mlp", 0.1)
+    deployed = pruning.deploy(model, masks, x)
+    assert min(deployed.masked, deployed.removed, deployed.final) > 0
+    assert deployed.final <= min(deployed.masked, deployed.removed)
+    assert deployed.speedup >= 1
+    table = str(deployed)
+    for layer in deployed.layers:
+        assert layer.dense > 0
+        assert layer.sparse > 0
+        assert f"{layer.outputs}x{layer.inputs}" in table
+        assert 0 < layer.kept <= layer.outputs * layer.inputs
+    assert f"{deployed.parameters[0] - deployed.parameters[1]:,} of {deployed.parameters[0]:,}" in table
+
+
+def test_kept_weights_are_those_of_the_removed_network():
+    model, masks, x = pruned("mlp", 0.1)
+    with forced("sparse"):
+        deployed = pruning.deploy(model, masks, x)
+    for layer in deployed.layers:
+        weight = deployed.model.get_submodule(layer.name.removesuffix(".weight")).weight
+        assert weight.shape == (layer.outputs, layer.inputs)
+        assert int((weight != 0).sum()) == layer.kept
+    live = sum(layer.kept for layer in deployed.layers)
+    assert live <= masks.kept
+
+
+def test_a_network_that_cannot_be_traced_is_deployed_with_all_its_units(caplog):
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            hidden = torch.relu(self.first(x))
+            return self.second(hidden) if float(hidden.sum()) > -1 else hidden  # looks at a value
+
+    torch.manual_seed(0)
+    model = Odd()
+    masks = prune(scorers.magnitude(Evidence(model, prunable(model))), 0.2)
+    x = torch.randn(3, 6)
+    with patch("pruning.execution.deploying.trace", side_effect=StructureError("Odd: no")), forced("sparse"):
+        deployed = pruning.deploy(model, masks, x)
+    masks.apply_(model)
+    assert torch.allclose(outputs(deployed.model, x), outputs(model, x), atol=1e-6)
+    assert "dead units stay: Odd: no" in str(deployed)
+    assert "Odd: no" in caplog.text
+
+
+def test_inputs_by_name_and_half_precision():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 3)
+
+        def forward(self, *, left, right):
+            return self.layer(left + right)
+
+    model = Named()
+    masks = Masks({"layer.weight": torch.rand(3, 6) < 0.5})
+    inputs = {"left": torch.randn(2, 6), "right": torch.randn(2, 6)}
+    with forced("sparse"):
+        assert sparse_layers(pruning.deploy(model, masks, inputs).model)
+        halves = {name: x.bfloat16() for name, x in inputs.items()}
+        deployed = pruning.deploy(model.bfloat16(), masks, halves)
+    assert deployed.layers == ()  # no kernels
+    assert not sparse_layers(deployed.model)
+
+
+def test_random_networks_are_refused():
+    class Random(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.layer(x) * float("nan")
+
+    masks = Masks({"layer.weight": torch.rand(3, 6) < 0.5})
+    with pytest.raises(ExecutionError, match=r"Random: outputs of the \w+ form differ by inf"):
+        pruning.deploy(Random(), masks, torch.randn(2, 6))
+
+
+def test_masks_that_do_not_fit_are_refused():
+    with pytest.raises(MaskError, match="nothing"):
+        pruning.deploy(mlp(), {"nothing.weight": torch.ones(2, 2, dtype=torch.bool)}, torch.randn(2, 20))
+
+
+def test_files_and_models_that_do_not_fit_are_refused(tmp_path):
+    model, masks, x = pruned("mlp", 0.1)
+    path, other = tmp_path / "it.safetensors", tmp_path / "removed.safetensors"
+    with forced("sparse"):
+        pruning.deploy(model, masks, x).save(path)
+    save_removed(model, other)
+    with pytest.raises(ArtefactError, match="not of a deployed network"):
+        load(other, mlp())
+    with pytest.raises(StructureError, match="only in"):
+        load(path, nn.Sequential(nn.Linear(20, 30)))
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(ArtefactError):
+        load(path, mlp())
+    with pytest.raises(ArtefactError):
+        load(tmp_path / "missing.safetensors", mlp())
+
+
+def test_a_network_in_training_is_saved_in_its_sparse_form(tmp_path):
+    """`save` takes any network with sparse layers, of which a kept weight may just be zero."""
+    model, masks, x = pruned("mlp", 0.2)
+    with torch.no_grad():
+        model[0].weight[masks["0.weight"]] *= 0
+    names = sparse_execution(model, masks)
+    save(model, tmp_path / "it.safetensors")
+    again = load(tmp_path / "it.safetensors", mlp())
+    assert sparse_layers(again) == sparse_layers(model)
+    assert len(names) == 3
+    assert torch.equal(outputs(again, x), outputs(model, x))
