@@ -57,7 +57,7 @@ def saved(
     return {
         "point": RewindPoint.capture(model, optimizer, step=course.step).as_dict(),
         "masks": None if execution is None else execution.regime.state_dict(),
-        "sparse": [] if execution is None else list(execution.layers),
+        "sparse": None if execution is None or execution.layers is None else list(execution.layers),
         "scaler": None if scaler is None else scaler.state_dict(),
         "loss": course.loss,
         "seen": course.seen,
@@ -78,7 +78,7 @@ def restored(
     point = RewindPoint(**tree["point"])
     if execution is not None:
         execution.regime.load_state_dict(tree["masks"])
-        if tree["sparse"]:
+        if tree["sparse"] is not None:
             execution.sparse(tree["sparse"])  # whatever would be chosen now: the rest is to have the same bits
     point.restore(model, optimizer, random=True)
     if accelerated.scaler is not None:

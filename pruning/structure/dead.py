@@ -1,9 +1,10 @@
 """Dead units: what masks of single weights leave without a reader, or without anything to say."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pruning.masks import Masks
@@ -42,22 +43,48 @@ def without_dead(model: nn.Module, masks: Mapping[str, Tensor], structure: Struc
     return Masks({name: mask & units[name] if name in units else mask for name, mask in whole.items()})
 
 
+def unread(structure: Structure, masks: Mapping[str, Tensor]) -> Kept:
+    """[units]: those of which no path through kept weights leads to an output, whatever the weights are."""
+    shapes = {name: structure.tape.shapes[structure.tape.tensors[name]] for name in structure.parameters}
+    alive = {name: masks[name] if name in masks else torch.ones(shape) > 0 for name, shape in shapes.items()}
+    kept = np.ones(structure.size, bool)
+    while True:
+        dead = _read_by_none(structure, alive) & kept
+        if not dead.any():
+            return ~kept
+        kept &= ~dead
+        for name, mask in unit_masks(structure, kept).items():
+            alive[name] = alive[name] & mask.to(alive[name].device)
+
+
 def _dead(structure: Structure, alive: Mapping[str, Tensor]) -> Kept:
     """[units]: those that nothing reads, or that say nothing."""
     made = np.zeros(structure.size, bool)
+    for name, dim, units in _slots(structure, alive):
+        if (name, dim) in structure.makes:
+            made[units] = True
+    return _read_by_none(structure, alive) | (~made & ~structure.loud)
+
+
+def _read_by_none(structure: Structure, alive: Mapping[str, Tensor]) -> Kept:
+    """[units]: those whose readers all are removed."""
     read = np.zeros(structure.size, bool)
     has_reader = np.zeros(structure.size, bool)
+    for name, dim, units in _slots(structure, alive):
+        if (name, dim) in structure.reads:
+            read[units] = True
+    for name, dim in structure.reads:
+        axis = structure.axes[name][dim]
+        if axis is not None:
+            has_reader[axis[axis >= 0]] = True
+    return has_reader & ~read & ~structure.exposed
+
+
+def _slots(structure: Structure, alive: Mapping[str, Tensor]) -> Iterator[tuple[str, int, NDArray[np.int64]]]:
+    """Tensor by tensor and dimension by dimension, the units of which anything is left there."""
     for name, mask in alive.items():
         for dim, units in enumerate(structure.axes[name]):
-            if units is None:
-                continue
-            others = [d for d in range(mask.dim()) if d != dim]
-            lives = (mask.sum(others) > 0 if others else mask).cpu().numpy()
-            if (name, dim) in structure.reads:
-                read[units[(units >= 0) & lives]] = True
-                has_reader[units[units >= 0]] = True
-            if (name, dim) in structure.makes:
-                made[units[(units >= 0) & lives]] = True
-    unread = has_reader & ~read & ~structure.exposed
-    silent = ~made & ~structure.loud
-    return unread | silent
+            if units is not None:
+                others = [d for d in range(mask.dim()) if d != dim]
+                lives = (mask.sum(others) > 0 if others else mask).cpu().numpy()
+                yield name, dim, units[(units >= 0) & lives]

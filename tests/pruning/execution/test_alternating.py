@@ -142,7 +142,8 @@ def test_a_training_goes_on_from_its_state_in_either_form(name):
         resumed = regime_of(name, again, other)
         second = Execution(resumed, sparse, next(batches(1))[0])
         resumed.load_state_dict(saved[2])
-        second.sparse(saved[3])
+        if saved[3] is not None:
+            second.sparse(saved[3])
         again.load_state_dict(saved[0])
         other.load_state_dict(saved[1])
         go_on(again, other, resumed, second, cut, STEPS)
