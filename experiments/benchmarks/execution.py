@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from matplotlib import style
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -115,16 +116,22 @@ def measured(network: str, density: float, rounds: int) -> _Measured:
 
 def drawn(table: pd.DataFrame) -> Figure:
     """Milliseconds a step against density for each network: masked, sparse, and what is kept of the masked time."""
+    numbers = FuncFormatter(lambda value, _: f"{value:g}")
     with style.context(["default", STYLE]):
-        figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
         for axes, (network, rows) in zip(figure.subplots(1, 2), table.groupby("network", sort=False), strict=True):
             ideal = rows["masked"].median() * rows["density"]
             axes.plot(rows["density"], rows["masked"], "s-", color=COLOURS[1], label="masked")
             axes.plot(rows["density"], rows["sparse"], "o-", color=COLOURS[0], label="sparse")
             axes.plot(rows["density"], ideal, ":", color="black", label="ideal: masked times density")
-            axes.set(xscale="log", yscale="log", title=network, xlabel="density", ylabel="milliseconds a step")
+            axes.set(xscale="log", yscale="log", title=network, xlabel="Density")
+            axes.xaxis.set_major_locator(FixedLocator([1, 0.3, 0.1, 0.03, 0.01]))
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_formatter(numbers)
+                axis.set_minor_formatter(NullFormatter())
             axes.invert_xaxis()
-            axes.legend()
+        figure.axes[0].set_ylabel("Milliseconds a step")
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 

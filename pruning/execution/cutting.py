@@ -39,8 +39,8 @@ class _Cut(nn.Module):
         bias = self._parameters["bias"]
         if bias is None:
             return whole
-        bias = bias.to(whole.dtype)  # which autocast may have chosen
-        return whole + (bias if dim == -1 else bias[:, None, None])
+        added = bias if dim == -1 else bias[:, None, None]
+        return whole + added.to(whole.dtype)  # which autocast may have chosen
 
 
 class CutLinear(_Cut, nn.Linear):

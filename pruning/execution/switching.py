@@ -12,6 +12,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
 
 from pruning.attachment import ELEMENTWISE
+from pruning.dynamic.processes import parallel
 from pruning.errors import ExecutionError
 from pruning.execution.modules import _Sparse, convertible, densify_, sparsify_
 from pruning.execution.product import Pattern
@@ -66,8 +67,9 @@ def sparse_execution(
 
     Raises:
         MaskError: the masks do not fit.
-        ExecutionError: a layer in `layers` cannot run sparsely, or an optimizer that does not treat every weight by
-            itself (LBFGS, Adafactor, one that is not of torch.optim): on a vector it would be another optimizer.
+        ExecutionError: the model is wrapped in DDP; a layer in `layers` cannot run sparsely; or an optimizer does not
+            treat every weight by itself (LBFGS, Adafactor, one that is not of torch.optim): on a vector it would be
+            another optimizer.
     """
     Masks(masks).check(model)
     possible = candidates(model, masks)
@@ -75,6 +77,11 @@ def sparse_execution(
     for name in chosen:
         if name not in possible:
             raise ExecutionError(f"{name}: cannot run sparsely (see candidates()): leave it out of layers")
+    if chosen and parallel(model) is not None:
+        raise ExecutionError(
+            "DistributedDataParallel: would not average gradients of the kept values: make the network sparse first, "
+            "and wrap it then"
+        )
     if chosen:
         _check(optimizers)
     parameters, users = named(model), _users(unwrapped(model))

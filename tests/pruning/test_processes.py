@@ -16,6 +16,9 @@ from pruning import Evidence, Masks, prunable, prune, scorers
 from pruning.allocation import ERK
 from pruning.dynamic import SET, Gradual, Held, Movement, RigL, SoftMask
 from pruning.dynamic.processes import average_, of_first_process, parallel
+from pruning.errors import ExecutionError
+from pruning.execution import Execution, dense_execution, sparse_execution
+from pruning.execution import sparse as sparsely
 from pruning.granularity import Vectors
 
 STEPS = 24
@@ -73,6 +76,43 @@ def trained(make: Regime, wrap: Callable[[nn.Module], nn.Module], rank: int, pro
     return seen
 
 
+def trained_sparsely(wrap: Callable[[nn.Module], nn.Module], rank: int, processes: int) -> list[dict[str, Tensor]]:
+    """Weights at the end of a training on the kept values, by a network that was made sparse before it was wrapped."""
+    model = network()
+    optimizer = Adam(model.parameters(), lr=0.02)
+    masks = prune(scorers.magnitude(Evidence(model, prunable(model))), 0.3)
+    assert len(sparse_execution(model, masks, optimizer)) == 2
+    wrapped = wrap(model)
+    for step in range(STEPS):
+        inputs, targets = batch(step)
+        optimizer.zero_grad()
+        loss_of(wrapped, (inputs[rank::processes], targets[rank::processes])).backward()
+        optimizer.step()
+    dense_execution(wrapped, optimizer)
+    assert masks.agree(model)
+    return [{name: p.detach() for name, p in model.named_parameters()}]
+
+
+def refusals() -> list[str]:
+    """What is said to one who wraps first: new parameters would miss the averaging."""
+    model = network()
+    wrapped, optimizer = DistributedDataParallel(model), Adam(model.parameters())
+    masks = prune(scorers.magnitude(Evidence(model, prunable(model))), 0.3)
+    before = copy.deepcopy(model.state_dict())
+    found = []
+    try:
+        sparse_execution(wrapped, masks, optimizer)
+    except ExecutionError as error:
+        found.append(str(error))
+    execution = Execution(Held(wrapped, optimizer, masks), sparsely, batch(0)[0])
+    execution.ready()
+    assert execution.layers is None
+    assert all(
+        torch.equal(value * masks.get(name, value > -9), model.state_dict()[name]) for name, value in before.items()
+    )
+    return found
+
+
 WRAPS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "ddp": DistributedDataParallel,
     "compiled ddp": lambda m: torch.compile(DistributedDataParallel(m), backend="eager"),  # type: ignore[dict-item]
@@ -84,6 +124,9 @@ def work(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     found: Found = {name: trained(make, WRAPS["ddp"], rank, 2) for name, make in REGIMES.items()}
     found["compiled rigl"] = trained(REGIMES["rigl"], WRAPS["compiled ddp"], rank, 2)
+    found["sparse"] = trained_sparsely(WRAPS["ddp"], rank, 2)
+    (said,) = refusals()
+    assert said.startswith("DistributedDataParallel: ")
     values = torch.full((3,), float(rank))
     average_(DistributedDataParallel(network()), [values])
     found["average"] = [{"values": values}]
@@ -113,6 +156,13 @@ def test_both_processes_hold_the_same_masks_and_find_what_one_would(both: tuple[
             else:
                 torch.testing.assert_close(value, single[key], rtol=0, atol=1e-9)
     assert len(changes) > 2 or name == "held", "the masks have changed"
+
+
+def test_a_network_made_sparse_before_it_is_wrapped_trains_as_one_process_would(both: tuple[Found, Found]) -> None:
+    alone = trained_sparsely(lambda model: model, 0, 1)
+    for name, value in alone[0].items():
+        assert torch.equal(both[0]["sparse"][0][name], both[1]["sparse"][0][name])
+        torch.testing.assert_close(both[0]["sparse"][0][name], value, rtol=0, atol=1e-9)
 
 
 def test_averages_are_over_the_processes(both: tuple[Found, Found]) -> None:
