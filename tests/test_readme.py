@@ -137,6 +137,21 @@ def test_the_commands_of_the_lottery_ticket_are_known(tmp_path, more):
         assert done.returncode == 0, done.stderr
 
 
+def test_execution_in_a_loop_and_deployment(tmp_path, monkeypatch):
+    (code,) = blocks("At the price of what is kept", "python")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    names = loop()
+    names |= {"inputs": names["batches"][0][0], "build": lambda: loop()["model"]}
+    exec(code, names)
+    assert names["masks"].agree(names["model"])
+    assert names["masks"].kept == 9
+    with torch.inference_mode():
+        found = [names[key](names["inputs"]) for key in ("model", "again")]
+    assert torch.allclose(*found, atol=1e-5)
+    assert torch.equal(found[1], names["deployed"].model(names["inputs"]))
+
+
 def test_the_command_of_sparse_training(tmp_path):
     (command,) = blocks("Masks that change while training", "bash")
     done = shell(tmp_path, command.strip().replace("mnist5k", "digits"), "training.epochs=2", "++dynamic.every=10")
