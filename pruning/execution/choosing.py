@@ -34,7 +34,7 @@ def auto(
 ) -> tuple[str, ...]:
     """The layers that are faster so on this machine, by a measurement of their shape, density and batch.
 
-    One forward pass tells how many rows (examples times positions) each layer sees; nothing of the model changes.
+    One forward pass tells how many rows or images each layer sees; nothing of the model changes.
 
     Args:
         inputs: a batch as large as those to come.
@@ -42,24 +42,33 @@ def auto(
         training: whole steps are to be fast, or forward passes alone.
     """
     crossover = crossover or Crossover()
-    rows = _rows(model, candidates(model, masks), inputs)
+    sizes = _sizes(model, candidates(model, masks), inputs)
     parameters = named(model)
     return tuple(
         name
-        for name, count in rows.items()
-        if crossover.sparse_is_faster(Case.of(masks[name], count, parameters[name].dtype, training))
+        for name, (rows, positions) in sizes.items()
+        if crossover.sparse_is_faster(Case.of(masks[name], rows, positions, parameters[name].dtype, training))
     )
 
 
-def _rows(model: nn.Module, names: tuple[str, ...], inputs: Inputs) -> dict[str, int]:
-    """How many rows the layers of these weights multiply in a forward pass; layers that are not called are left out."""
+def _sizes(model: nn.Module, names: tuple[str, ...], inputs: Inputs) -> dict[str, tuple[int, int]]:
+    """Rows and no positions, or images and positions, that the layers of these weights multiply in a forward pass.
+
+    The most of several calls; layers that are not called are left out.
+    """
     model, parameters = unwrapped(model), named(model)
     weights = {id(parameters[name]): name for name in names}
-    found: dict[str, int] = {}
+    found: dict[str, tuple[int, int]] = {}
 
     def hook(module: nn.Module, _: object, output: Tensor) -> None:
         name = weights[id(module.weight)]
-        found[name] = max(found.get(name, 0), output.numel() // parameters[name].shape[0])
+        outputs = parameters[name].shape[0]
+        if isinstance(module, nn.Conv2d):
+            positions = output.shape[-2:].numel()
+            size = output.numel() // (outputs * positions), positions
+        else:
+            size = output.numel() // outputs, 0
+        found[name] = max(found.get(name, size), size)
 
     users = [module for module in model.modules() if id(module._parameters.get("weight")) in weights]
     handles = [module.register_forward_hook(hook) for module in users]

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from math import log2
 from pathlib import Path
 from statistics import median
 
@@ -18,6 +19,8 @@ from pruning.execution.product import Pattern
 from pruning.execution.timing import in_turn
 
 ROUNDS = 9
+PRODUCTS = 2
+"""Which products were measured: to be raised when they become faster or slower."""
 GAIN = 1.1
 """By how much sparse must be faster to be chosen: below that it may be noise, and dense is the simpler form."""
 
@@ -28,7 +31,8 @@ class Case:
 
     Attributes:
         outputs, inputs: of the matrix.
-        rows: examples of a batch times positions, rounded to a power of two.
+        rows: of a batch, or its images where it is a convolution; rounded to a power of two.
+        positions: of an image, rounded alike; 0 for a Linear.
         density: kept / all, rounded to the next of 1, 0.7, 0.5, 0.35, … (two classes an octave).
         dtype: of the weights.
         threads: of torch.
@@ -38,21 +42,32 @@ class Case:
     outputs: int
     inputs: int
     rows: int
+    positions: int
     density: float
     dtype: str
     threads: int
     training: bool
 
     @classmethod
-    def of(cls, mask: Tensor, rows: int, dtype: torch.dtype, training: bool = True) -> "Case":
+    def of(cls, mask: Tensor, rows: int, positions: int, dtype: torch.dtype, training: bool = True) -> "Case":
         """The case of a layer with this `mask`, [outputs, inputs] or a kernel of that."""
         matrix = mask.flatten(1)
         kept = max(1, int(matrix.sum())) / matrix.numel()
-        octaves = round(2 * torch.tensor(kept).log2().item()) / 2
-        power = 2 ** round(torch.tensor(float(max(1, rows))).log2().item())
-        name = str(dtype).removeprefix("torch.")
         outputs, inputs = matrix.shape
-        return cls(outputs, inputs, power, round(2.0**octaves, 6), name, torch.get_num_threads(), training)
+        return cls(
+            outputs=outputs,
+            inputs=inputs,
+            rows=_power_of_two(rows),
+            positions=_power_of_two(positions) if positions else 0,
+            density=round(2.0 ** (round(2 * log2(kept)) / 2), 6),
+            dtype=str(dtype).removeprefix("torch."),
+            threads=torch.get_num_threads(),
+            training=training,
+        )
+
+
+def _power_of_two(count: int) -> int:
+    return 1 << round(log2(max(1, count)))
 
 
 class Crossover:
@@ -65,7 +80,7 @@ class Crossover:
 
     def speedup(self, case: Case) -> float:
         """Seconds of the dense form under its mask / seconds of the sparse form; measured if it is not known yet."""
-        key = f"{processor()}, torch {torch.__version__}; {case}"
+        key = f"{processor()}, torch {torch.__version__}, products {PRODUCTS}; {case}"
         if key not in self._known:
             self._known[key] = measured(case)
             _write(self._path, self._known)
@@ -85,12 +100,13 @@ def measured(case: Case) -> float:
     dtype = getattr(torch, case.dtype)
     mask = torch.rand(case.outputs, case.inputs, generator=generator) < case.density
     mask[0, 0] = True
-    inputs = torch.randn(case.rows, case.inputs, generator=generator, dtype=dtype)
-    gradient = torch.randn(case.rows, case.outputs, generator=generator, dtype=dtype)
-    with torch.random.fork_rng(devices=[]):
-        dense, sparse = (nn.Linear(case.inputs, case.outputs, dtype=dtype) for _ in range(2))
-    weight = dense.weight.detach() * mask
-    sparsify_(sparse, nn.Parameter(weight[mask]), Pattern.of(mask))
+    dense, sparse = (_layer(case, dtype) for _ in range(2))
+    shape = (case.rows, case.inputs, 1, case.positions) if case.positions else (case.rows, case.inputs)
+    inputs = torch.randn(shape, generator=generator, dtype=dtype)
+    gradient = torch.randn(dense(inputs).shape, generator=generator, dtype=dtype)
+    weight = dense.get_parameter("weight").detach()[mask]
+    sparsify_(sparse, nn.Parameter(weight.reshape(-1)), Pattern.of(mask))
+    mask = mask.view_as(dense.get_parameter("weight"))
     forms = {"dense": (dense, mask.to(dtype)), "sparse": (sparse, None)}
     optimizers = {name: torch.optim.Adam(layer.parameters(), fused=True) for name, (layer, _) in forms.items()}
 
@@ -104,6 +120,13 @@ def measured(case: Case) -> float:
 
     seconds = in_turn({name: partial(call, name) for name in forms}, ROUNDS)
     return median(a / b for a, b in zip(seconds["dense"], seconds["sparse"], strict=True))
+
+
+def _layer(case: Case, dtype: torch.dtype) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        if case.positions:
+            return nn.Conv2d(case.inputs, case.outputs, 1, dtype=dtype)
+        return nn.Linear(case.inputs, case.outputs, dtype=dtype)
 
 
 def _step(

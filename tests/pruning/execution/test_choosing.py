@@ -28,16 +28,16 @@ class Known(Crossover):
         return self._answers(case)
 
 
-def test_rows_are_examples_times_positions_and_nothing_changes():
+def test_rows_or_images_are_counted_and_nothing_changes():
     model = network()
     inputs = torch.randn(32, 3, 5, 5)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     crossover = Known(lambda case: 2.0 if case.outputs == 8 else 1.0)
     assert auto(model, masks_of(model, 0.2), inputs, crossover) == ("0.weight",)
-    assert [(case.outputs, case.inputs, case.rows) for case in crossover.asked] == [
-        (8, 3, 1024),  # 32 examples of 25 positions, to a power of two
-        (7, 200, 32),
-        (3, 7, 32),
+    assert [(case.outputs, case.inputs, case.rows, case.positions) for case in crossover.asked] == [
+        (8, 3, 32, 32),  # 25 positions, to a power of two
+        (7, 200, 32, 0),
+        (3, 7, 32, 0),
     ]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert model.training
@@ -57,16 +57,16 @@ def test_density_classes_are_half_octaves():
     for kept in (10_000, 5_000, 4_700, 1_000, 100, 1):
         mask.view(-1)[:] = False
         mask.view(-1)[:kept] = True
-        found[kept] = Case.of(mask, 100, torch.float32).density
+        found[kept] = Case.of(mask, 100, 0, torch.float32).density
     assert found[10_000] == 1.0
     assert found[5_000] == found[4_700] == 0.5
     assert 0.08 < found[1_000] < 0.12
     assert 0.007 < found[100] < 0.013
-    assert Case.of(mask, 100, torch.float32).rows == 128
+    assert Case.of(mask, 100, 0, torch.float32).rows == 128
 
 
 def test_what_was_measured_is_remembered_and_a_damaged_file_is_not_trusted(tmp_path, monkeypatch):
-    case = Case(8, 8, 16, 0.25, "float32", 1, True)
+    case = Case(8, 8, 16, 0, 0.25, "float32", 1, True)
     path = tmp_path / "deep" / "crossover.json"
     asked = []
     monkeypatch.setattr("pruning.execution.crossover.measured", lambda case: asked.append(case) or 3.0)
@@ -84,5 +84,6 @@ def test_what_was_measured_is_remembered_and_a_damaged_file_is_not_trusted(tmp_p
 def test_the_measurement_runs_in_both_modes_and_leaves_the_random_state(tmp_path):
     before = torch.random.get_rng_state()
     for training in (True, False):
-        assert measured(Case(16, 16, 8, 0.1, "float32", 1, training)) > 0
+        for positions in (0, 4):
+            assert measured(Case(16, 16, 8, positions, 0.1, "float32", 1, training)) > 0
     assert torch.equal(torch.random.get_rng_state(), before)
