@@ -188,9 +188,14 @@ def train(
 
 def _execution(held: Held, choose: Choose, examples: Examples, recipe: Recipe, accelerated: Accelerator) -> Execution:
     """As chosen, but masked where kernels or wrappers are lacking."""
-    lacking = "half precision" if accelerated.mixed_precision != "no" else "several processes" if world() > 1 else ""
-    if lacking and choose is not masked:
-        log.info("execution: masked, as there is no sparse one for %s", lacking)
+    lacking = {
+        "half precision": accelerated.mixed_precision != "no",
+        "several processes": world() > 1,
+        accelerated.device.type: accelerated.device.type != "cpu",
+    }
+    if choose is not masked and any(lacking.values()):
+        reasons = " and ".join(name for name, true in lacking.items() if true)
+        log.info("execution: masked, as there is no sparse one for %s", reasons)
         choose = masked
     count = -(-recipe.batch_size // recipe.accumulate)
     return Execution(held, choose, examples.inputs[:count])

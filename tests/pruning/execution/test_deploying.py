@@ -108,6 +108,7 @@ def test_every_form_gives_the_masked_outputs_and_comes_back_from_disk(name, fast
     assert bool(sparse_layers(deployed.model)) == (fastest == "sparse")
     assert {layer.chosen for layer in deployed.layers} == {"sparse" if fastest == "sparse" else "dense"}
     assert (deployed.parameters[0] > deployed.parameters[1]) == (fastest != "masked" and small(name, density))
+    assert ("nothing is faster without them" in str(deployed)) == (fastest == "masked")
     deployed.save(tmp_path / "it.safetensors")
     again = load(tmp_path / "it.safetensors", MODELS[name][0]())
     assert not again.training
