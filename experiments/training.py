@@ -27,9 +27,11 @@ from experiments.progress import Progress
 from experiments.seeding import generator, reseed, seeded
 from pruning import Masks
 from pruning.dynamic import Held
-from pruning.errors import ConfigurationError, MaskError
+from pruning.errors import ConfigurationError, MaskError, StructureError
 from pruning.execution import Choose, Execution, masked
+from pruning.parameters import unwrapped
 from pruning.rewind import RewindPoint
+from pruning.structure import Structure, trace
 
 log = logging.getLogger("experiments")
 
@@ -197,8 +199,17 @@ def _execution(held: Held, choose: Choose, examples: Examples, recipe: Recipe, a
         reasons = " and ".join(name for name, true in lacking.items() if true)
         log.info("execution: masked, as there is no sparse one for %s", reasons)
         choose = masked
-    count = -(-recipe.batch_size // recipe.accumulate)
-    return Execution(held, choose, examples.inputs[:count])
+    inputs = examples.inputs[: -(-recipe.batch_size // recipe.accumulate)]
+    return Execution(held, choose, inputs, None if choose is masked else _structure(held.model, inputs))
+
+
+def _structure(model: nn.Module, inputs: Tensor) -> Structure | None:
+    """By which dead units are known: the loss looks at nothing but outputs. None where a model cannot be traced."""
+    try:
+        return trace(unwrapped(model), inputs)
+    except StructureError as error:
+        log.debug("units from which no path leads to an output are worked out: %s", error)
+        return None
 
 
 def _optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:

@@ -77,6 +77,18 @@ def named(model: nn.Module) -> dict[str, nn.Parameter]:
     return dict(unwrapped(model).named_parameters(remove_duplicate=False))
 
 
+def first_names(model: nn.Module) -> dict[str, str]:
+    """Every name of every parameter -> the first of its names, which tied weights have several of."""
+    model = unwrapped(model)
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
+
+
+def within(module: str, name: str) -> str:
+    """The name of a module's parameter in the model, of which the path of the module is "" if it is the model."""
+    return f"{module}.{name}" if module else name
+
+
 _Key = tuple[object, ...]
 
 

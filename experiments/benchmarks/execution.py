@@ -21,12 +21,13 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from experiments.benchmarks.measuring import in_turn, median_ratio, show
+from experiments.benchmarks.measuring import median_ratio, show
 from experiments.figures.style import COLOURS, STYLE, WIDTH, save
 from pruning import Evidence, prunable, prune, scorers
 from pruning.allocation import Uniform
 from pruning.execution import sparse_execution
 from pruning.execution.modules import SparseLinear
+from pruning.execution.timing import in_turn
 
 _NETWORKS = {"784-1024-1024-1024-10": (784, 1024, 1024, 1024, 10), "784-300-100-10": (784, 300, 100, 10)}
 _BATCH, _BATCHES, _STEPS = 128, 16, 8
@@ -96,7 +97,7 @@ def measured(network: str, density: float, rounds: int) -> _Measured:
     other = copy.deepcopy(model)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     masks.attach(model, optimizer)
-    sparse_execution(other, masks)
+    sparse_execution(other, masks, row_major=False)  # as `Execution` finds that it can be
     second = torch.optim.Adam(other.parameters(), fused=True)
     batches = [(torch.randn(_BATCH, sizes[0]), torch.randint(sizes[-1], (_BATCH,))) for _ in range(_BATCHES)]
     seconds = in_turn(

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision import transforms
 
 from experiments import stages, training
-from experiments.benchmarks.measuring import in_turn, median_ratio, show
+from experiments.benchmarks.measuring import median_ratio, show
 from experiments.data import Examples
 from experiments.levels import Level, evaluate
 from experiments.replications import composed
@@ -35,6 +35,7 @@ from experiments.seeding import generator
 from experiments.setting import Setting
 from experiments.store import Store
 from pruning import Evidence, Masks, prunable, prune, scorers
+from pruning.execution.timing import in_turn
 
 DENSITY = 0.8
 Loading = Callable[[Examples], Dataset[Any]]

@@ -4,25 +4,12 @@ import gc
 import json
 import statistics
 import threading
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-
-
-def in_turn(contenders: Mapping[str, Callable[[], Any]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
-    """Seconds of each call: A B A B …, so that a drift of the machine's speed meets all alike; warm-up left out."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(warmup + rounds):
-        for name, call in contenders.items():
-            start = time.perf_counter()
-            call()
-            if turn >= warmup:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
 
 
 def median_ratio(numerator: list[float], denominator: list[float]) -> float:

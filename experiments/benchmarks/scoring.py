@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from experiments import models
-from experiments.benchmarks.measuring import in_turn, median_ratio, show
+from experiments.benchmarks.measuring import median_ratio, show
 from pruning import Evidence, prunable, prune, scorers
 from pruning.curvature import layer_hessian
 from pruning.evidence import Scores
+from pruning.execution.timing import in_turn
 from pruning.recovery import compensate
 
 Row = tuple[str, ...]

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
-from experiments.benchmarks.measuring import in_turn, peak_bytes, show
+from experiments.benchmarks.measuring import peak_bytes, show
 from pruning import prune
+from pruning.execution.timing import in_turn
 
 _DENSITY = 0.1
 

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from experiments.benchmarks.measuring import in_turn, median_ratio, show
+from experiments.benchmarks.measuring import median_ratio, show
 from experiments.models.resnet import resnet20
 from pruning import Evidence, prunable, prune, scorers
+from pruning.execution.timing import in_turn
 from pruning.structure import Budget, Channels, remove, trace, verify
 
 _BATCH = 32

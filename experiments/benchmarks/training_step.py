@@ -9,8 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from experiments import models
-from experiments.benchmarks.measuring import in_turn, median_ratio, show
+from experiments.benchmarks.measuring import median_ratio, show
 from pruning import Evidence, prunable, prune, scorers
+from pruning.execution.timing import in_turn
 
 
 def stepper(model: nn.Module, inputs: torch.Tensor, masked: bool, steps: int) -> Callable[[], None]:

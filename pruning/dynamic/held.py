@@ -12,7 +12,7 @@ from pruning.dynamic.processes import of_first_process
 from pruning.errors import ScheduleError
 from pruning.evidence import Evidence, Scores
 from pruning.masks import Masks
-from pruning.parameters import named
+from pruning.parameters import first_names, named
 
 
 class Held:
@@ -66,10 +66,17 @@ class Held:
         return False
 
     def release(self, names: Collection[str]) -> None:
-        """Hold the masks of all but these, whose weights somebody else keeps for a while."""
+        """Hold the masks of all but these, which sparse layers keep for a while; under any of their names."""
         self._attachment.detach()
-        left = {name: mask for name, mask in self.masks.items() if name not in names}
-        self._attachment = Masks(left).attach(self.model, self.optimizer) if left else Attachment({}, {}, ())
+        first = first_names(self.model)
+        gone = {first[name] for name in names}
+        left = {name: mask for name, mask in self.masks.items() if first[name] not in gone}
+        if not left:
+            self._attachment = Attachment({}, {}, ())
+            return
+        held = {id(self.parameters[name]) for name in left}
+        trained = any(id(p) in held for group in self.optimizer.param_groups for p in group["params"])
+        self._attachment = Masks(left).attach(self.model, *([self.optimizer] if trained else []))  # or they are frozen
 
     def rebind(self) -> None:
         """Hold all masks again."""

@@ -2,17 +2,16 @@
 
 import logging
 from collections.abc import Sequence
-from functools import cached_property
 
 from pruning.dynamic.held import Held
-from pruning.errors import ExecutionError, StructureError
+from pruning.errors import ExecutionError
 from pruning.execution.choosing import Choose, masked
-from pruning.execution.cutting import can_be_cut, cut_dead, restore_dead
+from pruning.execution.cutting import cut_dead, restore_dead
+from pruning.execution.layout import lay_features_first
 from pruning.execution.switching import dense_execution, sparse_execution
 from pruning.inputs import Inputs
 from pruning.masks import Masks
-from pruning.parameters import unwrapped
-from pruning.structure import Structure, trace
+from pruning.structure import Structure
 
 log = logging.getLogger("pruning")
 
@@ -41,11 +40,19 @@ class Execution:
         layers: the names of the weights that run sparsely now; None: the network is in its dense form.
     """
 
-    def __init__(self, regime: Held, choose: Choose, inputs: Inputs):
-        """`choose` is asked whenever masks have changed, with `inputs`, a batch as large as those to come."""
-        self.regime, self._choose, self._inputs = regime, choose, inputs
+    def __init__(self, regime: Held, choose: Choose, inputs: Inputs, structure: Structure | None = None):
+        """Begin in the dense form.
+
+        Args:
+            regime: the masks, and when they change.
+            choose: is asked whenever masks have changed: `auto`, `sparse` or `masked`.
+            inputs: a batch as large as those to come.
+            structure: of the model (`trace`), if nothing but its outputs is looked at; see `cut_dead`.
+        """
+        self.regime, self._choose, self._inputs, self._structure = regime, choose, inputs, structure
         self.layers: tuple[str, ...] | None = None
         self._chosen: tuple[Masks, tuple[str, ...]] | None = None
+        self._row_major: bool | None = None  # not known yet
 
     def ready(self) -> None:
         """Call it before every forward pass."""
@@ -63,16 +70,19 @@ class Execution:
         An optimizer that cannot is told once.
         """
         regime = self.regime
-        structure = self._structure if can_be_cut(regime.model, layers) else None
         regime.release(layers)
         try:
-            self.layers = sparse_execution(regime.model, regime.masks, regime.optimizer, layers=layers)
+            self.layers = sparse_execution(
+                regime.model, regime.masks, regime.optimizer, layers=layers, row_major=self._row_major is not False
+            )
         except ExecutionError as error:
             regime.rebind()
             self._choose = masked
             log.warning("masked execution: %s", error)
-        else:
-            cut_dead(regime.model, regime.masks, structure)
+            return
+        if self._row_major is None and self.layers:
+            self._row_major = not lay_features_first(regime.model, self._inputs)
+        cut_dead(regime.model, regime.masks, self._structure)
 
     def dense(self) -> tuple[str, ...]:
         """Give the regime the dense weights; the names of those that ran sparsely until now."""
@@ -83,12 +93,3 @@ class Execution:
         dense_execution(self.regime.model, self.regime.optimizer)
         self.regime.rebind()
         return before
-
-    @cached_property
-    def _structure(self) -> Structure | None:
-        """By which dead units are known; None where that cannot be found out."""
-        try:
-            return trace(unwrapped(self.regime.model), self._inputs)
-        except StructureError as error:
-            log.debug("units without a reader are not looked for: %s", error)
-            return None

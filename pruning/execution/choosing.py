@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.evidence import untouched
-from pruning.execution.crossover import Case, Crossover
+from pruning.execution.crossover import Case, Crossover, of_this_machine
 from pruning.execution.switching import candidates
 from pruning.inputs import Inputs, arguments_for
 from pruning.parameters import named, unwrapped
@@ -30,7 +30,6 @@ def auto(
     masks: Mapping[str, Tensor],
     inputs: Inputs,
     crossover: Crossover | None = None,
-    training: bool = True,
 ) -> tuple[str, ...]:
     """The layers that are faster so on this machine, by a measurement of their shape, density and batch.
 
@@ -39,15 +38,14 @@ def auto(
     Args:
         inputs: a batch as large as those to come.
         crossover: what was measured before; None: what this machine's file has, and what is missing is measured.
-        training: whole steps are to be fast, or forward passes alone.
     """
-    crossover = crossover or Crossover()
+    crossover = crossover or of_this_machine()
     sizes = _sizes(model, candidates(model, masks), inputs)
     parameters = named(model)
     return tuple(
         name
         for name, (rows, positions) in sizes.items()
-        if crossover.sparse_is_faster(Case.of(masks[name], rows, positions, parameters[name].dtype, training))
+        if crossover.sparse_is_faster(Case.of(masks[name], rows, positions, parameters[name].dtype))
     )
 
 

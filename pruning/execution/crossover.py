@@ -1,12 +1,12 @@
 """Which form of a layer is faster on this machine: measured once for a shape and class of density, and remembered."""
 
 import json
+import logging
 import os
 import platform
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from math import log2
 from pathlib import Path
 from statistics import median
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from pruning.execution.modules import sparsify_
 from pruning.execution.product import Pattern
 from pruning.execution.timing import in_turn
+
+log = logging.getLogger("pruning")
 
 ROUNDS = 9
 PRODUCTS = 2
@@ -36,7 +38,6 @@ class Case:
         density: kept / all, rounded to the next of 1, 0.7, 0.5, 0.35, … (two classes an octave).
         dtype: of the weights.
         threads: of torch.
-        training: a step with its gradients and Adam's update, or a forward pass alone.
     """
 
     outputs: int
@@ -46,10 +47,9 @@ class Case:
     density: float
     dtype: str
     threads: int
-    training: bool
 
     @classmethod
-    def of(cls, mask: Tensor, rows: int, positions: int, dtype: torch.dtype, training: bool = True) -> "Case":
+    def of(cls, mask: Tensor, rows: int, positions: int, dtype: torch.dtype) -> "Case":
         """The case of a layer with this `mask`, [outputs, inputs] or a kernel of that."""
         matrix = mask.flatten(1)
         kept = max(1, int(matrix.sum())) / matrix.numel()
@@ -62,7 +62,6 @@ class Case:
             density=round(2.0 ** (round(2 * log2(kept)) / 2), 6),
             dtype=str(dtype).removeprefix("torch."),
             threads=torch.get_num_threads(),
-            training=training,
         )
 
 
@@ -77,18 +76,41 @@ class Crossover:
         """`path`: a JSON file; None: in the user's cache (XDG_CACHE_HOME, or ~/.cache)."""
         self._path = path or _default()
         self._known = _read(self._path)
+        self._told = False
 
     def speedup(self, case: Case) -> float:
         """Seconds of the dense form under its mask / seconds of the sparse form; measured if it is not known yet."""
         key = f"{processor()}, torch {torch.__version__}, products {PRODUCTS}; {case}"
         if key not in self._known:
             self._known[key] = measured(case)
-            _write(self._path, self._known)
+            self._remember()
         return self._known[key]
 
     def sparse_is_faster(self, case: Case) -> bool:
         """By at least `GAIN`."""
         return self.speedup(case) >= GAIN
+
+    def _remember(self) -> None:
+        """In the file, with what other processes have measured meanwhile; where none can be written, until the end."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
+            temporary.write_text(json.dumps(_read(self._path) | self._known, indent=1, sort_keys=True))
+            temporary.replace(self._path)
+        except OSError as error:
+            if not self._told:
+                log.warning("%s: cannot be written, so the next process will measure again: %s", self._path, error)
+            self._told = True
+
+
+def of_this_machine() -> Crossover:
+    """That of the user's cache, read once a process."""
+    return _read_once(_default())
+
+
+@cache
+def _read_once(path: Path) -> Crossover:
+    return Crossover(path)
 
 
 def measured(case: Case) -> float:
@@ -105,20 +127,16 @@ def measured(case: Case) -> float:
     inputs = torch.randn(shape, generator=generator, dtype=dtype)
     gradient = torch.randn(dense(inputs).shape, generator=generator, dtype=dtype)
     weight = dense.get_parameter("weight").detach()[mask]
-    sparsify_(sparse, nn.Parameter(weight.reshape(-1)), Pattern.of(mask))
+    sparsify_(sparse, nn.Parameter(weight.reshape(-1)), Pattern.of(mask), row_major=False)
     mask = mask.view_as(dense.get_parameter("weight"))
     forms = {"dense": (dense, mask.to(dtype)), "sparse": (sparse, None)}
     optimizers = {name: torch.optim.Adam(layer.parameters(), fused=True) for name, (layer, _) in forms.items()}
 
     def call(name: str) -> None:
-        layer, held = forms[name]
-        if case.training:
-            _step(layer, held, optimizers[name], inputs, gradient)
-        else:
-            with torch.inference_mode():
-                layer(inputs)
+        _step(*forms[name], optimizers[name], inputs, gradient)
 
-    seconds = in_turn({name: partial(call, name) for name in forms}, ROUNDS)
+    with torch.enable_grad():
+        seconds = in_turn({name: partial(call, name) for name in forms}, ROUNDS)
     return median(a / b for a, b in zip(seconds["dense"], seconds["sparse"], strict=True))
 
 
@@ -161,14 +179,3 @@ def _read(path: Path) -> dict[str, float]:
         return {}
     known = found if isinstance(found, dict) else {}
     return {key: float(value) for key, value in known.items() if isinstance(value, int | float)}
-
-
-def _write(path: Path, known: Mapping[str, float]) -> None:
-    """With what other processes have measured meanwhile; where nothing can be written, nothing is remembered."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(_read(path) | dict(known), indent=1, sort_keys=True))
-        temporary.replace(path)
-    except OSError:
-        return

@@ -1,18 +1,18 @@
 """Dead units of layers that stay dense: their products are left out, and nothing else changes.
 
 A layer need not read a unit of which its mask keeps no weight, and need not work out a unit that has no weight left, or
-that nothing reads which leads to the output. It gives the bias for these, which still learns where it is read. Weights
+from which no path leads to the output. It gives the bias for these, which still learns where it is read. Weights
 stay whole, with gradients of zero where they lead nowhere, as under masks.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pruning.parameters import named, unwrapped
+from pruning.parameters import named, unwrapped, within
 from pruning.structure.dead import unread
 from pruning.structure.structure import Structure
 
@@ -50,6 +50,8 @@ class CutLinear(_Cut, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """As that of the whole layer, but for units that lead nowhere."""
+        if input.shape[-1:] != (self.in_features,):
+            return super().forward(input)  # which says what is wrong
         found = F.linear(input.index_select(-1, self.live_inputs), self.live_weight())
         return self.placed(found, -1, self.out_features)
 
@@ -61,16 +63,13 @@ class CutConv2d(_Cut, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """As that of the whole layer, but for channels that lead nowhere."""
+        if input.dim() not in (3, 4) or input.shape[-3] != self.in_channels:
+            return super().forward(input)
         found = self._conv_forward(input.index_select(-3, self.live_inputs), self.live_weight(), None)
-        return self.placed(found, -3, self.out_channels)
-
-
-def can_be_cut(model: nn.Module, sparse: Collection[str]) -> bool:
-    """Whether there are layers of a kind that `cut_dead` knows, other than those whose weights are to run sparsely."""
-    return any(
-        _kind(module) is not None and (f"{path}.weight" if path else "weight") not in sparse
-        for path, module in unwrapped(model).named_modules()
-    )
+        whole = self.placed(found, -3, self.out_channels)
+        if input.dim() == 4 and input.is_contiguous(memory_format=torch.channels_last) and not input.is_contiguous():
+            whole = whole.contiguous(memory_format=torch.channels_last)  # as the dense layer's would lie
+        return whole
 
 
 def cut_dead(model: nn.Module, masks: Mapping[str, Tensor], structure: Structure | None = None) -> tuple[str, ...]:
@@ -81,7 +80,9 @@ def cut_dead(model: nn.Module, masks: Mapping[str, Tensor], structure: Structure
     Args:
         model: its other layers may run sparsely.
         masks: of all its weights, those included that run sparsely.
-        structure: by which units without a reader are known; None: only what a layer's own mask says is left out.
+        structure: by which units are known that no path leads from to an output. Give it only if nothing but the
+            outputs of the traced pass is looked at: no hooks, no activations put aside, no outputs in training alone.
+            None: what a layer's own mask says is left out, which is always right.
 
     Returns:
         The names of the weights of these layers.
@@ -92,7 +93,7 @@ def cut_dead(model: nn.Module, masks: Mapping[str, Tensor], structure: Structure
     rows = {} if structure is None else _read_rows(structure, masks)
     found = []
     for path, module in model.named_modules():
-        name, kind = f"{path}.weight" if path else "weight", _kind(module)
+        name, kind = within(path, "weight"), _kind(module)
         if kind is None:
             continue
         weight = module._parameters["weight"]
@@ -121,6 +122,8 @@ def restore_dead(model: nn.Module) -> None:
 
 def _kind(module: nn.Module) -> type[_Cut] | None:
     """What `module` becomes when it is cut; exact classes alone, as subclasses may do anything."""
+    if module._parameters.get("weight") is None:  # parametrized, or normed in the old way
+        return None
     if type(module) is nn.Linear:
         return CutLinear
     return CutConv2d if type(module) is nn.Conv2d and module.groups == 1 else None
@@ -129,10 +132,6 @@ def _kind(module: nn.Module) -> type[_Cut] | None:
 def _read_rows(structure: Structure, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """For weights of which units are made that nothing reads: [outputs], which are read."""
     dead = unread(structure, masks)
-    for name in structure.tape.buffers:
-        for units in structure.axes.get(name, ()):
-            if units is not None:
-                dead[units[units >= 0]] = False
     rows = {}
     for name in structure.parameters:
         units = structure.axes[name][0] if structure.axes[name] else None

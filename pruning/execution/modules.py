@@ -35,8 +35,10 @@ class _Sparse(nn.Module):
         own, weight = self._parameters, self.weight
         shown = {("weight" if n == "values" else n): (weight if n == "values" else p) for n, p in own.items()}
         self._parameters = shown  # type: ignore[assignment]  # what is saved need not be a Parameter
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        self._parameters = own
+        try:
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+        finally:
+            self._parameters = own
 
     def _load_from_state_dict(
         self,
@@ -52,8 +54,11 @@ class _Sparse(nn.Module):
         own = self._parameters
         self._parameters = {name: parameter for name, parameter in own.items() if name != "values"}
         others = {name: value for name, value in state_dict.items() if name != key}
-        super()._load_from_state_dict(others, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
-        self._parameters = own
+        arguments = (others, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        try:
+            super()._load_from_state_dict(*arguments)
+        finally:
+            self._parameters = own
         if key not in state_dict:
             missing_keys.append(key)
         elif state_dict[key].shape != self.dense_shape:
@@ -74,12 +79,11 @@ class SparseLinear(_Sparse, nn.Linear):  # type: ignore[override]  # `weight` is
         values = self.values
         if input.shape[-1:] != (self.in_features,) or not _kernels(input, values):
             return F.linear(input, self.weight, self.bias)
-        flat = input.dim() == 2
-        rows = input if flat else input.reshape(-1, self.in_features)
-        outputs = product(rows, values, self.bias, self.pattern)
-        if self.row_major and self.training:
-            outputs = outputs.contiguous()
-        return outputs if flat else outputs.view(*input.shape[:-1], self.out_features)
+        if input.dim() == 2:
+            return product(input, values, self.bias, self.pattern, features_first=not self.row_major)
+        rows = input.reshape(-1, self.in_features)
+        outputs = product(rows, values, self.bias, self.pattern, features_first=False)
+        return outputs.view(*input.shape[:-1], self.out_features)
 
 
 class SparsePointwise(_Sparse, nn.Conv2d):  # type: ignore[override]  # `weight` is read-only here
@@ -96,8 +100,8 @@ class SparsePointwise(_Sparse, nn.Conv2d):  # type: ignore[override]  # `weight`
         images = (input if input.dim() == 4 else input[None])[:, :, ::down, ::right]
         if input.is_contiguous(memory_format=torch.channels_last) and not input.is_contiguous():
             pixels = images.movedim(1, -1)
-            rows = product(pixels.flatten(0, 2), self.values, self.bias, self.pattern)
-            outputs = rows.contiguous().view(*pixels.shape[:-1], self.out_channels).movedim(-1, 1)
+            rows = product(pixels.flatten(0, 2), self.values, self.bias, self.pattern, features_first=False)
+            outputs = rows.view(*pixels.shape[:-1], self.out_channels).movedim(-1, 1)
         else:
             found = product(images.flatten(2), self.values, self.bias, self.pattern)
             outputs = found.view(len(images), self.out_channels, *images.shape[2:])
@@ -121,11 +125,12 @@ def convertible(module: nn.Module) -> bool:
     return weight is not None and weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
 
 
-def sparsify_(module: nn.Module, values: nn.Parameter, pattern: Pattern, row_major: bool = False) -> None:
+def sparsify_(module: nn.Module, values: nn.Parameter, pattern: Pattern, row_major: bool = True) -> None:
     """Make `module`, which is `convertible`, a sparse one with these values.
 
-    With `row_major` its outputs lie in memory as those of the dense layer do, in training mode. That costs a copy, and
-    makes dropout, which draws its noise in the order of memory, drop the same units.
+    Without `row_major`, outputs of small batches of rows lie in memory features first. That saves copies from layer to
+    layer, but a `view` of them may be impossible, and dropout, which draws its noise in the order of memory, drops
+    other units.
 
     The dense Parameter is put aside, for others to find it again when the layer is dense; its memory is for the caller
     to free.

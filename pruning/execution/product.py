@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from pruning.errors import ExecutionError
 
 _ONE_BLOCK = 512
 """As many rows of a Linear's batch are one block, and stay features first from layer to layer."""
@@ -45,7 +46,7 @@ class Pattern:
     @classmethod
     def of(cls, mask: Tensor) -> "Pattern":
         """Of a bool matrix, True = kept."""
-        _warned_once()
+        _silence_beta_warning()
         outputs, inputs = mask.shape
         places = mask.nonzero()  # sorted by row, then column
         order = torch.argsort(places[:, 1], stable=True)
@@ -92,64 +93,89 @@ class Pattern:
         return row * self.shape[1] + self.columns
 
 
-def product(inputs: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
+def product(
+    inputs: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, features_first: bool = True
+) -> Tensor:
     """W · x + bias for every x in `inputs`, W being the matrix of `values`.
 
-    Its gradients are those of the dense product, for `values` at the kept places alone. They cannot be differentiated
-    once more.
+    Its gradients are those of the dense product, for `values` at the kept places alone.
 
     Args:
         inputs: [rows, inputs], as a Linear takes them, or [images, inputs, positions], as a convolution does.
+        features_first: of no more rows than one block, the output may lie in memory as [outputs, rows].
 
     Returns:
         [rows, outputs] or [images, outputs, positions].
+
+    Raises:
+        ExecutionError: in a backward pass that is to be differentiated once more.
     """
-    found: Tensor = _Product.apply(inputs, values, bias, pattern)
+    if inputs.dim() == 2 and len(inputs) <= _ONE_BLOCK and features_first:
+        found: Tensor = _OneBlock.apply(inputs.t(), values, bias, pattern).t()
+    else:
+        found = _Blocks.apply(inputs, values, bias, pattern)
     return found
 
 
-class _Product(torch.autograd.Function):
+class _OneBlock(torch.autograd.Function):
+    """W · features + bias, for [inputs, columns]: [outputs, columns]."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
+        features, values = _contiguous(features), values.detach()
+        outputs = pattern.times(values, features)
+        if bias is not None:
+            outputs += bias[:, None]
+        ctx.pattern = pattern
+        ctx.save_for_backward(features if ctx.needs_input_grad[1] else None, values)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        _once()
+        (features, values), pattern = ctx.saved_tensors, ctx.pattern
+        needs_features, needs_values, needs_bias, _ = ctx.needs_input_grad
+        gradient = _contiguous(gradient)
+        return (
+            pattern.transposed_times(values, gradient) if needs_features else None,
+            pattern.sampled(values, [(gradient, features)]) if needs_values else None,
+            gradient.sum(1) if needs_bias else None,
+            None,
+        )
+
+
+class _Blocks(torch.autograd.Function):
+    """The same block by block, for [rows, inputs] or [images, inputs, positions], and in memory like these."""
+
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
         values = values.detach()
         ctx.pattern = pattern
-        ctx.features_first = inputs.dim() == 2 and len(inputs) <= _ONE_BLOCK
-        if ctx.features_first:
-            inputs = _contiguous(inputs.t())
-            outputs = pattern.times(values, inputs)
-            if bias is not None:
-                outputs += bias[:, None]
-            outputs = outputs.t()
-        else:
-            outputs = _by_blocks(partial(pattern.times, values), inputs, pattern.shape[0], bias)
         ctx.save_for_backward(inputs if ctx.needs_input_grad[1] else None, values)
-        return outputs
+        return _by_blocks(partial(pattern.times, values), inputs, pattern.shape[0], bias)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, values = ctx.saved_tensors
-        pattern = ctx.pattern
-        of_inputs = of_values = of_bias = None
+        _once()
+        (inputs, values), pattern = ctx.saved_tensors, ctx.pattern
         needs_inputs, needs_values, needs_bias, _ = ctx.needs_input_grad
-        if ctx.features_first:
-            gradient = _contiguous(gradient.t())
-            if needs_inputs:
-                of_inputs = pattern.transposed_times(values, gradient).t()
-            if needs_values:
-                of_values = pattern.sampled(values, [(gradient, inputs)])
-            if needs_bias:
-                of_bias = gradient.sum(1)
-        else:
-            if needs_inputs:
-                of_inputs = _by_blocks(partial(pattern.transposed_times, values), gradient, pattern.shape[1])
-            if needs_values:
-                blocks = zip(_blocks(gradient), _blocks(inputs), strict=True)
-                pairs = ((_contiguous(left), _contiguous(right)) for left, right in blocks)
-                of_values = pattern.sampled(values, pairs)
-            if needs_bias:
-                of_bias = gradient.sum(0 if gradient.dim() == 2 else (0, 2))
+        of_inputs = of_values = None
+        if needs_inputs:
+            of_inputs = _by_blocks(partial(pattern.transposed_times, values), gradient, pattern.shape[1])
+        if needs_values:
+            blocks = zip(_blocks(gradient), _blocks(inputs), strict=True)
+            of_values = pattern.sampled(values, ((_contiguous(left), _contiguous(right)) for left, right in blocks))
+        of_bias = gradient.sum(0 if gradient.dim() == 2 else (0, 2)) if needs_bias else None
         return of_inputs, of_values, of_bias, None
+
+
+def _once() -> None:
+    """Torch's own guard sees only gradients that themselves came from a graph, and would lose others in silence."""
+    if torch.is_grad_enabled():
+        raise ExecutionError(
+            "create_graph=True: layers of kept values have no second derivatives: train with execution=masked, or call "
+            "dense_execution(model) first"
+        )
 
 
 def _by_blocks(times: Callable[[Tensor], Tensor], inputs: Tensor, features: int, bias: Tensor | None = None) -> Tensor:
@@ -190,7 +216,7 @@ def _starts(counts: Tensor) -> Tensor:
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)]).int()
 
 
-def _warned_once() -> None:
+def _silence_beta_warning() -> None:
     """Torch says once a process that CSR is in beta. That is known here, tested here, and no news to a user."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")

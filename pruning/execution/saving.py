@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from pruning import snapshot
 from pruning.errors import ArtefactError
+from pruning.execution.cutting import _Cut
 from pruning.execution.modules import _Sparse
-from pruning.execution.switching import sparse_execution
-from pruning.parameters import unwrapped
+from pruning.execution.switching import candidates, sparse_execution
+from pruning.parameters import unwrapped, within
 from pruning.structure.saving import described, restored_
 
 _FIELDS = {"structure", "sparse"}
@@ -26,10 +27,12 @@ def save(model: nn.Module, path: str | PathLike[str]) -> None:
     structure = described(model)
     sparse = {}
     for name, module in model.named_modules():
+        if isinstance(module, _Cut):
+            structure["classes"][name] = module.whole_class.__qualname__
         if isinstance(module, _Sparse):
             structure["classes"][name] = type(module).dense_class.__qualname__
             structure["sizes"][name].pop("row_major")
-            key = _within(name, "values")
+            key = within(name, "values")
             if key in structure["tensors"]:  # not the second layer of a tied pair
                 sparse[name] = {
                     "shape": list(module.dense_shape),
@@ -42,8 +45,10 @@ def save(model: nn.Module, path: str | PathLike[str]) -> None:
 def load(path: str | PathLike[str], model: nn.Module) -> nn.Module:
     """Make `model` the network in the file, in place, and return it in eval mode.
 
+    Layers that cannot run sparsely on the device of `model` are dense, with zeros.
+
     Args:
-        model: from the original constructor, with any weights.
+        model: from the original constructor, with any weights; what is on the meta device comes to the CPU.
 
     Raises:
         ArtefactError: the file is missing, cut, damaged or foreign.
@@ -54,11 +59,11 @@ def load(path: str | PathLike[str], model: nn.Module) -> nn.Module:
         raise ArtefactError(f"{path}: is a snapshot, but not of a deployed network: give one from Deployed.save")
     structure, masks = tree["structure"], {}
     for name, kept in tree["sparse"].items():
-        key = _within(name, "weight")
+        key = within(name, "weight")
         structure["tensors"][key], masks[key] = _dense(kept)
     model = restored_(model, structure)
     if masks:
-        sparse_execution(model, masks, layers=tuple(masks))
+        sparse_execution(model, masks, layers=candidates(model, masks))
     return model.eval()
 
 
@@ -74,7 +79,3 @@ def _dense(kept: dict[str, Any]) -> tuple[Tensor, Tensor]:
 
 def _narrow(places: Tensor, end: int) -> Tensor:
     return places.int() if end <= 2**31 else places
-
-
-def _within(module: str, name: str) -> str:
-    return f"{module}.{name}" if module else name

@@ -17,7 +17,7 @@ from pruning.errors import ExecutionError
 from pruning.execution.modules import _Sparse, convertible, densify_, sparsify_
 from pruning.execution.product import Pattern
 from pruning.masks import Masks
-from pruning.parameters import named, storage, unwrapped
+from pruning.parameters import named, storage, unwrapped, within
 
 _FACTORED = frozenset({torch.optim.Adafactor}) if hasattr(torch.optim, "Adafactor") else frozenset()
 
@@ -25,22 +25,22 @@ _FACTORED = frozenset({torch.optim.Adafactor}) if hasattr(torch.optim, "Adafacto
 def candidates(model: nn.Module, masks: Mapping[str, Tensor]) -> tuple[str, ...]:
     """The names in `masks` whose weights can run sparsely: every module that has the weight is `convertible`.
 
-    Not those of which another parameter shows the same memory in another shape, as transposed tied weights do.
+    Not those of which another parameter shows the same memory in another shape, as transposed tied weights do. A
+    weight that is masked under several names is given under the first of these.
     """
     model = unwrapped(model)
-    users = _users(model)
+    users, parameters = _users(model), named(model)
     views: dict[object, set[int]] = {}
-    for parameter in named(model).values():
+    for parameter in parameters.values():
         views.setdefault(storage(parameter), set()).add(id(parameter))
-    parameters = named(model)
-    found = []
+    found: dict[int, str] = {}
     for name in masks:
         weight = parameters.get(name)
         if weight is None or len(views[storage(weight)]) > 1:
             continue
         if all(attribute == "weight" and convertible(module) for module, attribute in users[id(weight)]):
-            found.append(name)
-    return tuple(found)
+            found.setdefault(id(weight), name)
+    return tuple(found.values())
 
 
 @torch.no_grad()
@@ -49,14 +49,17 @@ def sparse_execution(
     masks: Mapping[str, Tensor],
     *optimizers: Optimizer,
     layers: Collection[str] | None = None,
+    row_major: bool = True,
 ) -> tuple[str, ...]:
     """Give layers of `model` only the weights that `masks` keep, in place; the names of those weights.
 
     A Linear or 1x1 convolution then computes with sparse products, and the vector of its kept values is its parameter
     instead of the weight: a removed weight does not exist, and optimizer state is as small. `state_dict()` is as
-    before, with zeros where weights were removed. `dense_execution` undoes it. Where the network has dropout modules,
-    they draw the same noise in both forms; `torch.nn.functional.dropout` in a forward method draws other noise, as it
-    follows the layout of what it is given.
+    before, with zeros where weights were removed. `dense_execution` undoes it.
+
+    While it is sparse, `named_parameters()` has `values` where `weight` was, and reading `weight` gives a new tensor:
+    what is written into that is lost. Lists of parameters (for clipping, for averages) and hooks on weights that were
+    made before are to be made anew. There are no second derivatives, and `torch.func` does not apply.
 
     Args:
         model: on the CPU for what is to run sparsely; wrappers are looked through, but wrap in DDP only afterwards.
@@ -64,6 +67,9 @@ def sparse_execution(
             `Masks({n: m for n, m in masks.items() if n not in names}).attach(...)`.
         optimizers: updated to train the values, with the state that they had of them.
         layers: names of weights, among `candidates`; None: all of these.
+        row_major: outputs lie in memory as those of dense layers. False saves copies between layers; a `view` of an
+            output may then be impossible, and `torch.nn.functional.dropout`, whose noise follows the layout, draws
+            other noise; dropout modules make it row-major in any case.
 
     Raises:
         MaskError: the masks do not fit.
@@ -85,7 +91,7 @@ def sparse_execution(
     if chosen:
         _check(optimizers)
     parameters, users = named(model), _users(unwrapped(model))
-    noisy = any(isinstance(module, _DropoutNd) for module in model.modules())
+    row_major = row_major or any(isinstance(module, _DropoutNd) for module in model.modules())
     for name in chosen:
         weight = parameters[name]
         mask = masks[name].to(weight.device)
@@ -95,7 +101,7 @@ def sparse_execution(
         if weight.grad is not None:
             values.grad = weight.grad.reshape(-1)[places]
         for module, _ in users[id(weight)]:
-            sparsify_(module, values, pattern, row_major=noisy)
+            sparsify_(module, values, pattern, row_major=row_major)
 
         def gathered(state: Tensor, places: Tensor = places) -> Tensor:
             return state.reshape(-1)[places]
@@ -128,7 +134,7 @@ def dense_execution(model: nn.Module, *optimizers: Optimizer) -> tuple[str, ...]
             weight.requires_grad_(values.requires_grad)
             weight.grad = None if values.grad is None else spread(values.grad)
             _exchange(optimizers, values, weight, spread)
-            found.append(f"{path}.weight" if path else "weight")
+            found.append(within(path, "weight"))
         densify_(module)
     return tuple(found)
 
@@ -138,7 +144,7 @@ def sparse_layers(model: nn.Module) -> dict[str, tuple[int, int]]:
     found = {}
     for path, module in unwrapped(model).named_modules():
         if isinstance(module, _Sparse):
-            found[f"{path}.weight" if path else "weight"] = (module.values.numel(), module.dense_shape.numel())
+            found[within(path, "weight")] = (module.values.numel(), module.dense_shape.numel())
     return found
 
 

@@ -44,12 +44,20 @@ def without_dead(model: nn.Module, masks: Mapping[str, Tensor], structure: Struc
 
 
 def unread(structure: Structure, masks: Mapping[str, Tensor]) -> Kept:
-    """[units]: those of which no path through kept weights leads to an output, whatever the weights are."""
+    """[units]: those of which no path through kept weights leads to an output or to a buffer, whatever the weights are.
+
+    Buffers are statistics: a unit over which a norm keeps some is read by it.
+    """
+    seen = np.zeros(structure.size, bool)
+    for name in structure.tape.buffers:
+        for units in structure.axes.get(name, ()):
+            if units is not None:
+                seen[units[units >= 0]] = True
     shapes = {name: structure.tape.shapes[structure.tape.tensors[name]] for name in structure.parameters}
     alive = {name: masks[name] if name in masks else torch.ones(shape) > 0 for name, shape in shapes.items()}
     kept = np.ones(structure.size, bool)
     while True:
-        dead = _read_by_none(structure, alive) & kept
+        dead = _read_by_none(structure, alive) & kept & ~seen
         if not dead.any():
             return ~kept
         kept &= ~dead

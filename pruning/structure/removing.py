@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from pruning.errors import StructureError, first_line
 from pruning.masks import Masks
-from pruning.parameters import unwrapped
+from pruning.parameters import first_names, unwrapped
 from pruning.structure.depth import removed_blocks, skip_
 from pruning.structure.shrinking import adjust_, sliced
 from pruning.structure.structure import Structure
@@ -133,8 +133,7 @@ def _any(mask: Tensor, dims: list[int]) -> Tensor:
 
 def _by_first_name(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Masks under the first names of tied parameters, those that the structure has."""
-    first = {id(parameter): name for name, parameter in model.named_parameters()}
-    names = {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
+    names = first_names(model)
     for name in masks:
         if name not in names:
             raise StructureError(f"{name}: is no parameter of the model: give masks of its own")

@@ -27,6 +27,7 @@ def load(path: str | PathLike[str], model: nn.Module) -> nn.Module:
 
     Args:
         model: from the original constructor, with any weights; parameters are made anew, so give an optimizer those.
+            What is on the meta device comes to the CPU.
 
     Raises:
         ArtefactError: the file is missing, cut, damaged or foreign.
@@ -69,13 +70,17 @@ def restored_(model: nn.Module, tree: dict[str, Any]) -> nn.Module:
             module.__class__ = PrunedAttention
         for attribute, value in tree["sizes"][name].items():
             setattr(module, attribute, value)
+    made: dict[int, Any] = {}
     for name, tensor in own.items():
-        owner, _, key = name.rpartition(".")
-        made = tensors[name].to(tensor.device)
-        if isinstance(tensor, nn.Parameter):
-            tensor.data = made  # under all its names, where it is tied
-        else:
-            modules[owner]._buffers[key] = made
+        meta = tensor.device.type == "meta"
+        new = tensors[name] if meta else tensors[name].to(tensor.device)
+        if isinstance(tensor, nn.Parameter) and not meta:
+            tensor.data = new
+            new = tensor
+        made[id(tensor)] = nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) and meta else new
+    for module in modules.values():  # under all names, where tensors are tied
+        module._parameters.update({key: made[id(p)] for key, p in module._parameters.items() if p is not None})
+        module._buffers.update({key: made[id(b)] for key, b in module._buffers.items() if b is not None})
     for module in modules.values():
         if isinstance(module, nn.RNNBase):
             module.flatten_parameters()

@@ -170,6 +170,16 @@ def on_meta(model: nn.Module, shape: Callable[[str, Tensor], Sequence[int]] | No
     return copied(model, empty)
 
 
+def cloned(model: nn.Module) -> nn.Module:
+    """A copy of `model` with the same values, that nothing of its graphs or caches follows."""
+
+    def twin(_: str, tensor: Tensor) -> Tensor:
+        made = tensor.detach().clone()
+        return nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
+
+    return copied(model, twin)
+
+
 def copied(model: nn.Module, tensor: Callable[[str, Tensor], Tensor]) -> nn.Module:
     """A copy of `model` with what `tensor` gives for each of its parameters and buffers, whose copies are not made.
 

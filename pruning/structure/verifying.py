@@ -13,7 +13,7 @@ from pruning.inputs import Inputs, arguments_for, mapped, outputs_in
 from pruning.masks import Masks
 from pruning.parameters import unwrapped
 from pruning.structure.structure import Structure
-from pruning.structure.tape import copied
+from pruning.structure.tape import cloned
 from pruning.structure.volumes import Kept, left
 
 
@@ -64,15 +64,10 @@ def _masked(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
 
 def _single(model: nn.Module) -> nn.Module:
     """A copy in at least single precision, in eval mode."""
-    found = copied(unwrapped(model), lambda _, tensor: _twin(tensor))
+    found = cloned(unwrapped(model))
     found.eval()
     halves = any(p.dtype in (torch.float16, torch.bfloat16) for p in found.parameters())
     return found.float() if halves else found
-
-
-def _twin(tensor: Tensor) -> Tensor:
-    made = tensor.detach().clone()
-    return nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
 
 
 def _outputs(model: nn.Module, inputs: Inputs, seen: dict[str, Tensor] | None = None) -> list[Tensor]:

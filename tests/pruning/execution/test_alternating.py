@@ -159,3 +159,60 @@ def test_a_training_goes_on_from_its_state_in_either_form(name):
         for a, b in zip(whole.parameters(), again.parameters(), strict=True):
             assert torch.equal(a, b), cut
     dense_execution(model)
+
+
+class Views(nn.Module):
+    """A generator, whose first output is viewed as images: not possible features first."""
+
+    def __init__(self, view=False, noise=0.0):
+        super().__init__()
+        self.first, self.second, self.view, self.noise = nn.Linear(10, 24), nn.Linear(24, 4), view, noise
+
+    def forward(self, x):
+        x = torch.relu(self.first(x))
+        x = x.view(2 * len(x), 12).view(len(x), 24) if self.view else x
+        return self.second(F.dropout(x, self.noise, self.training))
+
+
+@pytest.mark.parametrize(("view", "noise", "row_major"), [(False, 0.0, False), (True, 0.0, True), (False, 0.5, True)])
+def test_outputs_lie_features_first_where_nothing_minds(view, noise, row_major):
+    ends = []
+    for choose in (masked, sparse):
+        torch.manual_seed(0)
+        model = Views(view, noise).double()
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        masks = prune(scorers.magnitude(Evidence(model, prunable(model))), 0.3)
+        held = Held(model, optimizer, masks)
+        execution = Execution(held, choose, next(batches(1))[0])
+        for batch in batches(10):
+            execution.ready()
+            optimizer.zero_grad()
+            loss(model, batch).backward()
+            optimizer.step()
+        if choose is sparse:
+            assert model.first.row_major == row_major
+        execution.dense()
+        ends.append(model.first.weight)
+    assert torch.allclose(*ends, rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.parametrize("frozen", ["requires_grad", "optimizer"])
+def test_what_stays_dense_may_be_frozen(frozen):
+    model = network()
+    trained = [p for name, p in model.named_parameters() if name != "2.weight"]
+    if frozen == "requires_grad":
+        model[2].weight.requires_grad_(False)
+    optimizer = torch.optim.SGD(trained, lr=0.1)
+    masks = prune(scorers.magnitude(Evidence(model, prunable(model, frozen=True))), 0.3)
+    held = Held(model, optimizer, masks)
+    execution = Execution(held, lambda *_: ("0.weight", "4.weight"), next(batches(1))[0])
+    before = model[2].weight.detach() * masks["2.weight"]
+    for batch in batches(3):
+        execution.ready()
+        optimizer.zero_grad()
+        loss(model, batch).backward()
+        optimizer.step()
+    assert set(sparse_layers(model)) == {"0.weight", "4.weight"}
+    execution.dense()
+    assert held.finish().agree(model)
+    assert torch.equal(model[2].weight, before)

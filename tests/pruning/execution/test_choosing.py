@@ -66,7 +66,7 @@ def test_density_classes_are_half_octaves():
 
 
 def test_what_was_measured_is_remembered_and_a_damaged_file_is_not_trusted(tmp_path, monkeypatch):
-    case = Case(8, 8, 16, 0, 0.25, "float32", 1, True)
+    case = Case(8, 8, 16, 0, 0.25, "float32", 1)
     path = tmp_path / "deep" / "crossover.json"
     asked = []
     monkeypatch.setattr("pruning.execution.crossover.measured", lambda case: asked.append(case) or 3.0)
@@ -81,9 +81,30 @@ def test_what_was_measured_is_remembered_and_a_damaged_file_is_not_trusted(tmp_p
     assert len(asked) == 3
 
 
-def test_the_measurement_runs_in_both_modes_and_leaves_the_random_state(tmp_path):
+def test_a_cache_that_cannot_be_written_is_told_once(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("pruning.execution.crossover.measured", lambda case: float(case.rows))
+    (tmp_path / "file").write_text("")
+    crossover = Crossover(tmp_path / "file" / "x.json")
+    for rows in (2, 4, 4):
+        assert crossover.speedup(Case(8, 8, rows, 0, 0.25, "float32", 1)) == rows
+    (record,) = caplog.records
+    assert "the next process will measure again" in record.getMessage()
+
+
+def test_one_process_measures_once(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("pruning.execution.crossover.measured", lambda case: asked.append(case) or 2.0)
+    model = network()
+    monkeypatch.setattr("pruning.execution.crossover.Crossover._remember", lambda self: None)
+    for _ in range(2):
+        assert len(auto(model, masks_of(model, 0.2), torch.randn(32, 3, 5, 5))) == 3
+    assert len(asked) == 3
+
+
+def test_the_measurement_runs_without_gradients_and_leaves_the_random_state():
     before = torch.random.get_rng_state()
-    for training in (True, False):
-        for positions in (0, 4):
-            assert measured(Case(16, 16, 8, positions, 0.1, "float32", 1, training)) > 0
+    for positions in (0, 4):
+        with torch.no_grad():
+            assert measured(Case(16, 16, 8, positions, 0.1, "float32", 1)) > 0
     assert torch.equal(torch.random.get_rng_state(), before)

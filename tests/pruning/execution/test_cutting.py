@@ -33,7 +33,15 @@ class Residual(nn.Module):
         return self.head(torch.relu(y).mean((2, 3)))
 
 
+def chain():
+    """A norm keeps statistics of units that nothing reads, and of which others are the only readers."""
+    return nn.Sequential(
+        nn.Linear(9, 12), nn.ReLU(), nn.Linear(12, 16, bias=False), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4)
+    )
+
+
 MODELS = {
+    "chain": (chain, (9,)),
     "mlp": (lambda: nn.Sequential(nn.Linear(9, 14), nn.Tanh(), nn.Linear(14, 12), nn.Tanh(), nn.Linear(12, 4)), (9,)),
     "residual": (Residual, (3, 6, 6)),
 }
@@ -88,7 +96,8 @@ def test_outputs_gradients_and_statistics_are_those_of_the_masked_network(seed, 
         assert torch.allclose(a.double(), b.double(), rtol=1e-10), key
     restore_dead(cut)
     assert [type(m) for m in cut.modules()] == [type(m) for m in whole.modules()]
-    assert vars(cut).keys() == vars(whole).keys()
+    for left, right in zip(cut.modules(), whole.modules(), strict=True):
+        assert vars(left).keys() == vars(right).keys()
     assert torch.allclose(whole.eval()(x), cut.eval()(x), rtol=1e-10)
 
 
@@ -101,7 +110,8 @@ def test_a_training_ends_in_the_same_weights(name, optimizer):
         masks = masks_with_dead_units(model, 3, 0.5)
         made = OPTIMIZERS[optimizer](model.parameters())
         held = Held(model, made, masks)
-        execution = None if choose is None else Execution(held, choose, torch.randn(6, *shape, dtype=torch.float64))
+        inputs = torch.randn(6, *shape, dtype=torch.float64)
+        execution = None if choose is None else Execution(held, choose, inputs, trace(model, inputs))
         g = torch.Generator().manual_seed(1)
         for _ in range(40):
             x, y = torch.randn(6, *shape, generator=g, dtype=torch.float64), torch.randint(4, (6,), generator=g)
@@ -176,3 +186,50 @@ def test_autocast_gives_the_same_dtype():
     cut_dead(model, {"0.weight": mask})
     with torch.autocast("cpu", torch.bfloat16):
         assert model(torch.randn(2, 4)).dtype == torch.bfloat16
+
+
+def test_layers_whose_weights_are_made_by_others_stay_whole():
+    with pytest.warns(FutureWarning):
+        model = nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 6)), nn.Linear(6, 3))
+    mask = torch.zeros(3, 6, dtype=torch.bool)
+    mask[0, 0] = True
+    assert cut_dead(model, {"1.weight": mask}) == ("1.weight",)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(4, 8), nn.Conv2d(4, 8, 3)])
+def test_inputs_that_do_not_fit_are_refused_as_by_the_whole_layer(layer):
+    dense = copy.deepcopy(layer)
+    mask = torch.zeros_like(layer.weight, dtype=torch.bool)
+    mask[0, 0] = True
+    assert cut_dead(layer, {"weight": mask}) == ("weight",)
+    for shape in [(9,), (5, 9), (5, 3), (9, 7, 7), (2, 9, 7, 7), (1, 1, 4, 7, 7), ()]:
+        with pytest.raises(Exception) as expected:  # noqa: PT011  # whatever torch raises
+            dense(torch.randn(shape))
+        with pytest.raises(expected.type):
+            layer(torch.randn(shape))
+
+
+def test_channels_last_stays_so():
+    layer = nn.Conv2d(4, 8, 3)
+    mask = torch.zeros_like(layer.weight, dtype=torch.bool)
+    mask[:2, :2] = True
+    cut_dead(layer, {"weight": mask})
+    x = torch.randn(2, 4, 5, 5)
+    assert layer(x).is_contiguous()
+    assert layer(x.to(memory_format=torch.channels_last)).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_activations_that_are_looked_at_are_worked_out_unless_a_structure_says_that_none_are():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    mask = torch.zeros(3, 8, dtype=torch.bool)
+    mask[:, :2] = True
+    x, seen = torch.randn(5, 4), []
+    model[1].register_forward_hook(lambda module, args, output: seen.append(output))
+    model(x)
+    execution = Execution(Held(model, optimizer, Masks({"2.weight": mask})), lambda *_: (), x)
+    execution.ready()
+    assert type(model[2]) is CutLinear
+    model(x)
+    assert torch.equal(*seen)

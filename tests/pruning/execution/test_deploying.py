@@ -12,6 +12,7 @@ import pruning
 from pruning import Evidence, Masks, prunable, prune, scorers
 from pruning.errors import ArtefactError, ExecutionError, MaskError, StructureError
 from pruning.execution import load, save, sparse_execution, sparse_layers
+from pruning.execution.cutting import cut_dead
 from pruning.structure.saving import save as save_removed
 
 
@@ -80,7 +81,8 @@ def forced(fastest: str, layers: str = "sparse"):
     def in_turn(calls, rounds, warmup=2):
         for call in calls.values():
             call()
-        return {name: [1.0 if name in (fastest, layers) else 2.0] * rounds for name in calls}
+        first = fastest if "masked" in calls else layers
+        return {name: [1.0 if name == first else 2.0] * rounds for name in calls}
 
     return patch("pruning.execution.deploying.in_turn", in_turn)
 
@@ -133,8 +135,7 @@ def test_what_is_measured_is_measured():
     model, masks, x = pruned("mlp", 0.1)
     deployed = pruning.deploy(model, masks, x)
     assert min(deployed.masked, deployed.removed, deployed.final) > 0
-    assert deployed.final <= min(deployed.masked, deployed.removed)
-    assert deployed.speedup >= 1
+    assert deployed.final <= 1.02 * min(deployed.masked, deployed.removed)
     table = str(deployed)
     for layer in deployed.layers:
         assert layer.dense > 0
@@ -198,8 +199,8 @@ def test_inputs_by_name_and_half_precision():
     assert not sparse_layers(deployed.model)
 
 
-def test_random_networks_are_refused():
-    class Random(nn.Module):
+def test_networks_that_are_not_finite_are_refused():
+    class Infinite(nn.Module):
         def __init__(self):
             super().__init__()
             self.layer = nn.Linear(6, 3)
@@ -208,8 +209,8 @@ def test_random_networks_are_refused():
             return self.layer(x) * float("nan")
 
     masks = Masks({"layer.weight": torch.rand(3, 6) < 0.5})
-    with pytest.raises(ExecutionError, match=r"Random: outputs of the \w+ form differ by inf"):
-        pruning.deploy(Random(), masks, torch.randn(2, 6))
+    with pytest.raises(ExecutionError, match=r"Infinite: outputs of the \w+ form differ by inf"):
+        pruning.deploy(Infinite(), masks, torch.randn(2, 6))
 
 
 def test_masks_that_do_not_fit_are_refused():
@@ -245,3 +246,104 @@ def test_a_network_in_training_is_saved_in_its_sparse_form(tmp_path):
     assert sparse_layers(again) == sparse_layers(model)
     assert len(names) == 3
     assert torch.equal(outputs(again, x), outputs(model, x))
+
+
+def test_layers_that_are_called_by_keyword():
+    class Called(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.layer(input=x)
+
+    with forced("sparse"):
+        deployed = pruning.deploy(Called(), {"layer.weight": torch.rand(3, 6) < 0.5}, torch.randn(2, 6))
+    assert len(deployed.layers) == 1
+
+
+def test_a_network_of_which_every_masked_layer_goes():
+    class Branch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.branch, self.head = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6)), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.head(x + self.branch(x))
+
+    model = Branch()
+    gone = {n: torch.zeros_like(p, dtype=torch.bool) for n, p in model.branch.named_parameters(prefix="branch")}
+    x = torch.randn(2, 6)
+    with forced("sparse"):
+        deployed = pruning.deploy(model, gone, x)
+    Masks(gone).apply_(model)
+    assert torch.allclose(outputs(deployed.model, x), outputs(model, x), atol=1e-6)
+
+
+@pytest.mark.parametrize("names", [["first.weight"], ["second.weight"], ["first.weight", "second.weight"]])
+def test_tied_weights_are_masked_under_any_of_their_names(names):
+    torch.manual_seed(0)
+    model, x = Tied(), torch.randn(4, 12)
+    masks = Masks(dict.fromkeys(names, torch.rand(12, 12) < 0.2))
+    with forced("sparse"):
+        deployed = pruning.deploy(model, masks, x)
+    assert [layer.name for layer in deployed.layers] == ["first.weight"]
+    masks.apply_(model)
+    assert torch.allclose(outputs(deployed.model, x), outputs(model, x), atol=1e-6)
+
+
+def test_views_of_outputs_run_in_every_form():
+    class Viewed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.out = nn.Linear(6, 12), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.out(self.layer(x).view(-1, 4))
+
+    model = Viewed()
+    masks = prune(scorers.magnitude(Evidence(model, prunable(model))), 0.3)
+    with forced("sparse"):
+        deployed = pruning.deploy(model, masks, torch.randn(2, 6))
+    assert len(sparse_layers(deployed.model)) == 2
+
+
+@pytest.mark.parametrize("fastest", ["removed", "sparse"])
+def test_a_model_on_the_meta_device_comes_to_the_cpu(fastest, tmp_path):
+    model, masks, x = pruned("bottlenecks", 0.2)
+    with forced(fastest):
+        deployed = pruning.deploy(model, masks, x)
+    deployed.save(tmp_path / "it.safetensors")
+    with torch.device("meta"):
+        again = bottlenecks()
+    again = load(tmp_path / "it.safetensors", again)
+    assert torch.equal(outputs(again, x), outputs(deployed.model, x))
+    assert sparse_layers(again) == sparse_layers(deployed.model)
+
+
+def test_buffers_that_modules_share_stay_shared(tmp_path):
+    class Shared(nn.Module):
+        def __init__(self, value=0.0):
+            super().__init__()
+            self.left, self.right, self.layer = nn.Module(), nn.Module(), nn.Linear(6, 3)
+            self.left.register_buffer("shift", torch.full((6,), value))
+            self.right.register_buffer("shift", self.left.shift)
+
+        def forward(self, x):
+            return self.layer(x + self.left.shift * self.right.shift)
+
+    model, x = Shared(2.0), torch.randn(2, 6)
+    save(model, tmp_path / "it.safetensors")
+    again = load(tmp_path / "it.safetensors", Shared())
+    assert torch.equal(outputs(again, x), outputs(model, x))
+    assert again.left.shift is again.right.shift
+
+
+def test_a_network_with_cut_layers_is_saved_as_the_whole_one(tmp_path):
+    model, x = mlp(), torch.randn(3, 20)
+    mask = torch.zeros(30, 20, dtype=torch.bool)
+    mask[:3] = True
+    Masks({"0.weight": mask}).apply_(model)
+    assert cut_dead(model, {"0.weight": mask}) == ("0.weight",)
+    save(model, tmp_path / "it.safetensors")
+    assert torch.allclose(outputs(load(tmp_path / "it.safetensors", mlp()), x), outputs(model, x), atol=1e-6)

@@ -6,8 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 from torch.nn import functional as F
 
+from pruning.errors import ExecutionError
+from pruning.execution import sparse_execution
 from pruning.execution.product import Pattern, product
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -26,8 +29,8 @@ def layers(draw):
     return outputs, inputs, batch, kept, draw(st.booleans()), draw(st.sampled_from(list(TOLERANCE))), seed
 
 
-@given(layers(), st.integers(0, 12), st.integers(1, 5))
-def test_outputs_and_gradients_are_those_of_the_masked_dense_layer(layer, one_block, columns):
+@given(layers(), st.integers(0, 12), st.integers(1, 5), st.booleans())
+def test_outputs_and_gradients_are_those_of_the_masked_dense_layer(layer, one_block, columns, features_first):
     outputs, inputs, batch, kept, biased, dtype, seed = layer
     g = torch.Generator().manual_seed(seed)
     places = torch.randperm(outputs * inputs, generator=g)[:kept]
@@ -41,8 +44,9 @@ def test_outputs_and_gradients_are_those_of_the_masked_dense_layer(layer, one_bl
     F.linear(*dense).backward(above)
     sparse = [t.clone().requires_grad_() if t is not None else None for t in (x, weight[mask], bias)]
     with patch.multiple("pruning.execution.product", _ONE_BLOCK=one_block, _COLUMNS=columns):
-        found = product(*sparse, Pattern.of(mask))
+        found = product(*sparse, Pattern.of(mask), features_first)
         found.backward(above)
+    assert found.is_contiguous() or features_first
     assert close(found.detach(), F.linear(x, weight * mask, bias))
     assert close(sparse[0].grad, dense[0].grad)
     assert close(sparse[1].grad, dense[1].grad[mask])
@@ -120,10 +124,23 @@ def test_nothing_is_copied_between_layers():
     assert hidden.t().is_contiguous()
 
 
-def test_gradients_of_gradients_are_refused():
-    values = torch.ones(4, requires_grad=True)
-    x = torch.randn(3, 4, requires_grad=True)
-    out = product(x, values, None, Pattern.of(torch.eye(4, dtype=torch.bool))).square().sum()
-    (gradient,) = torch.autograd.grad(out, values, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
+class Critic(nn.Module):
+    """Whose last layer has a gradient that comes from no graph, so that torch itself would not object."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 1)
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.first(x)))
+
+
+@pytest.mark.parametrize("layers", [["first.weight"], ["last.weight"], ["first.weight", "last.weight"]])
+@pytest.mark.parametrize("rows", [3, 600])
+def test_gradients_of_gradients_are_refused(layers, rows):
+    model = Critic()
+    masks = {name: torch.ones_like(model.get_parameter(name), dtype=torch.bool) for name in layers}
+    sparse_execution(model, masks, row_major=False)
+    x = torch.randn(rows, 4, requires_grad=True)
+    with pytest.raises(ExecutionError, match="second derivatives"):
+        torch.autograd.grad(model(x).sum(), x, create_graph=True)

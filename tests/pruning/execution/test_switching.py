@@ -430,3 +430,73 @@ def test_memory_is_what_is_kept():
     tensors += [t for m in model if hasattr(m, "pattern") for t in vars(m.pattern).values() if hasattr(t, "nbytes")]
     tensors += [v for state in optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
     assert sum(t.untyped_storage().nbytes() for t in tensors) <= 20 * masks.kept + 2 * 2 * 4 * 801 + 64
+
+
+@pytest.mark.parametrize("row_major", [True, False])
+@pytest.mark.parametrize("shape", [(8, 10), (3, 8, 10), (600, 10)])
+def test_operations_in_place_on_outputs(shape, row_major):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(10, 16), nn.ReLU(inplace=True), nn.Linear(16, 12), nn.ELU(inplace=True), nn.Linear(12, 4)
+    )
+    masks = masked(model, 0.3)
+    dense, x = copy.deepcopy(model), torch.randn(shape)
+    sparse_execution(model, masks, row_major=row_major)
+    for network in (model, dense):
+        network(x).square().sum().backward()
+    dense_execution(model)
+    for (name, a), (_, b) in zip(model.named_parameters(), dense.named_parameters(), strict=True):
+        assert torch.allclose(a.grad, b.grad * masks.get(name, torch.ones(())), rtol=1e-4, atol=1e-4), name
+
+
+class Heads(nn.Module):
+    """As attention is often written, and generators: outputs are viewed in other shapes."""
+
+    def __init__(self, noisy=False):
+        super().__init__()
+        self.seed, self.query, self.out, self.noisy = nn.Linear(10, 24), nn.Linear(6, 6), nn.Linear(6, 4), noisy
+
+    def forward(self, x):
+        x = self.seed(x).view(len(x), 4, 6)
+        x = self.query(x).view(len(x), 4, 2, 3).transpose(1, 2).reshape(len(x), 4, 6)
+        return self.out(F.dropout(x, 0.5, self.training and self.noisy)).mean(1)
+
+
+@pytest.mark.parametrize("noisy", [True, False])
+def test_views_and_noise_are_those_of_dense_layers(noisy):
+    torch.manual_seed(0)
+    model, x = Heads(noisy), torch.randn(5, 10)
+    masks = masked(model, 0.3)
+    dense = copy.deepcopy(model)
+    sparse_execution(model, masks)
+    found = []
+    for network in (model, dense):
+        torch.manual_seed(1)
+        found.append(network(x))
+    assert torch.allclose(*found, atol=1e-5)
+
+
+@pytest.mark.parametrize("names", [["0.weight"], ["1.weight"], ["0.weight", "1.weight"]])
+def test_tied_weights_under_any_of_their_names(names):
+    model = nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 2))
+    model[1].weight = model[0].weight
+    optimizer = torch.optim.Adam(model.parameters())
+    mask = torch.rand(5, 5) < 0.5
+    masks = Masks(dict.fromkeys(names, mask))
+    masks.apply_(model)
+    x = torch.randn(3, 5)
+    expected = model(x)
+    assert sparse_execution(model, masks, optimizer) == (names[0],)
+    assert torch.allclose(model(x), expected, atol=1e-6)
+    assert model[0].values is model[1].values
+    assert dense_execution(model, optimizer) == ("0.weight",)
+    assert model[0].weight is model[1].weight
+
+
+def test_a_failure_while_a_state_is_read_leaves_the_layer_whole():
+    layer = nn.Linear(3, 2)
+    sparse_execution(layer, {"weight": torch.ones(2, 3, dtype=torch.bool)})
+    layer.register_state_dict_pre_hook(lambda *_: None)
+    with pytest.raises(TypeError):
+        layer._save_to_state_dict(None, "", False)
+    assert set(layer._parameters) == {"values", "bias"}
