@@ -233,6 +233,8 @@ def _trained(
             checkpoints=setting.checkpoints(kind, identity),
             choose=choose,
         )
+        if choose is not masked:
+            log.info("weights that ran sparsely: %s", ", ".join(trained.sparse) or "none")
         if trained.end is not None:
             trained.end.save(folder / POINT)
         final = None if trained.masks is None else trained.masks.to("cpu")

@@ -205,6 +205,8 @@ class Masks(Mapping[str, Tensor]):
         parameters = named(model)
         for name, mask in self.items():
             if name not in parameters:
+                if name.endswith("weight") and f"{name.removesuffix('weight')}values" in parameters:
+                    raise MaskError(f"{name}: runs sparsely: call dense_execution(model), or execution.dense(), first")
                 raise MaskError(f"{name}: the model has no such parameter: use masks made for this model")
             if parameters[name].shape != mask.shape:
                 raise MaskError(

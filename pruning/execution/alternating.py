@@ -8,7 +8,7 @@ from pruning.errors import ExecutionError
 from pruning.execution.choosing import Choose, masked
 from pruning.execution.cutting import cut_dead, restore_dead
 from pruning.execution.layout import lay_features_first
-from pruning.execution.switching import dense_execution, sparse_execution
+from pruning.execution.switching import candidates, dense_execution, sparse_execution
 from pruning.inputs import Inputs
 from pruning.masks import Masks
 from pruning.structure import Structure
@@ -48,7 +48,16 @@ class Execution:
             choose: is asked whenever masks have changed: `auto`, `sparse` or `masked`.
             inputs: a batch as large as those to come.
             structure: of the model (`trace`), if nothing but its outputs is looked at; see `cut_dead`.
+
+        Raises:
+            ExecutionError: `regime` or `choose` is something else.
         """
+        if not isinstance(regime, Held):
+            raise ExecutionError(
+                f"{type(regime).__name__}: is no regime: give Held(model, optimizer, masks), RigL(…), …"
+            )
+        if not callable(choose):
+            raise ExecutionError(f"choose={choose!r}: give one of pruning.execution.auto, sparse, masked")
         self.regime, self._choose, self._inputs, self._structure = regime, choose, inputs, structure
         self.layers: tuple[str, ...] | None = None
         self._chosen: tuple[Masks, tuple[str, ...]] | None = None
@@ -61,6 +70,8 @@ class Execution:
         elif self.layers is None and self._choose is not masked:
             masks = self.regime.masks
             if self._chosen is None or self._chosen[0] is not masks:
+                if self._chosen is None and not candidates(self.regime.model, masks):
+                    log.info("execution: no masked layer is a Linear or 1x1 convolution of float32 or float64 on a CPU")
                 self._chosen = masks, self._choose(self.regime.model, masks, self._inputs)
             self.sparse(self._chosen[1])
 

@@ -66,6 +66,7 @@ class Deployed:
     Attributes:
         model: in eval mode; an ordinary module.
         layers: those that can run sparsely.
+        others: the names of the masked weights that cannot, or that are not used.
         parameters: how many there were, and how many are left with dead units removed.
         kept_structure: why nothing was removed; None if that was possible.
         masked, removed, final: milliseconds of a forward pass: of the masked network, of the smaller one, of `model`.
@@ -75,6 +76,7 @@ class Deployed:
 
     model: nn.Module
     layers: tuple[Layer, ...]
+    others: tuple[str, ...]
     parameters: tuple[int, int]
     kept_structure: str | None
     masked: float
@@ -101,6 +103,9 @@ class Deployed:
             f"  {layer.dense:>8.3f}  {layer.sparse:>9.3f}  {layer.chosen}"
             for layer in self.layers
         ]
+        if self.others:
+            few = ", ".join(self.others[:3]) + (", …" if len(self.others) > 3 else "")
+            lines.append(f"dense, with zeros: {len(self.others)} other masked weights ({few})")
         before, after = self.parameters
         gone = f"{before - after:,} of {before:,} parameters were of dead units and are removed"
         lines.append(f"structure: {self.kept_structure or gone}")
@@ -130,13 +135,17 @@ def deploy(model: nn.Module, masks: Mapping[str, Tensor], example_inputs: Inputs
     masks = _of_first_names(model, masks)
     masked = cloned(model).eval()
     Masks(masks).apply_(masked)
+    _call(masked, *arguments_for(masked, example_inputs))  # what is wrong with the inputs is said here
     small, reason = _smaller(masked, masks, example_inputs)
     layers = _timed(small, masks, example_inputs)
-    sparse = cloned(small)
     chosen = tuple(layer.name for layer in layers if layer.chosen == "sparse")
+    forms = {"masked": masked}  # the smallest first; what is equal is timed once
+    if _count(small) < _count(masked):
+        forms = {"removed": small} | forms
     if chosen:
+        sparse = cloned(small)
         sparse_execution(sparse, _nonzero(sparse, masks), layers=chosen)
-    forms = {"sparse": sparse, "removed": small, "masked": masked}
+        forms = {"sparse": sparse} | forms
     calls = {name: partial(_call, form, *arguments_for(form, example_inputs)) for name, form in forms.items()}
     times = {name: 1000 * median(seconds) for name, seconds in in_turn(calls, _ROUNDS).items()}
     fastest = next(name for name in forms if times[name] <= _NOISE * min(times.values()))
@@ -151,10 +160,12 @@ def deploy(model: nn.Module, masks: Mapping[str, Tensor], example_inputs: Inputs
     return Deployed(
         model=forms[fastest],
         layers=layers,
+        others=tuple(name for name in masks if name not in {layer.name for layer in layers}),
         parameters=(_count(masked), _count(masked if fastest == "masked" else small)),
-        kept_structure=reason or ("dead units stay: nothing is faster without them" if fastest == "masked" else None),
+        kept_structure=reason
+        or ("dead units stay: nothing is faster without them" if fastest == "masked" and "removed" in forms else None),
         masked=times["masked"],
-        removed=times["removed"],
+        removed=times.get("removed", times["masked"]),
         final=times[fastest],
         difference=difference,
         threads=torch.get_num_threads(),

@@ -59,7 +59,9 @@ def sparse_execution(
 
     While it is sparse, `named_parameters()` has `values` where `weight` was, and reading `weight` gives a new tensor:
     what is written into that is lost. Lists of parameters (for clipping, for averages) and hooks on weights that were
-    made before are to be made anew. There are no second derivatives, and `torch.func` does not apply.
+    made before are to be made anew. There are no second derivatives, and `torch.func` does not apply. In eval mode
+    `nn.TransformerEncoder` reads the weights of its layers itself, as slowly as dense ones and more, unless
+    `torch.backends.mha.set_fastpath_enabled(False)`.
 
     Args:
         model: on the CPU for what is to run sparsely; wrappers are looked through, but wrap in DDP only afterwards.
@@ -73,9 +75,9 @@ def sparse_execution(
 
     Raises:
         MaskError: the masks do not fit.
-        ExecutionError: the model is wrapped in DDP; a layer in `layers` cannot run sparsely; or an optimizer does not
-            treat every weight by itself (LBFGS, Adafactor, one that is not of torch.optim): on a vector it would be
-            another optimizer.
+        ExecutionError: the model is wrapped in DDP; a layer in `layers` cannot run sparsely; an optimizer is of another
+            model, or does not treat every weight by itself (LBFGS, Adafactor, one that is not of torch.optim): on a
+            vector it would be another optimizer.
     """
     Masks(masks).check(model)
     possible = candidates(model, masks)
@@ -89,7 +91,7 @@ def sparse_execution(
             "and wrap it then"
         )
     if chosen:
-        _check(optimizers)
+        _check(optimizers, model)
     parameters, users = named(model), _users(unwrapped(model))
     row_major = row_major or any(isinstance(module, _DropoutNd) for module in model.modules())
     for name in chosen:
@@ -158,13 +160,17 @@ def _users(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
     return found
 
 
-def _check(optimizers: Iterable[Optimizer]) -> None:
+def _check(optimizers: Iterable[Optimizer], model: nn.Module) -> None:
+    own = {id(parameter) for parameter in model.parameters()}
     for optimizer in optimizers:
+        kind = type(optimizer).__name__
         if type(optimizer) not in ELEMENTWISE - _FACTORED:
-            kind = type(optimizer).__name__
             raise ExecutionError(
-                f"{kind}: does not treat every weight by itself: set execution=masked, or take Adam, SGD"
+                f"{kind}: is not known to treat every weight by itself: set execution=masked, or take Adam or SGD of "
+                "torch.optim"
             )
+        if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
+            raise ExecutionError(f"{kind}: updates no parameter of the model: give the optimizer of this model")
 
 
 def _exchange(

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from pruning import Evidence, Masks, prunable, prune, scorers
 from pruning.allocation import ERK
 from pruning.dynamic import SET, Gradual, Held, Movement, RigL, SoftMask
+from pruning.errors import ExecutionError
 from pruning.execution import Execution, dense_execution, masked, sparse, sparse_layers
 
 STEPS = 60
@@ -101,7 +102,8 @@ def test_an_optimizer_that_mixes_entries_stays_masked_and_says_so_once(caplog):
     assert sparsely == [0] * STEPS
     assert masks.density == pytest.approx(0.3, abs=0.01)
     assert [record.getMessage() for record in caplog.records] == [
-        "masked execution: Adafactor: does not treat every weight by itself: set execution=masked, or take Adam, SGD"
+        "masked execution: Adafactor: is not known to treat every weight by itself: set execution=masked, or take Adam or SGD of "
+        "torch.optim"
     ]
 
 
@@ -216,3 +218,28 @@ def test_what_stays_dense_may_be_frozen(frozen):
     execution.dense()
     assert held.finish().agree(model)
     assert torch.equal(model[2].weight, before)
+
+
+def test_arguments_that_are_something_else_are_refused():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    masks = prune(scorers.magnitude(Evidence(model, prunable(model))), 0.3)
+    held = Held(model, optimizer, masks)
+    with pytest.raises(ExecutionError, match="Masks: is no regime"):
+        Execution(masks, sparse, None)
+    with pytest.raises(ExecutionError, match="choose='auto': give one of"):
+        Execution(held, "auto", None)
+
+
+def test_a_network_without_a_layer_that_can_says_so_once(caplog):
+    caplog.set_level("INFO", "pruning")
+    model = network().bfloat16()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    masks = prune(scorers.magnitude(Evidence(model, prunable(model))), 0.3)
+    execution = Execution(Held(model, optimizer, masks), sparse, torch.randn(2, 10).bfloat16())
+    for _ in range(2):
+        execution.ready()
+        execution.dense()
+    assert [record.getMessage() for record in caplog.records] == [
+        "execution: no masked layer is a Linear or 1x1 convolution of float32 or float64 on a CPU"
+    ]

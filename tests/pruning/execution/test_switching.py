@@ -284,7 +284,7 @@ def test_an_optimizer_that_mixes_entries_is_refused_and_nothing_changes(make):
     model = mlp()
     masks = masked(model, 0.2)
     optimizer = make(list(model.parameters()))
-    with pytest.raises(ExecutionError, match="does not treat every weight by itself"):
+    with pytest.raises(ExecutionError, match="is not known to treat every weight by itself"):
         sparse_execution(model, masks, optimizer)
     assert sparse_layers(model) == {}
 
@@ -500,3 +500,20 @@ def test_a_failure_while_a_state_is_read_leaves_the_layer_whole():
     with pytest.raises(TypeError):
         layer._save_to_state_dict(None, "", False)
     assert set(layer._parameters) == {"values", "bias"}
+
+
+def test_an_optimizer_of_another_model_is_refused():
+    model, other = mlp(), mlp()
+    masks = masked(model, 0.3)
+    with pytest.raises(ExecutionError, match="SGD: updates no parameter of the model"):
+        sparse_execution(model, masks, torch.optim.SGD(other.parameters(), lr=0.1))
+    assert not sparse_layers(model)
+
+
+def test_masks_of_a_sparse_network_say_what_to_do():
+    model = mlp()
+    masks = masked(model, 0.3)
+    sparse_execution(model, masks)
+    for use in (masks.agree, masks.apply_, masks.attach, lambda m: sparse_execution(m, masks)):
+        with pytest.raises(MaskError, match=r"0.weight: runs sparsely: call dense_execution\(model\)"):
+            use(model)
