@@ -29,6 +29,12 @@ def arguments_for(model: nn.Module, inputs: Inputs) -> tuple[tuple[Any, ...], di
     return mapped(args, lambda x: x.to(device)), mapped(kwargs, lambda x: x.to(device))
 
 
+def copies_for(model: nn.Module, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """`arguments_for`, as copies that a model may write into."""
+    args, kwargs = arguments_for(model, inputs)
+    return mapped(args, Tensor.clone), mapped(kwargs, Tensor.clone)
+
+
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """All tensors in nested tuples, lists, sets, mappings and dataclasses; other objects are not looked into."""
     if isinstance(value, Tensor):

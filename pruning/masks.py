@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from pruning.attachment import Attachment
 from pruning.coding import decode, encode
 from pruning.errors import ArtefactError, MaskError
-from pruning.parameters import named, storage
+from pruning.parameters import first_names, named, storage
 
 _FORMAT = "pruning.masks/3"
 
@@ -200,6 +200,15 @@ class Masks(Mapping[str, Tensor]):
         if model is not None:
             masks.check(model)
         return masks
+
+    def joined(self, model: nn.Module) -> "Masks":
+        """Each weight's mask once, on its device: under the first name of a tied weight, what all of its masks keep."""
+        parameters, first = self._fitting(model), first_names(model)
+        found: dict[str, Tensor] = {}
+        for name, mask in self.items():
+            mask = mask.to(parameters[name].device)
+            found[first[name]] = found[first[name]] & mask if first[name] in found else mask
+        return Masks(found)
 
     def _fitting(self, model: nn.Module) -> dict[str, nn.Parameter]:
         parameters = named(model)

@@ -7,10 +7,11 @@ from pruning.dynamic.held import Held
 from pruning.errors import ExecutionError
 from pruning.execution.choosing import Choose, masked
 from pruning.execution.cutting import cut_dead, restore_dead
-from pruning.execution.layout import lay_features_first
+from pruning.execution.layout import features_first
 from pruning.execution.switching import candidates, dense_execution, sparse_execution
 from pruning.inputs import Inputs
 from pruning.masks import Masks
+from pruning.parameters import unwrapped
 from pruning.structure import Structure
 
 log = logging.getLogger("pruning")
@@ -61,7 +62,7 @@ class Execution:
         self.regime, self._choose, self._inputs, self._structure = regime, choose, inputs, structure
         self.layers: tuple[str, ...] | None = None
         self._chosen: tuple[Masks, tuple[str, ...]] | None = None
-        self._row_major: bool | None = None  # not known yet
+        self._layouts: dict[tuple[str, ...], tuple[str, ...]] = {}  # of which layers, which are features first
 
     def ready(self) -> None:
         """Call it before every forward pass."""
@@ -81,18 +82,22 @@ class Execution:
         An optimizer that cannot is told once.
         """
         regime = self.regime
+        possible = candidates(regime.model, regime.masks)
+        for name in layers:
+            if name not in possible:
+                raise ExecutionError(f"{name}: is no layer that can run sparsely (see candidates()): choose others")
         regime.release(layers)
         try:
-            self.layers = sparse_execution(
-                regime.model, regime.masks, regime.optimizer, layers=layers, row_major=self._row_major is not False
-            )
+            self.layers = sparse_execution(regime.model, regime.masks, regime.optimizer, layers=layers)
         except ExecutionError as error:
             regime.rebind()
             self._choose = masked
             log.warning("masked execution: %s", error)
             return
-        if self._row_major is None and self.layers:
-            self._row_major = not lay_features_first(regime.model, self._inputs)
+        if self.layers and self.layers not in self._layouts:
+            self._layouts[self.layers] = features_first(regime.model, self._inputs)
+        for path in self._layouts.get(self.layers, ()):
+            vars(unwrapped(regime.model).get_submodule(path))["row_major"] = False
         cut_dead(regime.model, regime.masks, self._structure)
 
     def dense(self) -> tuple[str, ...]:

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from pruning.evidence import untouched
 from pruning.execution.crossover import Case, Crossover, of_this_machine
 from pruning.execution.switching import candidates
-from pruning.inputs import Inputs, arguments_for
+from pruning.inputs import Inputs, copies_for
 from pruning.parameters import named, unwrapped
+from pruning.structure.tape import cloned
 
 Choose = Callable[[nn.Module, Mapping[str, Tensor], Inputs], tuple[str, ...]]
 """From a model in its dense form, its masks, and inputs like those it will see, to names of weights."""
@@ -54,7 +55,8 @@ def _sizes(model: nn.Module, names: tuple[str, ...], inputs: Inputs) -> dict[str
 
     The most of several calls; layers that are not called are left out.
     """
-    model, parameters = unwrapped(model), named(model)
+    model = cloned(unwrapped(model))  # which may count its calls, and draw from generators of its own
+    parameters = named(model)
     weights = {id(parameters[name]): name for name in names}
     found: dict[str, tuple[int, int]] = {}
 
@@ -70,7 +72,7 @@ def _sizes(model: nn.Module, names: tuple[str, ...], inputs: Inputs) -> dict[str
 
     users = [module for module in model.modules() if id(module._parameters.get("weight")) in weights]
     handles = [module.register_forward_hook(hook) for module in users]
-    args, kwargs = arguments_for(model, inputs)
+    args, kwargs = copies_for(model, inputs)
     try:
         with untouched(model), torch.no_grad():
             model.train()  # in eval mode torch's encoder layers work past their linear modules

@@ -5,6 +5,7 @@ import logging
 import os
 import platform
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from math import log2
@@ -92,15 +93,17 @@ class Crossover:
 
     def _remember(self) -> None:
         """In the file, with what other processes have measured meanwhile; where none can be written, until the end."""
+        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
             temporary.write_text(json.dumps(_read(self._path) | self._known, indent=1, sort_keys=True))
             temporary.replace(self._path)
         except OSError as error:
             if not self._told:
                 log.warning("%s: cannot be written, so the next process will measure again: %s", self._path, error)
             self._told = True
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def of_this_machine() -> Crossover:
@@ -175,7 +178,7 @@ def _read(path: Path) -> dict[str, float]:
     """What is there; a file that is damaged is measured anew."""
     try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError):
+        known = found if isinstance(found, dict) else {}
+        return {key: float(value) for key, value in known.items() if isinstance(value, int | float)}
+    except (OSError, ValueError, OverflowError, RecursionError):
         return {}
-    known = found if isinstance(found, dict) else {}
-    return {key: float(value) for key, value in known.items() if isinstance(value, int | float)}

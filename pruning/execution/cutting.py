@@ -50,8 +50,8 @@ class CutLinear(_Cut, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """As that of the whole layer, but for units that lead nowhere."""
-        if input.shape[-1:] != (self.in_features,):
-            return super().forward(input)  # which says what is wrong
+        if input.is_nested or input.shape[-1:] != (self.in_features,):
+            return super().forward(input)  # which says what is wrong, if anything is
         found = F.linear(input.index_select(-1, self.live_inputs), self.live_weight())
         return self.placed(found, -1, self.out_features)
 

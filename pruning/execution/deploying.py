@@ -19,9 +19,9 @@ from pruning.execution.product import Pattern
 from pruning.execution.saving import save
 from pruning.execution.switching import candidates, sparse_execution
 from pruning.execution.timing import in_turn
-from pruning.inputs import Inputs, arguments_for
+from pruning.inputs import Inputs, copies_for
 from pruning.masks import Masks
-from pruning.parameters import first_names, named, unwrapped
+from pruning.parameters import named, unwrapped
 from pruning.structure import remove, trace, verify, without_dead
 from pruning.structure.tape import cloned
 
@@ -132,10 +132,10 @@ def deploy(model: nn.Module, masks: Mapping[str, Tensor], example_inputs: Inputs
     """
     model = unwrapped(model)
     Masks(masks).check(model)
-    masks = _of_first_names(model, masks)
+    masks = Masks(masks).joined(model)
     masked = cloned(model).eval()
     Masks(masks).apply_(masked)
-    _call(masked, *arguments_for(masked, example_inputs))  # what is wrong with the inputs is said here
+    _call(masked, example_inputs)  # what is wrong with the inputs is said here
     small, reason = _smaller(masked, masks, example_inputs)
     layers = _timed(small, masks, example_inputs)
     chosen = tuple(layer.name for layer in layers if layer.chosen == "sparse")
@@ -146,7 +146,7 @@ def deploy(model: nn.Module, masks: Mapping[str, Tensor], example_inputs: Inputs
         sparse = cloned(small)
         sparse_execution(sparse, _nonzero(sparse, masks), layers=chosen)
         forms = {"sparse": sparse} | forms
-    calls = {name: partial(_call, form, *arguments_for(form, example_inputs)) for name, form in forms.items()}
+    calls = {name: partial(_call, form, example_inputs) for name, form in forms.items()}
     times = {name: 1000 * median(seconds) for name, seconds in in_turn(calls, _ROUNDS).items()}
     fastest = next(name for name in forms if times[name] <= _NOISE * min(times.values()))
     if fastest != "sparse":
@@ -200,7 +200,7 @@ def _timed(model: nn.Module, masks: Mapping[str, Tensor], inputs: Inputs) -> tup
     users = [module for module in model.modules() if id(module._parameters.get("weight")) in weights]
     handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module in users]
     try:
-        args, kwargs = arguments_for(model, inputs)
+        args, kwargs = copies_for(model, inputs)
         model(*args, **kwargs)
     finally:
         for handle in handles:
@@ -232,17 +232,12 @@ def _nonzero(model: nn.Module, names: Collection[str]) -> Masks:
     return Masks({name: weight.detach() != 0 for name, weight in named(model).items() if name in names})
 
 
-def _of_first_names(model: nn.Module, masks: Mapping[str, Tensor]) -> Masks:
-    """Each weight's mask once, on the weight's device."""
-    first, parameters = first_names(model), named(model)
-    return Masks({first[name]: mask.to(parameters[name].device) for name, mask in masks.items()})
-
-
 def _count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _call(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _call(model: nn.Module, inputs: Inputs) -> None:
+    args, kwargs = copies_for(model, inputs)
     with torch.inference_mode():
         model(*args, **kwargs)
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from pruning.execution.product import Pattern, product
 
+_DTYPES = (torch.float32, torch.float64)
+
 
 class _Sparse(nn.Module):
     """What sparse layers share: the kept values, their places, and the dense weight as seen from outside."""
@@ -77,7 +79,7 @@ class SparseLinear(_Sparse, nn.Linear):  # type: ignore[override]  # `weight` is
     def forward(self, input: Tensor) -> Tensor:
         """As that of the dense layer: [..., inputs] to [..., outputs]."""
         values = self.values
-        if input.shape[-1:] != (self.in_features,) or not _kernels(input, values):
+        if not _kernels(input, values) or input.shape[-1:] != (self.in_features,):
             return F.linear(input, self.weight, self.bias)
         if input.dim() == 2:
             return product(input, values, self.bias, self.pattern, features_first=not self.row_major)
@@ -93,8 +95,8 @@ class SparsePointwise(_Sparse, nn.Conv2d):  # type: ignore[override]  # `weight`
 
     def forward(self, input: Tensor) -> Tensor:
         """As that of the dense layer: [batch, inputs, height, width], or without batch."""
-        fits = input.dim() in (3, 4) and input.shape[-3] == self.in_channels
-        if not fits or not _kernels(input, self.values):
+        fits = _kernels(input, self.values) and input.dim() in (3, 4) and input.shape[-3] == self.in_channels
+        if not fits:
             return F.conv2d(input, self.weight, self.bias, self.stride)
         down, right = self.stride
         images = (input if input.dim() == 4 else input[None])[:, :, ::down, ::right]
@@ -122,7 +124,7 @@ def convertible(module: nn.Module) -> bool:
     elif type(module) is not nn.Linear:
         return False
     weight = module._parameters.get("weight")
-    return weight is not None and weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
+    return weight is not None and weight.device.type == "cpu" and weight.dtype in _DTYPES
 
 
 def sparsify_(module: nn.Module, values: nn.Parameter, pattern: Pattern, row_major: bool = True) -> None:
@@ -157,7 +159,8 @@ def densify_(module: _Sparse) -> None:
 
 
 def _kernels(inputs: Tensor, values: Tensor) -> bool:
-    """Whether the products exist for these: not for half precision, autocast, or a batch of nothing."""
-    if torch.is_autocast_enabled(inputs.device.type) or inputs.dtype != values.dtype:
+    """Whether the products exist for these: not for nested tensors, half precision, autocast, or a batch of nothing."""
+    if inputs.is_nested or inputs.dtype != values.dtype or values.dtype not in _DTYPES:
         return False
-    return inputs.device.type == "cpu" and inputs.numel() > 0
+    kind = inputs.device.type
+    return kind == "cpu" and inputs.numel() > 0 and not torch.is_autocast_enabled(kind)

@@ -17,7 +17,7 @@ from pruning.errors import ExecutionError
 from pruning.execution.modules import _Sparse, convertible, densify_, sparsify_
 from pruning.execution.product import Pattern
 from pruning.masks import Masks
-from pruning.parameters import named, storage, unwrapped, within
+from pruning.parameters import named, unwrapped, within
 
 _FACTORED = frozenset({torch.optim.Adafactor}) if hasattr(torch.optim, "Adafactor") else frozenset()
 
@@ -25,18 +25,18 @@ _FACTORED = frozenset({torch.optim.Adafactor}) if hasattr(torch.optim, "Adafacto
 def candidates(model: nn.Module, masks: Mapping[str, Tensor]) -> tuple[str, ...]:
     """The names in `masks` whose weights can run sparsely: every module that has the weight is `convertible`.
 
-    Not those of which another parameter shows the same memory in another shape, as transposed tied weights do. A
-    weight that is masked under several names is given under the first of these.
+    Not those of which another parameter has memory in common, as transposed tied weights do. A weight that is masked
+    under several names is given under the first of these.
     """
     model = unwrapped(model)
     users, parameters = _users(model), named(model)
     views: dict[object, set[int]] = {}
     for parameter in parameters.values():
-        views.setdefault(storage(parameter), set()).add(id(parameter))
+        views.setdefault(_memory(parameter), set()).add(id(parameter))
     found: dict[int, str] = {}
     for name in masks:
         weight = parameters.get(name)
-        if weight is None or len(views[storage(weight)]) > 1:
+        if weight is None or len(views[_memory(weight)]) > 1:
             continue
         if all(attribute == "weight" and convertible(module) for module, attribute in users[id(weight)]):
             found.setdefault(id(weight), name)
@@ -96,7 +96,8 @@ def sparse_execution(
     row_major = row_major or any(isinstance(module, _DropoutNd) for module in model.modules())
     for name in chosen:
         weight = parameters[name]
-        mask = masks[name].to(weight.device)
+        every = [mask.to(weight.device) for other, mask in masks.items() if parameters[other] is weight]
+        mask = torch.stack(every).all(0) if len(every) > 1 else every[0]  # of tied weights, what all masks keep
         pattern = Pattern.of(mask.flatten(1))
         places = pattern.flat()
         values = nn.Parameter(weight.detach().reshape(-1)[places], requires_grad=weight.requires_grad)
@@ -148,6 +149,10 @@ def sparse_layers(model: nn.Module) -> dict[str, tuple[int, int]]:
         if isinstance(module, _Sparse):
             found[within(path, "weight")] = (module.values.numel(), module.dense_shape.numel())
     return found
+
+
+def _memory(parameter: Tensor) -> object:
+    return parameter.untyped_storage().data_ptr() if parameter.numel() else id(parameter)
 
 
 def _users(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:

@@ -137,7 +137,10 @@ def _by_first_name(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, T
     for name in masks:
         if name not in names:
             raise StructureError(f"{name}: is no parameter of the model: give masks of its own")
-    return {names[name]: mask for name, mask in Masks(masks).items()}
+    found: dict[str, Tensor] = {}
+    for name, mask in Masks(masks).items():
+        found[names[name]] = found[names[name]] & mask if names[name] in found else mask
+    return found
 
 
 def _forget_(optimizer: Optimizer, model: nn.Module) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.evidence import untouched
-from pruning.inputs import Inputs, arguments_for, mapped, outputs_in
+from pruning.inputs import Inputs, copies_for, mapped, outputs_in
 from pruning.masks import Masks
 from pruning.parameters import unwrapped
 from pruning.structure.structure import Structure
@@ -74,7 +74,7 @@ def _outputs(model: nn.Module, inputs: Inputs, seen: dict[str, Tensor] | None = 
     """What the model gives; in `seen` goes what each of its modules gave at its first call."""
     wide = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     args, kwargs = mapped(
-        arguments_for(model, inputs), lambda x: x.to(wide) if x.dtype in (torch.float16, torch.bfloat16) else x
+        copies_for(model, inputs), lambda x: x.to(wide) if x.dtype in (torch.float16, torch.bfloat16) else x
     )
 
     def watch(name: str) -> Any:

@@ -102,8 +102,8 @@ def test_an_optimizer_that_mixes_entries_stays_masked_and_says_so_once(caplog):
     assert sparsely == [0] * STEPS
     assert masks.density == pytest.approx(0.3, abs=0.01)
     assert [record.getMessage() for record in caplog.records] == [
-        "masked execution: Adafactor: is not known to treat every weight by itself: set execution=masked, or take Adam or SGD of "
-        "torch.optim"
+        "masked execution: Adafactor: is not known to treat every weight by itself: set execution=masked, or take Adam "
+        "or SGD of torch.optim"
     ]
 
 
@@ -163,39 +163,88 @@ def test_a_training_goes_on_from_its_state_in_either_form(name):
     dense_execution(model)
 
 
-class Views(nn.Module):
-    """A generator, whose first output is viewed as images: not possible features first."""
+class Layouts(nn.Module):
+    """Where outputs go that might lie features first: into a view, into noise, out of the model, into a copy."""
 
-    def __init__(self, view=False, noise=0.0):
+    def __init__(self, kind=""):
         super().__init__()
-        self.first, self.second, self.view, self.noise = nn.Linear(10, 24), nn.Linear(24, 4), view, noise
+        self.first, self.second, self.third = nn.Linear(10, 24), nn.Linear(24, 12), nn.Linear(12, 4)
+        self.kind, self.calls = kind, 0
+        self.generator = torch.Generator().manual_seed(0) if kind == "generator" else None
 
     def forward(self, x):
-        x = torch.relu(self.first(x))
-        x = x.view(2 * len(x), 12).view(len(x), 24) if self.view else x
-        return self.second(F.dropout(x, self.noise, self.training))
+        x = torch.relu(self.first(x.mul_(2) if self.kind == "writes" else x))
+        if self.kind == "view" or (self.kind == "view in eval" and not self.training):
+            x = x.view(2 * len(x), 12).view(len(x), 24)
+        if self.kind == "dropout":
+            x = F.dropout(x, 0.5, self.training)
+        if self.kind == "generator":
+            x = x * torch.rand(x.shape, generator=self.generator, dtype=x.dtype)
+        if self.kind == "counts":
+            self.calls += 1
+            x = x * self.calls
+        return self.third(torch.tanh(self.second(x)))
 
 
-@pytest.mark.parametrize(("view", "noise", "row_major"), [(False, 0.0, False), (True, 0.0, True), (False, 0.5, True)])
-def test_outputs_lie_features_first_where_nothing_minds(view, noise, row_major):
+def loss_with(kind, model, batch):
+    out = model(batch[0])
+    if kind == "noise in the loss":
+        out = F.dropout(out, 0.5)
+    if kind == "view in the loss":
+        return (out.view(-1) - 1).square().mean()
+    return F.cross_entropy(out, batch[1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "free"),
+    [
+        ("", ["first", "second"]),
+        ("view", []),
+        ("view in eval", []),
+        ("dropout", []),
+        ("generator", []),
+        ("counts", []),
+        ("writes", ["first", "second"]),
+        ("noise in the loss", ["first", "second"]),
+        ("view in the loss", ["first", "second"]),
+    ],
+)
+@pytest.mark.parametrize("example", [16, 600])
+def test_outputs_lie_features_first_where_nothing_minds(kind, free, example):
     ends = []
     for choose in (masked, sparse):
         torch.manual_seed(0)
-        model = Views(view, noise).double()
+        model = Layouts(kind).double()
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
         masks = prune(scorers.magnitude(Evidence(model, prunable(model))), 0.3)
         held = Held(model, optimizer, masks)
-        execution = Execution(held, choose, next(batches(1))[0])
-        for batch in batches(10):
+        inputs = torch.randn(example, 10, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        execution = Execution(held, choose, inputs)
+        for batch in [*batches(6), (torch.randn(5, 10).double(), torch.randint(4, (5,)))]:
             execution.ready()
             optimizer.zero_grad()
-            loss(model, batch).backward()
+            loss_with(kind, model, batch).backward()
             optimizer.step()
         if choose is sparse:
-            assert model.first.row_major == row_major
+            found = [name for name, layer in model.named_children() if not layer.row_major]
+            assert found == (free if example == 16 else [])
+        with torch.no_grad():
+            model.eval()(inputs)
         execution.dense()
         ends.append(model.first.weight)
     assert torch.allclose(*ends, rtol=1e-7, atol=1e-10)
+
+
+def test_a_choice_of_what_cannot_run_sparsely_is_refused_and_masks_hold():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    held = Held(model, optimizer, prune(scorers.magnitude(Evidence(model, prunable(model))), 0.3))
+    for name in ("nope.weight", "0", "0.bias"):
+        with pytest.raises(ExecutionError, match=rf"^{name}: is no layer that can run sparsely"):
+            Execution(held, lambda *_, name=name: (name,), next(batches(1))[0]).ready()
+    loss(model, next(batches(1))).backward()
+    optimizer.step()
+    assert held.finish().agree(model)
 
 
 @pytest.mark.parametrize("frozen", ["requires_grad", "optimizer"])

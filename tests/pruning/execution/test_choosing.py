@@ -73,12 +73,16 @@ def test_what_was_measured_is_remembered_and_a_damaged_file_is_not_trusted(tmp_p
     assert Crossover(path).speedup(case) == 3.0
     assert Crossover(path).sparse_is_faster(case)
     assert len(asked) == 1
-    path.write_text("{")
-    assert Crossover(path).speedup(case) == 3.0
-    assert len(asked) == 2
+    for number, damaged in enumerate(["{", "[" * 100_000, '{"a": 1' + "0" * 400 + "}", "[]"], start=2):
+        path.write_text(damaged)
+        assert Crossover(path).speedup(case) == 3.0
+        assert len(asked) == number
     (tmp_path / "file").write_text("")
     assert Crossover(tmp_path / "file" / "x.json").speedup(case) == 3.0  # where nothing can be written
-    assert len(asked) == 3
+    assert Crossover(tmp_path).speedup(case) == 3.0  # a folder
+    assert {found.name for found in tmp_path.parent.iterdir()} >= {tmp_path.name}
+    assert not list(tmp_path.parent.glob(f".{tmp_path.name}.*.tmp"))
+    assert len(asked) == 7
 
 
 def test_a_cache_that_cannot_be_written_is_told_once(tmp_path, monkeypatch, caplog):

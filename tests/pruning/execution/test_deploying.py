@@ -365,3 +365,31 @@ def test_a_dense_choice_of_an_unchanged_network_is_no_faster():
     with forced("masked", layers="dense"):
         deployed = pruning.deploy(model, {"0.weight": torch.rand(5, 6) < 0.9}, torch.randn(2, 6))
     assert deployed.masked == deployed.removed == deployed.final
+
+
+def test_a_model_that_writes_into_its_inputs_leaves_those_of_the_caller():
+    class Writes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.out = nn.Linear(6, 12), nn.Linear(12, 2)
+
+        def forward(self, x):
+            return self.out(torch.relu(self.layer(x.mul_(2))))
+
+    model, x = Writes(), torch.randn(2, 6)
+    before = x.clone()
+    masks = prune(scorers.magnitude(Evidence(model, prunable(model))), 0.3)
+    deployed = pruning.deploy(model, masks, x)
+    assert torch.equal(x, before)
+    masks.apply_(model)
+    assert torch.allclose(outputs(deployed.model, x.clone()), outputs(model, x.clone()), atol=1e-6)
+
+
+def test_an_encoder_with_padding():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2)
+    x, pad = torch.randn(3, 6, 16), torch.tensor([[False] * 6, [False] * 4 + [True] * 2, [False] * 6])
+    masks = prune(scorers.magnitude(Evidence(model, prunable(model))), 0.4)
+    deployed = pruning.deploy(model, masks, {"src": x, "src_key_padding_mask": pad})
+    assert deployed.difference <= 1e-5

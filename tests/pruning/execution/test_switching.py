@@ -517,3 +517,42 @@ def test_masks_of_a_sparse_network_say_what_to_do():
     for use in (masks.agree, masks.apply_, masks.attach, lambda m: sparse_execution(m, masks)):
         with pytest.raises(MaskError, match=r"0.weight: runs sparsely: call dense_execution\(model\)"):
             use(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_after_the_switch_computes_densely(dtype):
+    model = nn.Linear(6, 4)
+    mask = torch.rand(4, 6) < 0.5
+    sparse_execution(model, {"weight": mask})
+    model.to(dtype)
+    model(torch.randn(5, 6, dtype=dtype)).sum().backward()
+    assert model.values.grad.dtype == dtype
+
+
+def test_nested_tensors_are_computed_densely():
+    layer = nn.Linear(6, 4)
+    mask = torch.rand(4, 6) < 0.5
+    Masks({"weight": mask}).apply_(layer)
+    dense = copy.deepcopy(layer)
+    sparse_execution(layer, {"weight": mask})
+    x = torch.nested.nested_tensor([torch.randn(2, 6), torch.randn(3, 6)])
+    for a, b in zip(layer(x).unbind(), dense(x).unbind(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_of_two_masks_of_a_tied_weight_both_hold():
+    model = nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 5))
+    model[1].weight = model[0].weight
+    masks = Masks({"0.weight": torch.rand(5, 5) < 0.6, "1.weight": torch.rand(5, 5) < 0.6})
+    both = masks["0.weight"] & masks["1.weight"]
+    assert masks.joined(model) == Masks({"0.weight": both})
+    sparse_execution(model, masks)
+    assert model[0].values.numel() == int(both.sum())
+    dense_execution(model)
+    assert masks.agree(model)
+
+
+def test_weights_that_share_part_of_their_memory_stay_dense():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 6))
+    model[1].weight.data = model[0].weight.data[:6]
+    assert candidates(model, {"0.weight": torch.ones(8, 8, dtype=torch.bool)}) == ()
