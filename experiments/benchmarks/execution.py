@@ -25,7 +25,8 @@ from experiments.benchmarks.measuring import median_ratio, show
 from experiments.figures.style import COLOURS, STYLE, WIDTH, save
 from pruning import Evidence, prunable, prune, scorers
 from pruning.allocation import Uniform
-from pruning.execution import sparse_execution
+from pruning.dynamic import Held
+from pruning.execution import Execution, sparse
 from pruning.execution.modules import SparseLinear
 from pruning.execution.timing import in_turn
 
@@ -97,9 +98,9 @@ def measured(network: str, density: float, rounds: int) -> _Measured:
     other = copy.deepcopy(model)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     masks.attach(model, optimizer)
-    sparse_execution(other, masks, row_major=False)  # as `Execution` finds that it can be
     second = torch.optim.Adam(other.parameters(), fused=True)
     batches = [(torch.randn(_BATCH, sizes[0]), torch.randint(sizes[-1], (_BATCH,))) for _ in range(_BATCHES)]
+    Execution(Held(other, second, masks), sparse, batches[0][0]).ready()
     seconds = in_turn(
         {"masked": _stepper(model, optimizer, batches), "sparse": _stepper(other, second, batches)}, rounds, warmup=3
     )

@@ -110,11 +110,11 @@ def product(
     Raises:
         ExecutionError: in a backward pass that is to be differentiated once more.
     """
-    if inputs.dim() == 2 and len(inputs) <= _ONE_BLOCK and features_first:
+    if inputs.dim() == 2 and len(inputs) <= _ONE_BLOCK:
         found: Tensor = _OneBlock.apply(inputs.t(), values, bias, pattern).t()
-    else:
-        found = _Blocks.apply(inputs, values, bias, pattern)
-    return found
+        return found if features_first else found.contiguous()
+    outputs: Tensor = _Blocks.apply(inputs, values, bias, pattern)
+    return outputs
 
 
 class _OneBlock(torch.autograd.Function):
