@@ -22,16 +22,15 @@ from experiments.checkpoints import Checkpoints
 from experiments.course import Course, Epoch, restored, saved
 from experiments.data import Examples
 from experiments.evaluation import evaluate
+from experiments.execution import execution_of
 from experiments.processes import first, on_cpu, rank, world
 from experiments.progress import Progress
 from experiments.seeding import generator, reseed, seeded
 from pruning import Masks
 from pruning.dynamic import Held
-from pruning.errors import ConfigurationError, MaskError, StructureError
+from pruning.errors import ConfigurationError, MaskError
 from pruning.execution import Choose, Execution, masked
-from pruning.parameters import unwrapped
 from pruning.rewind import RewindPoint
-from pruning.structure import Structure, trace
 
 log = logging.getLogger("experiments")
 
@@ -148,7 +147,8 @@ def train(
         if begin is not None:
             begin.restore(optimizer=optimizer, random=True)
         held = _held(prepared, optimizer, None if masks is None else masks.to(device), regime)
-        execution = None if held is None else _execution(held, choose, examples, recipe, accelerated)
+        part = examples.inputs[: -(-recipe.batch_size // recipe.accumulate)]
+        execution = None if held is None else execution_of(held, choose, part, accelerated)
         tree = None if checkpoints is None else checkpoints.read(device)
         if tree is not None:
             course = restored(tree, model, optimizer, execution, accelerated)
@@ -186,30 +186,6 @@ def train(
     final = held.finish()
     final.apply_(model)
     return Trained(course.epochs, final, end, sparse)
-
-
-def _execution(held: Held, choose: Choose, examples: Examples, recipe: Recipe, accelerated: Accelerator) -> Execution:
-    """As chosen, but masked where kernels or wrappers are lacking."""
-    lacking = {
-        "half precision": accelerated.mixed_precision != "no",
-        "several processes": world() > 1,
-        accelerated.device.type: accelerated.device.type != "cpu",
-    }
-    if choose is not masked and any(lacking.values()):
-        reasons = " and ".join(name for name, true in lacking.items() if true)
-        log.info("execution: masked, as there is no sparse one for %s", reasons)
-        choose = masked
-    inputs = examples.inputs[: -(-recipe.batch_size // recipe.accumulate)]
-    return Execution(held, choose, inputs, None if choose is masked else _structure(held.model, inputs))
-
-
-def _structure(model: nn.Module, inputs: Tensor) -> Structure | None:
-    """By which dead units are known: the loss looks at nothing but outputs. None where a model cannot be traced."""
-    try:
-        return trace(unwrapped(model), inputs)
-    except StructureError as error:
-        log.debug("units from which no path leads to an output are worked out: %s", error)
-        return None
 
 
 def _optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:

@@ -1,10 +1,12 @@
 """Which layers run sparsely: none, all that can, or those where it was measured to be faster."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
 
+from pruning.errors import StructureError
 from pruning.evidence import untouched
 from pruning.execution.crossover import Case, Crossover, of_this_machine
 from pruning.execution.switching import candidates
@@ -55,7 +57,9 @@ def _sizes(model: nn.Module, names: tuple[str, ...], inputs: Inputs) -> dict[str
 
     The most of several calls; layers that are not called are left out.
     """
-    model = cloned(unwrapped(model))  # which may count its calls, and draw from generators of its own
+    model = unwrapped(model)
+    with suppress(StructureError):  # of what cannot be copied, the model itself
+        model = cloned(model)  # as it may count its calls, and draw from generators of its own
     parameters = named(model)
     weights = {id(parameters[name]): name for name in names}
     found: dict[str, tuple[int, int]] = {}

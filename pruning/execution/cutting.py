@@ -20,7 +20,7 @@ SHARE = 0.5
 """Layers of which more of the products are left stay as they are: gathering what is left costs something too."""
 
 
-class _Cut(nn.Module):
+class Cut(nn.Module):
     """What cut layers share: which of their outputs and inputs are left."""
 
     live_outputs: Tensor
@@ -43,7 +43,7 @@ class _Cut(nn.Module):
         return whole + added.to(whole.dtype)  # which autocast may have chosen
 
 
-class CutLinear(_Cut, nn.Linear):
+class CutLinear(Cut, nn.Linear):
     """A Linear without the products of dead units."""
 
     whole_class = nn.Linear
@@ -56,7 +56,7 @@ class CutLinear(_Cut, nn.Linear):
         return self.placed(found, -1, self.out_features)
 
 
-class CutConv2d(_Cut, nn.Conv2d):
+class CutConv2d(Cut, nn.Conv2d):
     """A convolution without the products of dead channels."""
 
     whole_class = nn.Conv2d
@@ -115,12 +115,12 @@ def cut_dead(model: nn.Module, masks: Mapping[str, Tensor], structure: Structure
 def restore_dead(model: nn.Module) -> None:
     """Let cut layers work out all of their units again, in place."""
     for module in unwrapped(model).modules():
-        if isinstance(module, _Cut):
+        if isinstance(module, Cut):
             module.__class__ = module.whole_class  # type: ignore[assignment]  # it is a cut one no longer
             del module.__dict__["live_outputs"], module.__dict__["live_inputs"]
 
 
-def _kind(module: nn.Module) -> type[_Cut] | None:
+def _kind(module: nn.Module) -> type[Cut] | None:
     """What `module` becomes when it is cut; exact classes alone, as subclasses may do anything."""
     if module._parameters.get("weight") is None:  # parametrized, or normed in the old way
         return None

@@ -131,15 +131,14 @@ def deploy(model: nn.Module, masks: Mapping[str, Tensor], example_inputs: Inputs
         ExecutionError: outputs would differ by more than 1e-4 of the largest, or are not finite.
     """
     model = unwrapped(model)
-    Masks(masks).check(model)
     masks = Masks(masks).joined(model)
     masked = cloned(model).eval()
-    Masks(masks).apply_(masked)
+    masks.apply_(masked)
     _call(masked, example_inputs)  # what is wrong with the inputs is said here
     small, reason = _smaller(masked, masks, example_inputs)
     layers = _timed(small, masks, example_inputs)
     chosen = tuple(layer.name for layer in layers if layer.chosen == "sparse")
-    forms = {"masked": masked}  # the smallest first; what is equal is timed once
+    forms = {"masked": masked}  # what is smaller goes before it; what is equal is timed once
     if _count(small) < _count(masked):
         forms = {"removed": small} | forms
     if chosen:

@@ -25,9 +25,9 @@ def features_first(model: nn.Module, inputs: Inputs) -> tuple[str, ...]:
         copy = cloned(unwrapped(model))
     except StructureError:  # it cannot be copied, and a trial of the model itself might leave traces
         return ()
-    if any(isinstance(module, _DropoutNd) for module in copy.modules()):
-        return ()
     layers = {name: module for name, module in copy.named_modules() if isinstance(module, SparseLinear)}
+    if not layers or any(isinstance(module, _DropoutNd) for module in copy.modules()):
+        return ()
     wanted = _handed_on(copy, layers, inputs)
     if wanted and _alike(copy, [layers[name] for name in wanted], inputs):
         return tuple(sorted(wanted))

@@ -17,7 +17,7 @@ from pruning.execution.product import Pattern, product
 _DTYPES = (torch.float32, torch.float64)
 
 
-class _Sparse(nn.Module):
+class Sparse(nn.Module):
     """What sparse layers share: the kept values, their places, and the dense weight as seen from outside."""
 
     dense_class: ClassVar[type[nn.Module]]
@@ -71,7 +71,7 @@ class _Sparse(nn.Module):
                 self.values.copy_(state_dict[key].reshape(-1)[self.pattern.flat().to(state_dict[key].device)])
 
 
-class SparseLinear(_Sparse, nn.Linear):  # type: ignore[override]  # `weight` is read-only here
+class SparseLinear(Sparse, nn.Linear):  # type: ignore[override]  # `weight` is read-only here
     """A Linear of which only the kept weights exist."""
 
     dense_class = nn.Linear
@@ -88,7 +88,7 @@ class SparseLinear(_Sparse, nn.Linear):  # type: ignore[override]  # `weight` is
         return outputs.view(*input.shape[:-1], self.out_features)
 
 
-class SparsePointwise(_Sparse, nn.Conv2d):  # type: ignore[override]  # `weight` is read-only here
+class SparsePointwise(Sparse, nn.Conv2d):  # type: ignore[override]  # `weight` is read-only here
     """A 1x1 convolution, without padding and groups, of which only the kept weights exist."""
 
     dense_class = nn.Conv2d
@@ -149,7 +149,7 @@ def sparsify_(module: nn.Module, values: nn.Parameter, pattern: Pattern, row_maj
     module.__class__ = SparseLinear if type(module) is nn.Linear else SparsePointwise
 
 
-def densify_(module: _Sparse) -> None:
+def densify_(module: Sparse) -> None:
     """Make `module`, which is sparse, the dense one that it was, with the Parameter that was put aside."""
     own = module._parameters
     module.__class__ = module.dense_class  # type: ignore[assignment]  # it is a sparse one no longer

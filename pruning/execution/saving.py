@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from pruning import snapshot
 from pruning.errors import ArtefactError
-from pruning.execution.cutting import _Cut
-from pruning.execution.modules import _Sparse
+from pruning.execution.cutting import Cut
+from pruning.execution.modules import Sparse
 from pruning.execution.switching import candidates, sparse_execution
 from pruning.parameters import unwrapped, within
 from pruning.structure.saving import described, restored_
@@ -27,9 +27,9 @@ def save(model: nn.Module, path: str | PathLike[str]) -> None:
     structure = described(model)
     sparse = {}
     for name, module in model.named_modules():
-        if isinstance(module, _Cut):
+        if isinstance(module, Cut):
             structure["classes"][name] = module.whole_class.__qualname__
-        if isinstance(module, _Sparse):
+        if isinstance(module, Sparse):
             structure["classes"][name] = type(module).dense_class.__qualname__
             structure["sizes"][name].pop("row_major")
             key = within(name, "values")

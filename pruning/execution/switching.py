@@ -14,10 +14,10 @@ from torch.optim import Optimizer
 from pruning.attachment import ELEMENTWISE
 from pruning.dynamic.processes import parallel
 from pruning.errors import ExecutionError
-from pruning.execution.modules import _Sparse, convertible, densify_, sparsify_
+from pruning.execution.modules import Sparse, convertible, densify_, sparsify_
 from pruning.execution.product import Pattern
 from pruning.masks import Masks
-from pruning.parameters import named, unwrapped, within
+from pruning.parameters import first_names, named, unwrapped, within
 
 _FACTORED = frozenset({torch.optim.Adafactor}) if hasattr(torch.optim, "Adafactor") else frozenset()
 
@@ -79,7 +79,7 @@ def sparse_execution(
             model, or does not treat every weight by itself (LBFGS, Adafactor, one that is not of torch.optim): on a
             vector it would be another optimizer.
     """
-    Masks(masks).check(model)
+    joined, first = Masks(masks).joined(model), first_names(model)
     possible = candidates(model, masks)
     chosen = possible if layers is None else tuple(layers)
     for name in chosen:
@@ -96,9 +96,7 @@ def sparse_execution(
     row_major = row_major or any(isinstance(module, _DropoutNd) for module in model.modules())
     for name in chosen:
         weight = parameters[name]
-        every = [mask.to(weight.device) for other, mask in masks.items() if parameters[other] is weight]
-        mask = torch.stack(every).all(0) if len(every) > 1 else every[0]  # of tied weights, what all masks keep
-        pattern = Pattern.of(mask.flatten(1))
+        pattern = Pattern.of(joined[first[name]].flatten(1))
         places = pattern.flat()
         values = nn.Parameter(weight.detach().reshape(-1)[places], requires_grad=weight.requires_grad)
         if weight.grad is not None:
@@ -124,7 +122,7 @@ def dense_execution(model: nn.Module, *optimizers: Optimizer) -> tuple[str, ...]
     """
     found = []
     for path, module in unwrapped(model).named_modules():
-        if not isinstance(module, _Sparse):
+        if not isinstance(module, Sparse):
             continue
         values, weight = module.values, module.dense_weight
         if weight.shape != module.dense_shape:  # not yet put back for another layer that is tied to this one
@@ -146,7 +144,7 @@ def sparse_layers(model: nn.Module) -> dict[str, tuple[int, int]]:
     """The weights of `model` that run sparsely: name -> kept values, and all that there would be."""
     found = {}
     for path, module in unwrapped(model).named_modules():
-        if isinstance(module, _Sparse):
+        if isinstance(module, Sparse):
             found[within(path, "weight")] = (module.values.numel(), module.dense_shape.numel())
     return found
 

@@ -1,5 +1,7 @@
 """Which layers run sparsely, by a measurement that is remembered."""
 
+import threading
+
 import torch
 from torch import nn
 
@@ -44,6 +46,23 @@ def test_rows_or_images_are_counted_and_nothing_changes():
     assert not any(module._forward_hooks for module in model.modules())
 
 
+def test_calls_are_counted_on_a_copy_and_on_the_model_where_there_is_none():
+    class Counts(nn.Module):
+        def __init__(self, lock=None):
+            super().__init__()
+            self.layer, self.calls, self.lock = nn.Linear(6, 3), 0, lock
+
+        def forward(self, x):
+            self.calls += 1
+            return self.layer(x)
+
+    crossover = Known(lambda case: 2.0)
+    for model, calls in ((Counts(), 0), (Counts(threading.Lock()), 1)):
+        masks = {"layer.weight": torch.rand(3, 6) < 0.5}
+        assert auto(model, masks, torch.randn(4, 6), crossover) == ("layer.weight",)
+        assert model.calls == calls
+
+
 def test_masked_and_sparse_ask_nobody():
     model = network()
     masks = masks_of(model, 0.2)
@@ -80,7 +99,6 @@ def test_what_was_measured_is_remembered_and_a_damaged_file_is_not_trusted(tmp_p
     (tmp_path / "file").write_text("")
     assert Crossover(tmp_path / "file" / "x.json").speedup(case) == 3.0  # where nothing can be written
     assert Crossover(tmp_path).speedup(case) == 3.0  # a folder
-    assert {found.name for found in tmp_path.parent.iterdir()} >= {tmp_path.name}
     assert not list(tmp_path.parent.glob(f".{tmp_path.name}.*.tmp"))
     assert len(asked) == 7
 
