@@ -8,12 +8,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 @contextmanager
-def decomposed() -> Iterator[None]:
-    """Within, attention takes place by matrix products and a softmax; torch's own choice is put back afterwards."""
+def module_by_module() -> Iterator[None]:
+    """Within, torch's transformer layers call the modules that they consist of, in eval mode too."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
+        yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+
+
+@contextmanager
+def decomposed() -> Iterator[None]:
+    """Within, attention takes place by matrix products and a softmax; torch's own choice is put back afterwards."""
+    with module_by_module(), sdpa_kernel(SDPBackend.MATH):
+        yield

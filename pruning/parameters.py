@@ -1,6 +1,6 @@
 """Which parameters may be pruned: names and storages, each storage once."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
@@ -70,6 +70,35 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
         assert isinstance(inner, nn.Module)
         model = inner
+
+
+def check_whole(model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
+    """Raise `ParameterError` for weights that are sharded over processes, none of which can score or mask them."""
+    for name, module in model.named_modules():
+        if _is_named(module, "FullyShardedDataParallel"):
+            raise ParameterError(
+                f"{name or type(module).__name__}: is sharded by FSDP, so no process sees its weights: take the "
+                "model before it is wrapped"
+            )
+    for name, parameter in parameters.items():
+        if _is_named(parameter, "DTensor") or hasattr(parameter, "ds_id"):
+            kind = "DeepSpeed" if hasattr(parameter, "ds_id") else "a DTensor"
+            raise ParameterError(f"{name}: is sharded ({kind}), so no process sees it whole: take the unsharded model")
+
+
+def check_values(parameters: Mapping[str, Tensor]) -> None:
+    """Raise `ParameterError` for parameters on the meta device, where offloading leaves them too."""
+    for name, parameter in parameters.items():
+        if parameter.is_meta:
+            raise ParameterError(
+                f"{name}: is on the meta device, without values (offloaded, or never loaded): load the model whole, "
+                "without offloading"
+            )
+
+
+def _is_named(value: object, kind: str) -> bool:
+    """Whether one of the classes of `value` has this name; its package may not be there to be imported."""
+    return any(base.__name__ == kind for base in type(value).__mro__)
 
 
 def named(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -71,8 +71,10 @@ def prune(
 def _check_score(name: str, score: Tensor) -> None:
     if not isinstance(score, Tensor):
         raise ScoreError(f"{name}: a score is a tensor, this is {type(score).__name__}: return torch tensors")
-    if score.is_complex() or score.layout is not torch.strided or score.device.type == "meta":
-        kind = "meta" if score.device.type == "meta" else score.dtype if score.is_complex() else score.layout
+    if score.is_meta:
+        raise ScoreError(f"{name}: the score is on the meta device, without values: load the weights, and score again")
+    if score.is_complex() or score.layout is not torch.strided:
+        kind = score.dtype if score.is_complex() else score.layout
         raise ScoreError(f"{name}: {kind} scores have no order: return dense real numbers")
     if score.dtype == torch.int64 and bool((score.abs() > 2**53).any()):
         raise ScoreError(f"{name}: integer scores beyond 2^53 are not told apart: scale them down")

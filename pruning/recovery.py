@@ -11,6 +11,8 @@ from pruning.curvature.linear_maps import column_sums, forward_uses
 from pruning.errors import MaskError
 from pruning.evidence import Evidence, accumulated
 from pruning.masks import Masks
+from pruning.processes import sum_
+from pruning.processes import total as over_processes
 
 
 @torch.no_grad()
@@ -72,12 +74,14 @@ def compensate_bias(evidence: Evidence, masks: Mapping[str, Tensor]) -> None:
                     _, earlier, seen = sums[call.module]
                     total, count = total.add(earlier), count + seen
                 sums[call.module] = name, total, count
+    sum_(evidence.model, [found for _, found, _ in sums.values()])
     for module, (name, total, count) in sums.items():
         bias, weight = getattr(module, "bias", None), evidence.parameters[name]
         if isinstance(bias, nn.Parameter):
             groups, columns = total.shape
             removed = weight.double().masked_fill(kept[name], 0).reshape(groups, -1, columns)
-            bias.add_((removed @ (total / count)[:, :, None]).reshape(-1).to(bias.dtype))
+            mean = total / over_processes(evidence.model, count)
+            bias.add_((removed @ mean[:, :, None]).reshape(-1).to(bias.dtype))
     kept.apply_(evidence.model)
 
 

@@ -10,7 +10,8 @@ from pruning.curvature.examples import example_gradients
 from pruning.curvature.linear_maps import Use, columns, forward_uses
 from pruning.curvature.quadratic import Quadratic
 from pruning.errors import ScoreError
-from pruning.evidence import Evidence, accumulated
+from pruning.evidence import Evidence, accumulated, check_real
+from pruning.processes import sum_, total
 
 Approximation = Callable[[Evidence], list[Quadratic]]
 
@@ -42,18 +43,20 @@ def full_hessian(
     Raises:
         ScoreError: more weights than `LARGEST`, no curvature at all; else see `example_gradients`.
     """
-    total = sum(p.numel() for p in evidence.parameters.values())
-    if total > LARGEST:
-        raise ScoreError(f"full_hessian: {total} weights are more than {LARGEST}: use layer_hessian or block_hessian")
+    size = sum(p.numel() for p in evidence.parameters.values())
+    if size > LARGEST:
+        raise ScoreError(f"full_hessian: {size} weights are more than {LARGEST}: use layer_hessian or block_hessian")
     matrix: Tensor | None = None
     count = 0
-    for chunk, size in example_gradients(evidence, cotangents(curvature, samples, seed)):
+    for chunk, number in example_gradients(evidence, cotangents(curvature, samples, seed)):
         rows = torch.cat([gradient.flatten(1) for gradient in chunk.values()], 1).double()
         matrix = rows.T @ rows if matrix is None else matrix.addmm_(rows.T, rows)
-        count += size
+        count += number
     assert matrix is not None
+    sum_(evidence.model, [matrix])
     check_curved([matrix])
-    return [Quadratic(tuple(evidence.parameters), matrix[None] / count, total, damping, relative)]
+    seen = total(evidence.model, count)
+    return [Quadratic(tuple(evidence.parameters), matrix[None] / seen, size, damping, relative)]
 
 
 def block_hessian(
@@ -80,7 +83,7 @@ def block_hessian(
     if size < 1:
         raise ScoreError(f"block_hessian: size={size}: give at least 1")
     blocks = {name: -(-p.numel() // size) for name, p in evidence.parameters.items()}
-    total = {
+    sums = {
         name: torch.zeros(blocks[name], size, size, dtype=torch.float64, device=p.device)
         for name, p in evidence.parameters.items()
     }
@@ -91,11 +94,13 @@ def block_hessian(
             flat = gradient.flatten(1).double()
             padded = torch.nn.functional.pad(flat, (0, blocks[name] * size - flat.shape[1]))
             by_block = padded.view(len(flat), blocks[name], size).transpose(0, 1)
-            total[name].baddbmm_(by_block.mT, by_block)
-    check_curved(total.values())
+            sums[name].baddbmm_(by_block.mT, by_block)
+    sum_(evidence.model, sums.values())
+    check_curved(sums.values())
+    seen = total(evidence.model, count)
     return [
-        Quadratic((name,), matrix / count, evidence.parameters[name].numel(), damping, relative)
-        for name, matrix in total.items()
+        Quadratic((name,), matrix / seen, evidence.parameters[name].numel(), damping, relative)
+        for name, matrix in sums.items()
     ]
 
 
@@ -112,11 +117,14 @@ def layer_hessian(evidence: Evidence, damping: float = 1e-2, relative: bool = Tr
     Raises:
         ScoreError: no data, or a weight that no Linear or convolution uses.
     """
+    check_real(evidence.parameters, "a Hessian")
     sums: dict[str, Tensor] = {}
-    count = 0
+    count = 0.0
     for by_name, size in forward_uses(evidence):
         count += size
         sums = _added(sums, by_name)
+    sum_(evidence.model, sums.values())
+    count = total(evidence.model, count)
     sharing: dict[object, list[str]] = {}
     for name in evidence.parameters:  # rows of one group can share a factor across tensors
         sharing.setdefault(id(sums[name]) if len(sums[name]) == 1 else name, []).append(name)

@@ -8,7 +8,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pruning.errors import ScoreError
-from pruning.evidence import Evidence, Scores, accumulated, examples, mean_gradient, scalar_loss, untouched
+from pruning.evidence import Evidence, Scores, accumulated, check_real, scalar_loss, untouched
+from pruning.gradients import Unreached, mean_gradient, refuse_hidden
+from pruning.parameters import check_values
+from pruning.processes import parallel, sum_, total
 
 
 def hessian_product(evidence: Evidence, vectors: Mapping[str, Tensor] | None = None) -> Scores:
@@ -25,15 +28,22 @@ def hessian_product(evidence: Evidence, vectors: Mapping[str, Tensor] | None = N
         batches = list(evidence.batches)
     if evidence.loss is None or not batches:
         raise ScoreError("curvature needs a loss and data: give Evidence a loss and batches")
-    if vectors is None and len(batches) > 1:
+    if vectors is None and (len(batches) > 1 or parallel(evidence.model) is not None):
         vectors = mean_gradient(evidence)
+    check_real(evidence.parameters, "a Hessian")
+    check_values(evidence.parameters)
     names, parameters = list(evidence.parameters), list(evidence.parameters.values())
     products = {name: torch.zeros_like(accumulated(p)) for name, p in evidence.parameters.items()}
-    count = sum(examples(batch) for batch in batches)
-    # the fused kernels of attention cannot be differentiated twice, its plain arithmetic can
-    with untouched(evidence.model, parameters), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+    count = total(evidence.model, sum(evidence.size(batch) for batch in batches))
+    unreached = Unreached(evidence, evidence.parameters)
+    # neither the fused kernels of attention nor compiled code can be differentiated twice, plain arithmetic can
+    plain = torch.compiler.set_stance("force_eager")
+    with untouched(evidence.model, parameters), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), plain:
         for batch in batches:
-            first = torch.autograd.grad(scalar_loss(evidence, batch), parameters, create_graph=True, allow_unused=True)
+            with unreached.watched():
+                loss = scalar_loss(evidence, batch)
+            first = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+            refuse_hidden(unreached.hidden(batch, {n for n, g in zip(names, first, strict=True) if g is None}))
             # what does not require a gradient is constant: the loss is linear in that parameter
             reached = [(name, g) for name, g in zip(names, first, strict=True) if g is not None and g.requires_grad]
             if not reached:
@@ -42,7 +52,8 @@ def hessian_product(evidence: Evidence, vectors: Mapping[str, Tensor] | None = N
             second = torch.autograd.grad([g for _, g in reached], parameters, along, allow_unused=True)
             for name, product in zip(names, second, strict=True):
                 if product is not None:
-                    products[name].add_(accumulated(product), alpha=examples(batch) / count)
+                    products[name].add_(accumulated(product), alpha=evidence.size(batch) / count)
+    sum_(evidence.model, products.values())
     return products
 
 

@@ -4,18 +4,23 @@ Every use of such a layer is, per group, `outputs[:, l] = weight @ columns[:, l]
 gradient of one example is Σ_l rows[:, l] columns[:, l]ᵀ, with `rows` the gradient of the outputs.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvTransposeNd
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from pruning.decomposed import module_by_module
 from pruning.errors import ScoreError
-from pruning.evidence import Evidence, examples, untouched
-from pruning.parameters import storage, unwrapped
+from pruning.evidence import Evidence, untouched
+from pruning.inputs import mapped, tensors_in
+from pruning.memory import Memory, is_view
+from pruning.parameters import check_values, storage, unwrapped
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -59,54 +64,132 @@ def _is_linear_map(module: nn.Module) -> bool:
     return any(isinstance(module, kind) and type(module).forward is kind.forward for kind in _KINDS)
 
 
-@contextmanager
-def uses(modules: Iterable[nn.Module]) -> Iterator[list[Use]]:
-    """The calls of `modules` in the forward passes within the block, in their order."""
-    found: list[Use] = []
+@dataclass
+class Uses:
+    """What happened to some weights in the forward passes of a model.
 
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], outputs: Tensor) -> Tensor:
+    Attributes:
+        calls: of their modules, in their order.
+        elsewhere: the names of those that were read outside of their modules too.
+        operators: everything that ran, with shapes and settings.
+        by_data: whether an operator may have gone by the data: with indices, conditions or numbers taken from tensors.
+    """
+
+    calls: list[Use] = field(default_factory=list)
+    elsewhere: set[str] = field(default_factory=set)
+    operators: list[str] = field(default_factory=list)
+    by_data: bool = False
+
+    def by_name(self, modules: Mapping[nn.Module, str]) -> dict[str, list[Use]]:
+        """The calls of each weight's modules."""
+        found: dict[str, list[Use]] = {}
+        for call in self.calls:
+            found.setdefault(modules[call.module], []).append(call)
+        return found
+
+
+@contextmanager
+def uses(model: nn.Module, modules: Mapping[nn.Module, str]) -> Iterator[Uses]:
+    """The uses of the weights of `modules` (module → weight's name) in the forward passes of `model` within the block.
+
+    What a loss does with weights outside of the model, as a penalty does, does not count.
+    """
+    found = Uses()
+    running: list[str | None] = []
+
+    def enter(module: nn.Module, _: Any) -> None:
+        running.append(modules.get(module))
+
+    def leave(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], outputs: Tensor) -> Tensor:
+        running.pop()
         entered = (inputs[0] if inputs else named["input"]).detach()
-        found.append(Use(module, entered, outputs, entered._version))
+        found.calls.append(Use(module, entered, outputs, entered._version))
         return outputs.clone()  # an in-place activation must not write over what is differentiated
 
-    handles = [module.register_forward_hook(hook, with_kwargs=True) for module in modules]
-    try:
+    weights = {name: module.get_parameter("weight") for module, name in modules.items()}
+    with ExitStack() as stack:
+        if model not in modules:
+            stack.callback(model.register_forward_pre_hook(enter).remove)
+            stack.callback(model.register_forward_hook(lambda *_: running.clear(), always_call=True).remove)
+        for module in modules:
+            stack.callback(module.register_forward_pre_hook(enter).remove)
+            stack.callback(module.register_forward_hook(leave, with_kwargs=True).remove)
+        stack.enter_context(_Watch(weights, running, found))
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def forward_uses(evidence: Evidence) -> Iterator[tuple[dict[str, list[Use]], int]]:
-    """The uses of every prunable weight in one forward pass of a batch, by name, and the batch's number of examples.
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
+    """Notes what operators do while the model is `running`, a list of the weights whose modules are."""
+
+    def __init__(self, weights: Mapping[str, Tensor], running: list[str | None], found: Uses):
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own
+        self._memory, self._running, self._found = Memory(weights), running, found
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        outputs = function(*args, **(kwargs or {}))
+        if not self._running:
+            return outputs
+        tensors = list(tensors_in((args, kwargs)))
+        given = mapped((args, kwargs), lambda tensor: tensor.shape)
+        self._found.operators.append(f"{function} {given}")
+        exact = (tensor for tensor in (*tensors, *tensors_in(outputs)) if not _is_continuous(tensor))
+        self._found.by_data |= function is torch.ops.aten._local_scalar_dense.default or any(True for _ in exact)
+        if is_view(function):
+            return outputs
+        read = {name for tensor in tensors for name in self._memory.names(tensor)}
+        if function is torch.ops.aten._to_copy.default:  # autocast keeps its casts for later uses
+            for name in read:
+                self._memory.add(name, outputs)
+        else:
+            self._found.elsewhere |= read - {self._running[-1]}
+        return outputs
+
+
+def _is_continuous(tensor: Tensor) -> bool:
+    """Whether it holds real or complex numbers, not indices or conditions."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def forward_uses(evidence: Evidence) -> Iterator[tuple[dict[str, list[Use]], float]]:
+    """The uses of every prunable weight in one forward pass of a batch, by name, and the batch's weight in a mean.
 
     One pass of all batches, no gradient. Transposed convolutions are not among the layers: `columns` has none of them.
 
     Raises:
-        ScoreError: no loss, no data, or a weight that no Linear or convolution uses.
+        ScoreError: no loss, no data, or a weight that no Linear or convolution uses, or something else uses too.
     """
     if evidence.loss is None:
         raise ScoreError("the inputs of layers need a forward pass: give Evidence a loss, which runs the model")
     known = linear_modules(evidence.model, evidence.parameters)
     modules = {module: name for module, name in known.items() if not isinstance(module, _ConvTransposeNd)}
+    check_values(evidence.parameters)
+    _check_used(evidence, modules.values())
     seen: set[str] = set()
     empty = True
     with untouched(evidence.model):
         for batch in evidence.batches:
             empty = False
-            with torch.no_grad(), uses(modules) as calls:
-                evidence.loss(evidence.model, batch)
-            by_name: dict[str, list[Use]] = {}
-            for call in calls:
-                by_name.setdefault(modules[call.module], []).append(call)
+            with torch.no_grad(), module_by_module(), uses(evidence.local, modules) as found:
+                evidence.loss(evidence.local, batch)
+            by_name = found.by_name(modules)
+            _check_used(evidence, [name for name in evidence.parameters if name not in found.elsewhere - set(by_name)])
+            for name in sorted(found.elsewhere):
+                raise ScoreError(
+                    f"{name}: is also used outside of its module, as by F.linear(x, layer.weight), where its inputs "
+                    "are not seen: call the module, or exclude it"
+                )
             seen |= by_name.keys()
-            yield by_name, examples(batch)
+            yield by_name, evidence.size(batch)
     if empty:
         raise ScoreError(
             "the inputs of layers need data: batches is empty, or could be iterated only once (give a list)"
         )
+    _check_used(evidence, seen)
+
+
+def _check_used(evidence: Evidence, used: Collection[str]) -> None:
     for name in evidence.parameters:
-        if name not in seen:
+        if name not in used:
             raise ScoreError(f"{name}: no Linear or convolution uses it, so it has no rows of inputs: exclude it")
 
 

@@ -2,11 +2,12 @@
 
 The inputs of a linear layer or convolution and the gradients of its outputs hold the gradient of every example. That is
 not so where a weight is also used outside its module, or something else than examples comes first within; and nothing
-can be read off at all where the loss sees the weights past the model's outputs. The first batch is checked for it: its
-first example against its gradient alone, the sum of all against the gradient of the batch.
+can be read off at all where the loss sees the weights past the model's outputs. The first batch is checked in full: its
+first example against its gradient alone, the sum of all against the gradient of the batch. Every pass that runs
+otherwise, or goes by the data, is checked for rows that hold something of several examples, as those of an expert do.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,20 +18,27 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_map
 
+from pruning.batches import Batch, examples
 from pruning.curvature.linear_maps import Use, factors, linear_modules, uses
 from pruning.errors import ScoreError
-from pruning.evidence import Batch, Evidence, Scores, accumulated, examples, output_tensor, untouched
+from pruning.evidence import Evidence, Scores, accumulated, check_real, output_tensor, untouched
+from pruning.gradients import Unreached, refuse_hidden
+from pruning.parameters import check_values
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One forward pass: the batch, its outputs, and the calls of each parameter's modules."""
+    """One forward pass: the batch, its outputs, and the calls of each parameter's modules.
+
+    `course` is what all passes have in common in which rows hold the same examples; None where data decide.
+    """
 
     batch: Batch
     size: int
     loss: Tensor
     outputs: Tensor
     calls: Mapping[str, list[Use]]
+    course: int | None
 
 
 def passes(evidence: Evidence) -> Iterator[Pass]:
@@ -49,33 +57,42 @@ def passes(evidence: Evidence) -> Iterator[Pass]:
         if mixing or (module.training and isinstance(module, _DropoutNd) and module.p > 0):
             raise ScoreError(f"{name}: {type(module).__name__} in train mode mixes examples: call model.eval() first")
     modules = linear_modules(evidence.model, evidence.parameters)
+    check_real(evidence.parameters, "curvature")
+    check_values(evidence.parameters)
     trusted: set[str] | None = None
+    unreached = Unreached(evidence, evidence.parameters)
+    known: dict[int | None, set[str]] = {}  # course of a pass → parameters whose calls mix examples
     with untouched(evidence.model, evidence.parameters.values()), torch.enable_grad():
         for batch in evidence.batches:
-            taken = _forward(evidence, batch, modules)
+            with unreached.watched():
+                taken = _forward(evidence, batch, modules)
+            reached = {id(leaf) for leaf in _leaves(taken.loss)}
+            refuse_hidden(unreached.hidden(batch, {n for n, p in evidence.parameters.items() if id(p) not in reached}))
             if trusted is None:
                 _check_loss(evidence, taken)
                 trusted = _trusted(evidence, taken)
             calls = {name: found for name, found in _by_example(taken).items() if name in trusted}
-            yield replace(taken, calls=calls)
+            mixes = known[taken.course] if taken.course in known else _mixing(replace(taken, calls=calls))
+            if taken.course is not None:
+                known[taken.course] = mixes
+            yield replace(taken, calls={name: found for name, found in calls.items() if name not in mixes})
     if trusted is None:
         raise ScoreError("curvature needs data: batches is empty, or could be iterated only once (give a list)")
 
 
 def _forward(evidence: Evidence, batch: Batch, modules: Mapping[nn.Module, str]) -> Pass:
     assert evidence.loss is not None
-    with uses(modules) as calls, _outputs(evidence.model) as outputs:
-        loss = evidence.loss(evidence.model, batch)
-    by_name: dict[str, list[Use]] = {}
-    for use in calls:
-        by_name.setdefault(modules[use.module], []).append(use)
+    with uses(evidence.local, modules) as found, _outputs(evidence.local) as outputs:
+        loss = evidence.loss(evidence.local, batch)
+    by_name = {name: calls for name, calls in found.by_name(modules).items() if name not in found.elsewhere}
     size = examples(batch)
     whole = output_tensor(outputs[-1] if outputs else None)
     if not whole.dim() or len(whole) != size:
         raise ScoreError(f"the model's output has shape {list(whole.shape)} for {size} examples: put examples first")
     if not whole.requires_grad:
         raise ScoreError("the model's output has no gradient: its weights are used under no_grad, or detached")
-    return Pass(batch, size, loss, whole, by_name)
+    course = None if found.by_data else hash((size, *found.operators))
+    return Pass(batch, size, loss, whole, by_name, course)
 
 
 @contextmanager
@@ -139,6 +156,30 @@ def _trusted(evidence: Evidence, taken: Pass) -> set[str]:
     }
 
 
+def _mixing(taken: Pass) -> set[str]:
+    """The parameters whose calls mix examples: whose rows reach the outputs of others than their own.
+
+    Where cotangents of examples are scaled by random factors, gradients of rows of one example are scaled by its own.
+    """
+    if taken.size == 1 or not taken.calls:
+        return set()
+    generator = torch.Generator().manual_seed(1)
+    cotangent = torch.randn(taken.outputs.shape, generator=generator).to(taken.outputs)
+    scales = 0.5 + torch.rand(taken.size, generator=generator).to(taken.outputs)
+    plain = output_gradients(taken, cotangent)
+    scaled = output_gradients(taken, cotangent * _along_first(scales, cotangent))
+    return {
+        name
+        for name, calls in plain.items()
+        for (_, gradient), (_, other) in zip(calls, scaled[name], strict=True)
+        if not _close(accumulated(other), accumulated(gradient * _along_first(scales, gradient)))
+    }
+
+
+def _along_first(values: Tensor, like: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (like.dim() - 1))
+
+
 def _check_loss(evidence: Evidence, taken: Pass) -> None:
     """The gradient of the loss must be that through the outputs; else examples' gradients are not what is read off."""
     if not bool(torch.isfinite(taken.loss)):
@@ -163,7 +204,12 @@ def _check_loss(evidence: Evidence, taken: Pass) -> None:
 
 def _reached_beside(loss: Tensor, outputs: Tensor) -> list[Tensor]:
     """The leaves to which a path leads from `loss` in the graph of operators that does not pass through `outputs`."""
-    leaves, waiting, seen = [], [(loss.grad_fn, 0)], {(outputs.grad_fn, outputs.output_nr)}
+    return _leaves(loss, {(outputs.grad_fn, outputs.output_nr)})
+
+
+def _leaves(loss: Tensor, seen: Collection[tuple[Any, int]] = ()) -> list[Tensor]:
+    """The leaves to which a path leads from `loss`, not by what was `seen`."""
+    leaves, waiting, seen = [], [(loss.grad_fn, 0)], set(seen)
     while waiting:
         edge = waiting.pop()
         node = edge[0]

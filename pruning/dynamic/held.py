@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pruning.attachment import Attachment
-from pruning.dynamic.processes import of_first_process
+from pruning.attachment import Attachment, optimizers_in
 from pruning.errors import ScheduleError
 from pruning.evidence import Evidence, Scores
 from pruning.masks import Masks
 from pruning.parameters import first_names, named
+from pruning.processes import of_first_process
 
 
 class Held:
@@ -40,13 +40,14 @@ class Held:
         Args:
             model: with the weights as they are; wrappers (DDP, `torch.compile`) are looked through.
             optimizer: updates the masked parameters.
-            masks: on the parameters' devices.
+            masks: on the parameters' devices. Over the processes of a DDP-wrapped model those of the first one hold.
             resting: removed weights keep the values that they had, aside, and return with them; else they return as 0.
 
         Raises:
             MaskError: the masks do not fit.
         """
         masks.check(model)
+        masks = Masks(of_first_process(model, masks))
         self.model, self.optimizer, self.masks, self.step = model, optimizer, masks, 0
         self.parameters: dict[str, nn.Parameter] = {}
         self._resting: dict[str, Tensor] | None = {} if resting else None
@@ -104,7 +105,7 @@ class Held:
         They may be of more parameters than before, as channels reach into biases and norms, but not of fewer.
         Over the processes of a DDP-wrapped model those of the first one hold.
         """
-        masks = of_first_process(self.model, masks)
+        masks = Masks(of_first_process(self.model, masks))
         if masks == self.masks:
             return
         self._attachment.detach()
@@ -137,7 +138,8 @@ class Held:
         self._attachment.detach()
         self.step = state["step"]
         self._take(state["masks"])
-        self.masks = Masks({name: mask.to(self.parameters[name].device) for name, mask in state["masks"].items()})
+        masks = {name: mask.to(self.parameters[name].device) for name, mask in state["masks"].items()}
+        self.masks = Masks(of_first_process(self.model, masks))
         if self._resting is not None:
             for name, value in state["resting"].items():
                 self._resting[name].copy_(value)
@@ -145,12 +147,13 @@ class Held:
 
     def _forget(self, parameter: nn.Parameter, returning: Tensor) -> None:
         """The optimizer's state of `returning` as before their first step: zero, but for two optimizers."""
-        for group in self.optimizer.param_groups:
-            if not any(p is parameter for p in group["params"]):
-                continue
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    value.masked_fill_(returning, _initial(self.optimizer, group, key))
+        for optimizer in optimizers_in(self.optimizer):
+            for group in optimizer.param_groups:
+                if not any(p is parameter for p in group["params"]):
+                    continue
+                for key, value in optimizer.state.get(parameter, {}).items():
+                    if isinstance(value, Tensor) and value.shape == parameter.shape:
+                        value.masked_fill_(returning, _initial(optimizer, group, key))
 
 
 def _initial(optimizer: Optimizer, group: Mapping[str, Any], key: str) -> float:

@@ -12,12 +12,12 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
 
 from pruning.attachment import ELEMENTWISE
-from pruning.dynamic.processes import parallel
 from pruning.errors import ExecutionError
 from pruning.execution.modules import Sparse, convertible, densify_, sparsify_
 from pruning.execution.product import Pattern
 from pruning.masks import Masks
 from pruning.parameters import first_names, named, unwrapped, within
+from pruning.processes import parallel
 
 _FACTORED = frozenset({torch.optim.Adafactor}) if hasattr(torch.optim, "Adafactor") else frozenset()
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from pruning.curvature.linear_maps import column_sums, forward_uses
 from pruning.errors import ScoreError
 from pruning.evidence import Evidence, Scores, accumulated
+from pruning.processes import sum_
 
 
 def wanda(evidence: Evidence, norm: Literal[1, 2] = 2) -> Scores:
@@ -19,7 +20,7 @@ def wanda(evidence: Evidence, norm: Literal[1, 2] = 2) -> Scores:
         norm: 2, as in the paper; 1 is the sum of |x|, so weight × activation.
 
     Raises:
-        ScoreError: no data, or a prunable weight that is not used by a Linear or a convolution.
+        ScoreError: no data, or a prunable weight that something else than Linears and convolutions uses.
     """
     if norm not in (1, 2):
         raise ScoreError(f"wanda: norm={norm!r}: choose 1 or 2")
@@ -27,12 +28,14 @@ def wanda(evidence: Evidence, norm: Literal[1, 2] = 2) -> Scores:
     for by_name, _ in forward_uses(evidence):
         for name, calls in by_name.items():
             for call in calls:
-                inputs = accumulated(call.unchanged())
-                found = column_sums(call.module, inputs.abs() if norm == 1 else inputs.square()).double()
+                inputs = accumulated(call.unchanged()).abs()
+                found = column_sums(call.module, inputs if norm == 1 else inputs.square()).double()
                 powers[name] = powers[name] + found if name in powers else found
+    sum_(evidence.model, powers.values())
     scores = {}
     for name, parameter in evidence.parameters.items():
         groups, columns = powers[name].shape
-        size = powers[name].pow(1 / norm).to(accumulated(parameter).dtype)
-        scores[name] = (accumulated(parameter).abs().reshape(groups, -1, columns) * size[:, None]).view(parameter.shape)
+        weight = accumulated(parameter).abs()
+        size = powers[name].pow(1 / norm).to(weight.dtype)
+        scores[name] = (weight.reshape(groups, -1, columns) * size[:, None]).view(parameter.shape)
     return scores

@@ -1,6 +1,7 @@
 """The gradient alone."""
 
-from pruning.evidence import Evidence, Scores, mean_gradient
+from pruning.evidence import Evidence, Scores
+from pruning.gradients import mean_gradient
 
 
 def gradient(evidence: Evidence) -> Scores:
@@ -8,4 +9,4 @@ def gradient(evidence: Evidence) -> Scores:
 
     Weights that are removed have a gradient too. Evci et al. 2020 (RigL), section 3.
     """
-    return {name: g.abs_() for name, g in mean_gradient(evidence).items()}
+    return {name: g.abs() for name, g in mean_gradient(evidence).items()}

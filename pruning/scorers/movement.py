@@ -13,12 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from pruning.allocation import Allocation
+from pruning.batches import Batch
 from pruning.errors import ScoreError
-from pruning.evidence import Batch, Evidence, Scores, accumulated, scalar_loss, untouched
+from pruning.evidence import Evidence, Scores, accumulated, untouched
+from pruning.gradients import Differentiation
 from pruning.granularity import Granularity, TensorGranularity, Weights
 from pruning.masks import Masks
 from pruning.parameters import unwrapped
 from pruning.pipeline import prune
+from pruning.processes import average_
 from pruning.schedules import cubic
 
 
@@ -159,6 +162,7 @@ class _Copy:
 
     parameters: dict[str, nn.Parameter]
     weights: Scores
+    differentiate: Differentiation
 
     def gradients(self, evidence: Evidence, batch: Batch, masks: Masks) -> Scores:
         """∂L/∂W', dense, of all that trains."""
@@ -166,13 +170,9 @@ class _Copy:
             for name, parameter in self.parameters.items():
                 weight = self.weights[name]
                 parameter.copy_(weight.where(masks[name], 0) if name in masks else weight)
-        with torch.enable_grad():
-            loss = scalar_loss(evidence, batch)
-            found = torch.autograd.grad(loss, list(self.parameters.values()), allow_unused=True)
-        return {
-            name: torch.zeros_like(self.weights[name]) if g is None else accumulated(g)
-            for name, g in zip(self.parameters, found, strict=True)
-        }
+        found = self.differentiate(batch)
+        average_(evidence.model, found.values())
+        return found
 
     def descend(self, gradients: Scores, masks: Masks, rate: float) -> None:
         """W ← W - rate·∂L/∂W: through the mask, so what is removed rests."""
@@ -189,7 +189,8 @@ def _copy(evidence: Evidence) -> Iterator[_Copy]:
     before = {name: p.detach().clone() for name, p in parameters.items()}
     try:
         with untouched(evidence.model, evidence.parameters.values()):
-            yield _Copy(parameters, {name: accumulated(p).clone() for name, p in parameters.items()})
+            weights = {name: accumulated(p).clone() for name, p in parameters.items()}
+            yield _Copy(parameters, weights, Differentiation(evidence, parameters))
     finally:
         with torch.no_grad():
             for name, parameter in parameters.items():

@@ -1,6 +1,7 @@
 """Connection sensitivity at initialisation."""
 
-from pruning.evidence import Evidence, Scores, accumulated, mean_gradient
+from pruning.evidence import Evidence, Scores, accumulated, effect
+from pruning.gradients import mean_gradient
 
 
 def snip(evidence: Evidence) -> Scores:
@@ -10,7 +11,7 @@ def snip(evidence: Evidence) -> Scores:
     Meant for a network at initialisation, in train mode as in the paper; the score uses the mode that the model is in.
     """
     sensitivity = {
-        name: gradient.mul_(accumulated(evidence.parameters[name])).abs_()
+        name: effect(gradient, accumulated(evidence.parameters[name])).abs_()
         for name, gradient in mean_gradient(evidence).items()
     }
     total = float(sum(s.sum(dtype=s.double().dtype) for s in sensitivity.values()))

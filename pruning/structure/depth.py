@@ -84,14 +84,14 @@ class Depth:
         pooled = torch.zeros(len(self.blocks), dtype=torch.float64, device=device)
         alive = torch.zeros(len(self.blocks), dtype=torch.bool, device=device)
         for i, block in enumerate(self.blocks):
-            count = 0
-            for name in self._parameters(block):
-                if name in scores:
-                    lives = torch.ones_like(scores[name], dtype=torch.bool) if within is None else within[name]
-                    pooled[i] += scores[name].detach().double()[lives].sum()
-                    count += int(lives.sum())
-            if not count and within is None:
+            scored = [name for name in self._parameters(block) if name in scores]
+            if not scored:
                 raise GranularityError(f"{block}: none of its parameters was scored: include them, or leave it out")
+            count = 0
+            for name in scored:
+                lives = torch.ones_like(scores[name], dtype=torch.bool) if within is None else within[name]
+                pooled[i] += scores[name].detach().double()[lives].sum()
+                count += int(lives.sum())
             alive[i] = count > 0
             if self.pooling == "mean":
                 pooled[i] /= max(1, count)

@@ -1,0 +1,178 @@
+"""Gradients of the mean loss, of which no zero stands for one that was not computed.
+
+`torch.autograd.grad` gives None for a weight that it does not reach. Mostly the loss does not depend on the weight; but
+reentrant checkpoints hide their weights from it, and so do operators that read a weight outside of autograd. So where
+a gradient is None a forward pass is watched once: the weights that it reads without a graph get theirs by a backward
+pass from the loss to everything, as training does, or are refused by name.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pruning.batches import Batch
+from pruning.errors import ScoreError
+from pruning.evidence import Evidence, Scores, accumulated, scalar_loss, untouched
+from pruning.inputs import tensors_in
+from pruning.memory import Memory, is_view
+from pruning.parameters import check_values
+from pruning.processes import sum_, total
+
+
+def gradients(evidence: Evidence) -> Iterator[tuple[Scores, float]]:
+    """∂L/∂w of the mean loss on each batch, as (name → tensor in at least float32, weight of the batch).
+
+    Weights, gradients, buffers, train and eval flags and random state of the model are as before when the iterator is
+    exhausted or closed. A parameter that the loss does not depend on has gradient 0. Of a DDP-wrapped model these are
+    the batches of this process.
+
+    Raises:
+        ScoreError: no loss, no batches, batches that can be iterated only once, or a gradient that cannot be computed.
+        ParameterError: parameters without values.
+    """
+    if evidence.loss is None:
+        raise ScoreError("this scorer needs gradients: give Evidence a loss")
+    seen = 0
+    with untouched(evidence.model, evidence.parameters.values()):
+        differentiate = Differentiation(evidence, evidence.parameters)
+        for batch in evidence.batches:
+            seen += 1
+            yield differentiate(batch), evidence.size(batch)
+    if not seen:
+        raise ScoreError("this scorer needs data: batches is empty, or could be iterated only once (give a list)")
+
+
+def mean_gradient(evidence: Evidence) -> Scores:
+    """∂L/∂w of the mean loss over all examples, of all processes, however the data are cut. See `gradients`."""
+    summed: Scores = {}
+    count = 0.0
+    for batch, size in gradients(evidence):
+        count += size
+        for name, gradient in batch.items():
+            summed[name] = summed[name].add_(gradient, alpha=size) if name in summed else gradient * size
+    sum_(evidence.model, summed.values())
+    count = total(evidence.model, count)
+    return {name: gradient.div_(count) for name, gradient in summed.items()}
+
+
+class Differentiation:
+    """∂L/∂w of the losses of batches, one after the other; it remembers whether they need backward passes."""
+
+    def __init__(self, evidence: Evidence, parameters: Mapping[str, nn.Parameter]):
+        """Use it inside `untouched`. `parameters` may be more than the prunable ones.
+
+        Raises:
+            ParameterError: some have no values.
+        """
+        check_values(parameters)
+        self._evidence, self._parameters = evidence, parameters
+        self._unreached = Unreached(evidence, parameters)
+        self._backward = False
+
+    @torch.enable_grad()
+    def __call__(self, batch: Batch) -> Scores:
+        """Name → gradient in at least float32; 0 where the loss does not depend on the weight.
+
+        Raises:
+            ScoreError: no single number with a gradient, or a weight whose gradient cannot be computed.
+        """
+        found = self._taken(batch)
+        hidden = self._unreached.hidden(batch, _missing(found))
+        if hidden and not self._backward:
+            self._backward = True
+            found = self._taken(batch)
+            hidden &= _missing(found)
+        refuse_hidden(hidden)
+        return {
+            name: torch.zeros_like(accumulated(self._parameters[name])) if g is None else accumulated(g)
+            for name, g in found.items()
+        }
+
+    def _taken(self, batch: Batch) -> dict[str, Tensor | None]:
+        with self._unreached.watched():
+            loss = scalar_loss(self._evidence, batch)
+        parameters = list(self._parameters.values())
+        if not self._backward:
+            return dict(zip(self._parameters, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True))
+        given = [(tensor, tensor.grad) for tensor in tensors_in(batch) if tensor.is_leaf]
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+        found = {name: parameter.grad for name, parameter in self._parameters.items()}
+        for parameter in self._evidence.model.parameters():
+            parameter.grad = None
+        for tensor, gradient in given:
+            tensor.grad = gradient
+        return found
+
+
+def _missing(found: Mapping[str, Tensor | None]) -> set[str]:
+    return {name for name, gradient in found.items() if gradient is None}
+
+
+class Unreached:
+    """The weights to which autograd finds no way from the loss, and which of them the loss reads all the same.
+
+    A pass with a weight that was not missed before is run once more for that; afterwards passes are watched.
+    """
+
+    def __init__(self, evidence: Evidence, parameters: Mapping[str, Tensor]):
+        self._evidence, self._parameters = evidence, parameters
+        self._known: set[str] = set()
+        self._read: set[str] = set()
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """The forward pass of a batch takes place within."""
+        with read_without_graph({name: self._parameters[name] for name in self._known}) as self._read:
+            yield
+
+    def hidden(self, batch: Batch, missing: set[str]) -> set[str]:
+        """Those of `missing`, the weights without a gradient in that pass, that the loss of `batch` reads."""
+        new = missing - self._known
+        read = self._read & missing
+        if new:
+            model = self._evidence.model
+            with untouched(model), read_without_graph({name: self._parameters[name] for name in new}) as more:
+                scalar_loss(self._evidence, batch)
+            read |= more
+            self._known |= new
+        return read
+
+
+def refuse_hidden(names: Collection[str]) -> None:
+    """Raise `ScoreError` if there are weights that the loss reads where autograd does not see it."""
+    for name in sorted(names):
+        raise ScoreError(
+            f"{name}: the loss reads it outside of autograd, so its gradient is unknown: no reentrant checkpoint "
+            "(use_reentrant=False), no no_grad or detach around its layer, or exclude it"
+        )
+
+
+@contextmanager
+def read_without_graph(tensors: Mapping[str, Tensor]) -> Iterator[set[str]]:
+    """The names of those of `tensors` that operators within the block read without autograd recording it."""
+    found: set[str] = set()
+    if not tensors:
+        yield found
+        return
+    with _Reads(tensors, found):
+        yield found
+
+
+class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
+    """Watches operators that are not in the graph. Views read nothing."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], found: set[str]):
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own
+        self._memory, self._found = Memory(tensors), found
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not is_view(function):
+            recorded = torch.is_grad_enabled()
+            for tensor in tensors_in((args, kwargs)):
+                if not (recorded and tensor.requires_grad):
+                    self._found.update(self._memory.names(tensor))
+        return function(*args, **(kwargs or {}))

@@ -1,0 +1,52 @@
+"""Whose memory a tensor lies in: what operators that read a weight, or a view of it, are known by."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Memory:
+    """The memory of some tensors, by name."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]):
+        self._spans: dict[int, list[tuple[str, int, int]]] = {}
+        self._alive: list[Tensor] = []  # an address is unique only among the living
+        for name, tensor in tensors.items():
+            self.add(name, tensor)
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Know `tensor` too, under a name that may be known already."""
+        if _has_storage(tensor):
+            self._alive.append(tensor)
+            self._spans.setdefault(_storage(tensor), []).append((name, *_span(tensor)))
+
+    def names(self, tensor: Tensor) -> Iterator[str]:
+        """The names of those that `tensor`, which may be a view of them, shares memory with."""
+        if not _has_storage(tensor):
+            return
+        for name, first, last in self._spans.get(_storage(tensor), ()):
+            start, stop = _span(tensor)
+            if start < last and first < stop:
+                yield name
+
+
+def is_view(function: Any) -> bool:
+    """Whether an ATen operator gives another view of its argument, and so reads no values."""
+    return any(out.alias_info is not None and not out.alias_info.is_write for out in function._schema.returns)
+
+
+def _has_storage(tensor: Tensor) -> bool:
+    return tensor.layout is torch.strided and not tensor.is_meta and tensor.numel() > 0
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage().data_ptr())
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """The bytes of its storage between which `tensor` lies."""
+    start = int(tensor.storage_offset())
+    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return start * tensor.element_size(), (start + reach + 1) * tensor.element_size()
