@@ -5,7 +5,8 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from pruning.batches import Batch, examples
 from pruning.errors import ScoreError
+from pruning.layouts import LaidOut, layouts
 from pruning.parameters import check_whole, storage
 from pruning.processes import parallel
 
@@ -75,6 +77,17 @@ class Evidence:
 
 
 Scorer = Callable[[Evidence], Scores]
+_AnyScorer = TypeVar("_AnyScorer", bound=Callable[..., Scores])
+
+
+def laid_out(scorer: _AnyScorer) -> _AnyScorer:
+    """A decorator of scorers: their scores bring the layouts of the weights along, for allocations that go by rows."""
+
+    @wraps(scorer)
+    def scored(evidence: Evidence, *args: Any, **kwargs: Any) -> Scores:
+        return LaidOut(scorer(evidence, *args, **kwargs), layouts(evidence.model, evidence.parameters))
+
+    return cast(_AnyScorer, scored)
 
 
 @contextmanager

@@ -1,12 +1,13 @@
 """Which parameters may be pruned: names and storages, each storage once."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from pruning.errors import ParameterError
+from pruning.errors import CoverageWarning, ParameterError
 
 Predicate = Callable[[str, nn.Parameter], bool]
 Choice = str | Iterable[str] | Predicate
@@ -22,9 +23,9 @@ def prunable(
     """The parameters of `model` that pruning may touch, by name, in the model's order.
 
     Without `include` these are the weight matrices and kernels of Linear, Conv1-3d and their transposed forms,
-    Bilinear, recurrent layers and attention in-projections: no biases, norms, embeddings or position tables. A
-    tensor that an embedding shares with a linear layer counts as an embedding. Tied weights appear once, under the
-    first of their names, as in `model.named_parameters()`.
+    Bilinear, recurrent layers, attention in-projections, the Conv1D of transformers and experts that are stacked in
+    one tensor: no biases, norms, embeddings or position tables. A tensor that an embedding shares with a linear layer
+    counts as an embedding. Tied weights appear once, under the first of their names, as in `model.named_parameters()`.
 
     Args:
         include: a glob, several globs, or a predicate of (name, parameter); chooses among *all* parameters.
@@ -33,12 +34,17 @@ def prunable(
 
     Raises:
         ParameterError: nothing is left, a glob matches no parameter, or a parameter has no shape yet (lazy modules).
+
+    Warns:
+        CoverageWarning: without `include`, more than a hundredth of the weights in matrices are in no such layer, as
+            where layers are reparametrised (weight_norm, spectral_norm, torch.nn.utils.prune).
     """
     model = unwrapped(model)
     names = _names_by_storage(model)
     if include is None:
-        default = _kernel_storages(model)
+        default, embeddings = _kernel_storages(model)
         included = {key for key in names if key in default}
+        rest = [pair for key, pair in names.items() if key not in default and key not in embeddings]
     else:
         included = set(_chosen(names, include, "include"))
     excluded = set() if exclude is None else set(_chosen(names, exclude, "exclude"))
@@ -47,6 +53,8 @@ def prunable(
         for key, (aliases, parameter) in names.items()
         if key in included and key not in excluded and (frozen or parameter.requires_grad)
     }
+    if include is None:
+        _report_coverage(type(model).__name__, parameters, [(a[0], p) for a, p in rest if frozen or p.requires_grad])
     if not parameters:
         unfrozen = "" if frozen else ", or pass frozen=True if its parameters are frozen"
         raise ParameterError(
@@ -137,24 +145,64 @@ def _names_by_storage(model: nn.Module) -> dict[_Key, tuple[list[str], nn.Parame
     return names
 
 
-def _kernel_storages(model: nn.Module) -> set[_Key]:
+def _kernel_storages(model: nn.Module) -> tuple[set[_Key], set[_Key]]:
+    """The storages of kernels, and those of embeddings."""
     kernels: set[_Key] = set()
     others: set[_Key] = set()
     for module in model.modules():
-        own = {name: p for name, p in module._parameters.items() if p is not None}
-        kernels.update(storage(own[name]) for name in _kernel_names(module) if name in own)
+        kernels.update(storage(parameter) for parameter in _kernels(module))
         if isinstance(module, nn.Embedding | nn.EmbeddingBag):
             others.add(storage(module.weight))
-    return kernels - others
+    return kernels - others, others
 
 
-def _kernel_names(module: nn.Module) -> Iterator[str]:
-    if isinstance(module, _KERNELS):
-        yield "weight"
+def _kernels(module: nn.Module) -> Iterator[nn.Parameter]:
+    own = {name: parameter for name, parameter in module._parameters.items() if parameter is not None}
+    if isinstance(module, _KERNELS) or is_conv1d(module):
+        yield from (own[name] for name in ("weight",) if name in own)
     elif isinstance(module, _RECURRENT):
-        yield from (name for name in module._parameters if name.startswith("weight_"))
+        yield from (parameter for name, parameter in own.items() if name.startswith("weight_"))
     elif isinstance(module, nn.MultiheadAttention):
-        yield from _ATTENTION
+        yield from (own[name] for name in _ATTENTION if name in own)
+    else:
+        yield from (parameter for _, parameter in experts_in(module))
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether this is the linear layer of transformers that has its weight the other way round, [inputs, outputs]."""
+    return {"nx", "nf", "_parameters"} <= set(vars(module)) and "weight" in module._parameters
+
+
+def experts_in(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The matrices of all experts, stacked in one tensor each, that `module` itself holds, by their names in it."""
+    own = [(name, p) for name, p in module._parameters.items() if p is not None and p.dim() == 3]
+    counts = {value for name, value in vars(module).items() if "expert" in name and type(value) is int}
+    yield from ((name, p) for name, p in own if p.is_floating_point() and p.shape[0] in counts)
+
+
+_TABLES = ("pos", "embed", "token")
+"""Parts of the names of parameters that are tables of vectors, not weights of a product."""
+
+
+def _report_coverage(model: str, included: Mapping[str, Tensor], rest: Iterable[tuple[str, Tensor]]) -> None:
+    """Warn where much of the model lies in matrices that are no layer's known here."""
+    left = {
+        name: parameter.numel()
+        for name, parameter in rest
+        if parameter.dim() > 1 and parameter.shape[0] > 1 and not any(part in name for part in _TABLES)
+    }
+    total = sum(left.values()) + sum(parameter.numel() for parameter in included.values())
+    if sum(left.values()) <= 0.01 * total:
+        return
+    largest = sorted(left, key=lambda name: -left[name])
+    more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+    warnings.warn(
+        f"{model}: {sum(left.values()) / total:.1%} of the weights in matrices are not prunable: "
+        f"{', '.join(largest[:3])}{more} are of no layer that is known here: choose them with include=, or take "
+        "reparametrisations (weight_norm, torch.nn.utils.prune) off first",
+        CoverageWarning,
+        stacklevel=3,
+    )
 
 
 def _chosen(names: dict[_Key, tuple[list[str], nn.Parameter]], choice: Choice, argument: str) -> Iterator[_Key]:

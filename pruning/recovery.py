@@ -10,6 +10,7 @@ from pruning.curvature.approximations import Approximation, approximated, layer_
 from pruning.curvature.linear_maps import column_sums, forward_uses
 from pruning.errors import MaskError
 from pruning.evidence import Evidence, accumulated
+from pruning.layouts import STANDARD, layouts
 from pruning.masks import Masks
 from pruning.processes import sum_
 from pruning.processes import total as over_processes
@@ -64,12 +65,13 @@ def compensate_bias(evidence: Evidence, masks: Mapping[str, Tensor]) -> None:
         ScoreError: no data, or a prunable weight that is not used by a Linear or a convolution.
     """
     kept = _checked(evidence, masks)
+    known = layouts(evidence.model, evidence.parameters)
     sums: dict[nn.Module, tuple[str, Tensor, int]] = {}
     for by_name, _ in forward_uses(evidence):
         for name, calls in by_name.items():
             for call in calls:
                 total = column_sums(call.module, accumulated(call.unchanged()).double())
-                count = call.outputs.numel() // evidence.parameters[name].shape[0]
+                count = call.outputs.numel() // len(known.get(name, STANDARD).rows(evidence.parameters[name]))
                 if call.module in sums:
                     _, earlier, seen = sums[call.module]
                     total, count = total.add(earlier), count + seen
@@ -79,7 +81,8 @@ def compensate_bias(evidence: Evidence, masks: Mapping[str, Tensor]) -> None:
         bias, weight = getattr(module, "bias", None), evidence.parameters[name]
         if isinstance(bias, nn.Parameter):
             groups, columns = total.shape
-            removed = weight.double().masked_fill(kept[name], 0).reshape(groups, -1, columns)
+            rows = known.get(name, STANDARD).rows(weight.double().masked_fill(kept[name], 0))
+            removed = rows.reshape(groups, -1, columns)
             mean = total / over_processes(evidence.model, count)
             bias.add_((removed @ mean[:, :, None]).reshape(-1).to(bias.dtype))
     kept.apply_(evidence.model)

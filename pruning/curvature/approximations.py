@@ -11,6 +11,7 @@ from pruning.curvature.linear_maps import Use, columns, forward_uses
 from pruning.curvature.quadratic import Quadratic
 from pruning.errors import ScoreError
 from pruning.evidence import Evidence, accumulated, check_real
+from pruning.layouts import layouts
 from pruning.processes import sum_, total
 
 Approximation = Callable[[Evidence], list[Quadratic]]
@@ -125,6 +126,7 @@ def layer_hessian(evidence: Evidence, damping: float = 1e-2, relative: bool = Tr
         sums = _added(sums, by_name)
     sum_(evidence.model, sums.values())
     count = total(evidence.model, count)
+    known = layouts(evidence.model, evidence.parameters)
     sharing: dict[object, list[str]] = {}
     for name in evidence.parameters:  # rows of one group can share a factor across tensors
         sharing.setdefault(id(sums[name]) if len(sums[name]) == 1 else name, []).append(name)
@@ -135,6 +137,7 @@ def layer_hessian(evidence: Evidence, damping: float = 1e-2, relative: bool = Tr
             sum(evidence.parameters[name].numel() for name in names),
             damping,
             relative,
+            known,
         )
         for names in sharing.values()
     ]

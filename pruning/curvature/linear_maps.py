@@ -20,7 +20,7 @@ from pruning.errors import ScoreError
 from pruning.evidence import Evidence, untouched
 from pruning.inputs import mapped, tensors_in
 from pruning.memory import Memory, is_view
-from pruning.parameters import check_values, storage, unwrapped
+from pruning.parameters import check_values, is_conv1d, storage, unwrapped
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -60,7 +60,9 @@ def linear_modules(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> 
 
 
 def _is_linear_map(module: nn.Module) -> bool:
-    """Linear and convolutions; subclasses only with the same forward."""
+    """Linear, convolutions and the Conv1D of transformers; subclasses only with the same forward."""
+    if is_conv1d(module):
+        return type(module).__module__ == "transformers.pytorch_utils"
     return any(isinstance(module, kind) and type(module).forward is kind.forward for kind in _KINDS)
 
 
@@ -102,7 +104,7 @@ def uses(model: nn.Module, modules: Mapping[nn.Module, str]) -> Iterator[Uses]:
 
     def leave(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], outputs: Tensor) -> Tensor:
         running.pop()
-        entered = (inputs[0] if inputs else named["input"]).detach()
+        entered = (inputs[0] if inputs else next(iter(named.values()))).detach()
         found.calls.append(Use(module, entered, outputs, entered._version))
         return outputs.clone()  # an in-place activation must not write over what is differentiated
 
@@ -196,9 +198,9 @@ def _check_used(evidence: Evidence, used: Collection[str]) -> None:
 def columns(module: nn.Module, inputs: Tensor) -> Tensor:
     """What the weight of a Linear or a convolution multiplies: [examples, groups, inputs of a row, positions].
 
-    The order of the inputs of a row is that of `weight.reshape(rows, -1)`.
+    The order of the inputs of a row is that of its layout's `rows(weight)`.
     """
-    if isinstance(module, nn.Linear):
+    if _takes_last(module):
         return inputs.reshape(len(inputs), 1, -1, inputs.shape[-1]).transpose(2, 3)
     assert isinstance(module, _CONVOLUTIONS)
     padded = _padded(module, inputs)
@@ -207,7 +209,7 @@ def columns(module: nn.Module, inputs: Tensor) -> Tensor:
 
 def column_sums(module: nn.Module, inputs: Tensor) -> Tensor:
     """Σ over examples and positions of `columns(module, inputs)`, [groups, inputs of a row], without making them."""
-    if isinstance(module, nn.Linear):
+    if _takes_last(module):
         return inputs.reshape(-1, inputs.shape[-1]).sum(0, keepdim=True)
     assert isinstance(module, _CONVOLUTIONS)
     dimensions = len(module.kernel_size)
@@ -218,10 +220,12 @@ def column_sums(module: nn.Module, inputs: Tensor) -> Tensor:
 def factors(module: nn.Module, inputs: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """(rows, columns) with per-example gradient `rows @ columnsᵀ` per group; `gradient` is that of the outputs.
 
-    A transposed convolution is the adjoint of a convolution: inputs and outputs change places.
+    A transposed convolution is the adjoint of a convolution: inputs and outputs change places. So do they in the weight
+    of a Conv1D.
     """
-    if isinstance(module, nn.Linear):
-        return gradient.reshape(len(gradient), 1, -1, gradient.shape[-1]).transpose(2, 3), columns(module, inputs)
+    if _takes_last(module):
+        rows = gradient.reshape(len(gradient), 1, -1, gradient.shape[-1]).transpose(2, 3)
+        return (columns(module, inputs), rows) if is_conv1d(module) else (rows, columns(module, inputs))
     assert isinstance(module, nn.modules.conv._ConvNd)
     if not isinstance(module, _ConvTransposeNd):
         return gradient.reshape(len(gradient), module.groups, gradient.shape[1] // module.groups, -1), columns(
@@ -235,6 +239,11 @@ def factors(module: nn.Module, inputs: Tensor, gradient: Tensor) -> tuple[Tensor
         windows = windows.narrow(axis, 0, size)  # output_padding may leave room for one more
     rows = inputs.reshape(len(inputs), module.groups, inputs.shape[1] // module.groups, -1)
     return rows, windows.reshape(len(inputs), module.groups, -1, rows.shape[-1])
+
+
+def _takes_last(module: nn.Module) -> bool:
+    """Whether the weight multiplies the last dimension of the inputs."""
+    return isinstance(module, nn.Linear) or is_conv1d(module)
 
 
 def _padded(module: nn.modules.conv._ConvNd, inputs: Tensor) -> Tensor:

@@ -6,10 +6,12 @@ from torch import Tensor
 
 from pruning.curvature.linear_maps import column_sums, forward_uses
 from pruning.errors import ScoreError
-from pruning.evidence import Evidence, Scores, accumulated
+from pruning.evidence import Evidence, Scores, accumulated, laid_out
+from pruning.layouts import STANDARD, layouts
 from pruning.processes import sum_
 
 
+@laid_out
 def wanda(evidence: Evidence, norm: Literal[1, 2] = 2) -> Scores:
     """|w_ij|·‖x_j‖, x_j the j-th input at all examples and positions. Sun et al. 2023 (Wanda), equation 1.
 
@@ -32,10 +34,12 @@ def wanda(evidence: Evidence, norm: Literal[1, 2] = 2) -> Scores:
                 found = column_sums(call.module, inputs if norm == 1 else inputs.square()).double()
                 powers[name] = powers[name] + found if name in powers else found
     sum_(evidence.model, powers.values())
+    known = layouts(evidence.model, evidence.parameters)
     scores = {}
     for name, parameter in evidence.parameters.items():
         groups, columns = powers[name].shape
-        weight = accumulated(parameter).abs()
-        size = powers[name].pow(1 / norm).to(weight.dtype)
-        scores[name] = (weight.reshape(groups, -1, columns) * size[:, None]).view(parameter.shape)
+        layout = known.get(name, STANDARD)
+        rows = layout.rows(accumulated(parameter).abs())
+        size = powers[name].pow(1 / norm).to(rows.dtype)
+        scores[name] = layout.restored(rows.reshape(groups, -1, columns) * size[:, None], parameter.shape)
     return scores

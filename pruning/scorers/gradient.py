@@ -1,9 +1,10 @@
 """The gradient alone."""
 
-from pruning.evidence import Evidence, Scores
+from pruning.evidence import Evidence, Scores, laid_out
 from pruning.gradients import mean_gradient
 
 
+@laid_out
 def gradient(evidence: Evidence) -> Scores:
     """|∂L/∂w| of the mean loss over all examples: what training would move most. Also RigL's criterion of growth.
 

@@ -3,14 +3,16 @@
 import torch
 from torch import Tensor
 
-from pruning.evidence import Evidence, Scores, accumulated
+from pruning.evidence import Evidence, Scores, accumulated, laid_out
 
 
+@laid_out
 def magnitude(evidence: Evidence) -> Scores:
     """|w|: large weights matter most. Needs no data. Han et al. 2015, section 3."""
     return {name: accumulated(weight).abs() for name, weight in evidence.parameters.items()}
 
 
+@laid_out
 def lamp(evidence: Evidence) -> Scores:
     """w² / Σ of the w² of all weights of the same tensor that are not smaller. Lee et al. 2021 (LAMP), equation 4.
 

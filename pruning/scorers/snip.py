@@ -1,9 +1,10 @@
 """Connection sensitivity at initialisation."""
 
-from pruning.evidence import Evidence, Scores, accumulated, effect
+from pruning.evidence import Evidence, Scores, accumulated, effect, laid_out
 from pruning.gradients import mean_gradient
 
 
+@laid_out
 def snip(evidence: Evidence) -> Scores:
     """|∂L/∂c| / Σ |∂L/∂c| with a gate c = 1 on every weight, so |g·w| / Σ |g·w|. Lee et al. 2019 (SNIP), equation 5.
 

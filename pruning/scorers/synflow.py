@@ -9,13 +9,14 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
 
 from pruning.errors import ScoreError, first_line
-from pruning.evidence import Evidence, Scores, check_real, output_tensor, untouched
+from pruning.evidence import Evidence, Scores, check_real, laid_out, output_tensor, untouched
 from pruning.gradients import read_without_graph, refuse_hidden
 from pruning.parameters import check_values, unwrapped
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
 
 
+@laid_out
 def synflow(evidence: Evidence) -> Scores:
     """|w|·∂R/∂|w| with R = 1ᵀ Π_l |W_l| 1, the output's sum for an input of ones. Tanaka et al. 2020, equation 3.
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pruning.errors import ScoreError
-from pruning.evidence import Evidence, Scores, accumulated, effect
+from pruning.evidence import Evidence, Scores, accumulated, effect, laid_out
 from pruning.gradients import gradients, mean_gradient
 from pruning.processes import sum_
 
@@ -18,6 +18,7 @@ _FORMS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@laid_out
 def taylor(
     evidence: Evidence,
     form: Literal["abs", "squared", "signed"] = "abs",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from pruning.parameters import is_conv1d
 from pruning.structure.attention import PrunedAttention
 from pruning.structure.structure import Structure
 from pruning.structure.volumes import Kept, left
@@ -135,15 +136,10 @@ def _adjust_known_(module: nn.Module) -> bool:
         if isinstance(module, kinds):
             adjust(module)
             return True
-    if _is_conv1d(module):
+    if is_conv1d(module):
         module.nx, module.nf = module.weight.shape  # type: ignore[assignment,misc]  # to torch, a tensor or module
         return True
     return False
-
-
-def _is_conv1d(module: nn.Module) -> bool:
-    """A linear layer of transformers that has its weight the other way round."""
-    return {"nx", "nf", "_parameters"} <= set(vars(module)) and "weight" in module._parameters
 
 
 def _adjust_linear_(module: nn.Linear) -> None:
