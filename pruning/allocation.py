@@ -60,8 +60,8 @@ class ERK:
     minimum: int = 0
 
     def groups(self, units: Mapping[str, Units], density: float | None) -> list[Competition]:
-        shapes = {name: u.layout.matrix(u.shape) for name, u in units.items()}
-        copies = {name: u.shape.numel() // max(1, shapes[name].numel()) for name, u in units.items()}
+        shapes = {name: u.shape for name, u in units.items()}
+        copies = {name: u.copies for name, u in units.items()}
         return _each_tensor(units, erk_densities(shapes, _given(density), copies), self.minimum)
 
 

@@ -28,7 +28,9 @@ class Units:
     Attributes:
         scores: one a unit.
         alive: which of them live; None: all.
-        shape: of the tensor itself, from which allocations may take a density.
+        shape: of the tensor itself, from which allocations may take a density; of one of its matrices, if several are
+            stacked in it.
+        copies: how many matrices there are.
         minimum: how many must stay.
         members: [units, n], for units of a traced structure: the numbers that each stands for, filled up with -1.
         layout: of `scores`, where units are single weights: which dimensions are the inputs of an output.
@@ -39,6 +41,7 @@ class Units:
     shape: torch.Size
     minimum: int = 0
     members: Tensor | None = None
+    copies: int = 1
     layout: Layout = STANDARD
 
     @property
@@ -79,11 +82,17 @@ class TensorGranularity(Protocol):
 
     def units(self, name: str, scores: Tensor, alive: Tensor | None, layout: Layout = STANDARD) -> Units:
         """`pool` of a tensor that has any layout."""
-        if self.by_rows and layout != STANDARD:
+        if layout == STANDARD:
+            return self.pool(name, scores, alive)
+        if self.by_rows:
             _check_layout(name, layout)
-            return self.pool(name, layout.rows(scores), None if alive is None else layout.rows(alive))
-        found = self.pool(name, scores, alive)
-        return replace(found, layout=layout) if found.scores.shape == scores.shape else found
+            found = self.pool(name, layout.rows(scores), None if alive is None else layout.rows(alive))
+        else:
+            found = self.pool(name, scores, alive)
+        single = found.scores.shape == scores.shape and not self.by_rows
+        one = layout.matrix(scores.shape)
+        copies = scores.numel() // max(1, one.numel())
+        return replace(found, shape=one, copies=copies, layout=layout if single else STANDARD)
 
     def mask(self, unit_mask: Tensor, shape: torch.Size, layout: Layout = STANDARD) -> Tensor:
         """`expand` to a tensor that has any layout."""

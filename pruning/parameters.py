@@ -180,8 +180,8 @@ def experts_in(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     yield from ((name, p) for name, p in own if p.is_floating_point() and p.shape[0] in counts)
 
 
-_TABLES = ("pos", "embed", "token")
-"""Parts of the names of parameters that are tables of vectors, not weights of a product."""
+_VECTORS = ("pos", "embed", "token", "bias")
+"""Parts of the names of parameters that are vectors, or tables of them, not weights of a product."""
 
 
 def _report_coverage(model: str, included: Mapping[str, Tensor], rest: Iterable[tuple[str, Tensor]]) -> None:
@@ -189,7 +189,7 @@ def _report_coverage(model: str, included: Mapping[str, Tensor], rest: Iterable[
     left = {
         name: parameter.numel()
         for name, parameter in rest
-        if parameter.dim() > 1 and parameter.shape[0] > 1 and not any(part in name for part in _TABLES)
+        if sum(size > 1 for size in parameter.shape) > 1 and not any(part in name for part in _VECTORS)
     }
     total = sum(left.values()) + sum(parameter.numel() for parameter in included.values())
     if sum(left.values()) <= 0.01 * total:

@@ -1,0 +1,126 @@
+"""Products: the operators in whose multiply-accumulates a weight takes part, and how many a removed weight saves.
+
+Everything is a product [batch, M, K] x [batch, K, N] or a convolution, in which a weight works at several positions.
+Torch's own counter does not know all of them.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_aten = torch.ops.aten
+
+Removed = Callable[[Tensor], Tensor | None]
+"""Of a tensor, which of its entries are removed weights, a bool tensor of its shape; None: none."""
+
+_FACTORS: Mapping[Any, int] = {
+    _aten.mm.default: 0,
+    _aten.bmm.default: 0,
+    _aten.mv.default: 0,
+    _aten.dot.default: 0,
+    _aten.vdot.default: 0,
+    _aten.addmm.default: 1,
+    _aten.addmv.default: 1,
+    _aten.baddbmm.default: 1,
+    _aten.addbmm.default: 1,
+}
+"""Products of two factors, and where in their arguments the first one is."""
+
+
+def saved(function: Any, args: tuple[Any, ...], output: Any, removed: Removed) -> int:
+    """Multiply-accumulates of this operator in which a removed weight takes part."""
+    if function in _FACTORS:
+        first = _FACTORS[function]
+        return _saved_by_factors(args[first], args[first + 1], removed)
+    uses = 0
+    if function is _aten.convolution.default:
+        uses = args[0].numel() // args[0].shape[1] if args[6] else output.numel() // output.shape[1]
+    elif function is _aten._trilinear.default:
+        uses = _trilinear_examples(*args)
+    elif function is _aten.conv_tbc.default:
+        uses = output.numel() // output.shape[-1]
+    elif is_grouped(function):
+        return _saved_by_groups(args, removed)
+    return uses * int(gone.sum()) if uses and (gone := removed(args[1])) is not None else 0
+
+
+def _saved_by_factors(left: Tensor, right: Tensor, removed: Removed) -> int:
+    gone = removed(left), removed(right)
+    if gone == (None, None):
+        return 0
+    rows, columns = (_as_matrices(t, g, side) for t, g, side in zip((left, right), gone, (0, 1), strict=True))
+    whole = rows.shape[-2] * columns.shape[-1] * rows.shape[0] * rows.shape[-1]
+    return int(whole - (rows.sum(-2) * columns.sum(-1)).sum())
+
+
+def _saved_by_groups(args: tuple[Any, ...], removed: Removed) -> int:
+    """Of rows [S, K], the first ones by the first matrix of [groups, K, N], up to the first of the given ends."""
+    gone = removed(args[1]) if args[0].dim() == 2 and args[1].dim() == 3 else None
+    if gone is None:
+        return 0
+    ends = args[2].to(gone.device)
+    return int((ends.diff(prepend=ends.new_zeros(1)) * gone.sum((1, 2))).sum())
+
+
+def is_grouped(function: Any) -> bool:
+    """Whether an operator multiplies groups of rows by a matrix each, as experts do: of torch, or of transformers."""
+    return str(function).split(".")[0:2] in (["aten", "_grouped_mm"], ["transformers", "grouped_mm_fallback"])
+
+
+def followed(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], removed: Removed) -> Tensor | None:
+    """Which entries are removed in what a copy of a weight, or of some of its slices, gives; None for all else."""
+    if function not in _COPIES or not isinstance(args[0], Tensor):
+        return None
+    gone = removed(args[0])
+    if gone is None:
+        return None
+    found: Tensor = gone if function is _aten._to_copy.default else function(gone, *args[1:], **kwargs)
+    return found
+
+
+_COPIES = (
+    _aten.clone.default,
+    _aten._to_copy.default,
+    _aten.index.Tensor,
+    _aten.index_select.default,
+)
+
+
+def uncounted() -> dict[Any, Callable[..., int]]:
+    """Operator → twice its multiply-accumulates, for those that torch's counter leaves out."""
+    found: dict[Any, Callable[..., int]] = {
+        _aten.mv: lambda a, x, **_: 2 * a[0] * a[1],
+        _aten.addmv: lambda b, a, x, **_: 2 * a[0] * a[1],
+        _aten.dot: lambda a, b, **_: 2 * a[0],
+        _aten.vdot: lambda a, b, **_: 2 * a[0],
+        _aten.addbmm: lambda c, a, b, **_: 2 * a[0] * a[1] * a[2] * b[2],
+        _aten.conv_tbc: lambda x, w, *_, out_shape, **__: 2 * torch.Size(out_shape).numel() * w[0] * w[1],
+        _aten._trilinear: lambda *args, **_: 2 * _trilinear_examples(*args) * torch.Size(args[1]).numel(),
+    }
+    operators = [(_aten, "_grouped_mm"), (torch.ops.transformers, "grouped_mm_fallback")]
+    return found | {getattr(space, name): _grouped for space, name in operators if hasattr(space, name)}
+
+
+def _grouped(left: Any, right: Any, *_: Any, **__: Any) -> int:
+    """Of [S, K] x [groups, K, N], [M, K] x [K, N] in parts of K, [groups, M, K] x [groups, K, N] or x [K, S]."""
+    if len(left) == 3 and len(right) == 2:
+        return int(2 * left[1] * left[2] * right[1])
+    return int(2 * torch.Size(left).numel() * right[-1])
+
+
+def _trilinear_examples(first: Any, weight: Any, *_: Any) -> int:
+    """Bilinear forms are of [examples, …] inputs, expanded to the shape of the weight between them."""
+    shape = first.shape if isinstance(first, Tensor) else first
+    return int(shape[0])
+
+
+def _as_matrices(tensor: Tensor, removed: Tensor | None, side: int) -> Tensor:
+    """What stays of a factor as [batch, rows, columns] of ones and zeros; a vector is a row on the left."""
+    shape = [1] * (3 - tensor.dim()) + list(tensor.shape)
+    if side == 1 and tensor.dim() == 1:
+        shape = [1, tensor.shape[0], 1]
+    if removed is None:
+        return torch.ones((), dtype=torch.int64, device=tensor.device).expand(shape)
+    return (~removed).reshape(shape).long()
