@@ -29,7 +29,8 @@ def sliced(structure: Structure, kept: Kept, name: str, tensor: Tensor) -> Tenso
     values = tensor.detach()
     for dim, indices in kept_indices(structure, name, kept):
         values = values.index_select(dim, indices.to(values.device))
-    values = values.clone() if values.data_ptr() == tensor.data_ptr() else values
+    if values.layout is not torch.strided or values.data_ptr() == tensor.data_ptr():
+        values = values.clone()
     return nn.Parameter(values, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else values
 
 
