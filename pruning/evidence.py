@@ -81,11 +81,12 @@ _AnyScorer = TypeVar("_AnyScorer", bound=Callable[..., Scores])
 
 
 def laid_out(scorer: _AnyScorer) -> _AnyScorer:
-    """A decorator of scorers: their scores bring the layouts of the weights along, for allocations that go by rows."""
+    """A decorator of scorers: where weights are not [outputs, …], their scores bring the layouts along."""
 
     @wraps(scorer)
     def scored(evidence: Evidence, *args: Any, **kwargs: Any) -> Scores:
-        return LaidOut(scorer(evidence, *args, **kwargs), layouts(evidence.model, evidence.parameters))
+        found, known = scorer(evidence, *args, **kwargs), layouts(evidence.model, evidence.parameters)
+        return LaidOut(found, known) if known else found
 
     return cast(_AnyScorer, scored)
 

@@ -22,7 +22,8 @@ def prune(
     """Masks that keep the highest-scored units.
 
     Args:
-        scores: parameter name → tensor of the parameter's shape, any real dtype; higher = keep.
+        scores: parameter name → tensor of the parameter's shape, any real dtype; higher = keep. What scorers return
+            knows which dimensions are outputs (`pruning.layouts.LaidOut`); in a plain dict the first one is.
         density: share of units kept, in (0, 1], cumulative (of all units, not of those still alive). None only where
             the allocation has a density of its own (`NofM`, `Rates`).
         granularity: what is removed together; `Weights()` if None.

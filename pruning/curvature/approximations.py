@@ -7,12 +7,12 @@ from torch import Tensor
 
 from pruning.curvature.cotangents import Curvature, check_curved, cotangents
 from pruning.curvature.examples import example_gradients
-from pruning.curvature.linear_maps import Use, columns, forward_uses
+from pruning.curvature.linear_maps import Use, column_sums, columns, forward_uses
 from pruning.curvature.quadratic import Quadratic
 from pruning.errors import ScoreError
 from pruning.evidence import Evidence, accumulated, check_real
 from pruning.layouts import layouts
-from pruning.processes import sum_, total
+from pruning.processes import parallel, sum_, total
 
 Approximation = Callable[[Evidence], list[Quadratic]]
 
@@ -124,7 +124,9 @@ def layer_hessian(evidence: Evidence, damping: float = 1e-2, relative: bool = Tr
     for by_name, size in forward_uses(evidence):
         count += size
         sums = _added(sums, by_name)
-    sum_(evidence.model, sums.values())
+    if parallel(evidence.model) is not None:  # processes may share other tensors
+        sums = {name: sums[name].clone() for name in evidence.parameters}
+        sum_(evidence.model, sums.values())
     count = total(evidence.model, count)
     known = layouts(evidence.model, evidence.parameters)
     sharing: dict[object, list[str]] = {}
@@ -169,6 +171,9 @@ _GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_
 def _second_moment(call: Use) -> Tensor:
     """Σ over examples and positions of xxᵀ, [groups, inputs of a row, inputs of a row]; float64, as sums are long."""
     x = accumulated(call.unchanged())
+    if not x.numel():
+        groups, size = column_sums(call.module, x).shape
+        return x.new_zeros(groups, size, size, dtype=torch.float64)
     total: Tensor | None = None
     patch = columns(call.module, x[:1])[0].numel()
     for part in torch.split(x, max(1, _ELEMENTS // patch)):

@@ -152,18 +152,24 @@ def _is_continuous(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
+def modules_with_columns(evidence: Evidence) -> dict[nn.Module, str]:
+    """Those of `linear_modules` that `columns` knows: no transposed convolutions."""
+    known = linear_modules(evidence.model, evidence.parameters)
+    return {module: name for module, name in known.items() if not isinstance(module, _ConvTransposeNd)}
+
+
 def forward_uses(evidence: Evidence) -> Iterator[tuple[dict[str, list[Use]], float]]:
     """The uses of every prunable weight in one forward pass of a batch, by name, and the batch's weight in a mean.
 
-    One pass of all batches, no gradient. Transposed convolutions are not among the layers: `columns` has none of them.
+    One pass of all batches, no gradient. A weight that no data come to, as of an expert without a token, has one use
+    without examples at the end. Transposed convolutions are not among the layers: `columns` has none of them.
 
     Raises:
         ScoreError: no loss, no data, or a weight that no Linear or convolution uses, or something else uses too.
     """
     if evidence.loss is None:
         raise ScoreError("the inputs of layers need a forward pass: give Evidence a loss, which runs the model")
-    known = linear_modules(evidence.model, evidence.parameters)
-    modules = {module: name for module, name in known.items() if not isinstance(module, _ConvTransposeNd)}
+    modules = modules_with_columns(evidence)
     check_values(evidence.parameters)
     _check_used(evidence, modules.values())
     seen: set[str] = set()
@@ -186,7 +192,21 @@ def forward_uses(evidence: Evidence) -> Iterator[tuple[dict[str, list[Use]], flo
         raise ScoreError(
             "the inputs of layers need data: batches is empty, or could be iterated only once (give a list)"
         )
-    _check_used(evidence, seen)
+    unseen = {name: [empty_use(module)] for module, name in modules.items() if name not in seen}
+    if unseen:
+        yield unseen, 0.0
+
+
+def empty_use(module: nn.Module) -> Use:
+    """A use of `module` by no example."""
+    weight = module.get_parameter("weight")
+    if isinstance(module, nn.modules.conv._ConvNd):
+        sizes = zip(module.kernel_size, module.dilation, strict=True)
+        shape = [module.in_channels, *(gap * (size - 1) + 1 for size, gap in sizes)]
+    else:
+        shape = [weight.shape[0] if is_conv1d(module) else weight.shape[1]]
+    empty = weight.detach().new_empty(0, *shape)
+    return Use(module, empty, empty, empty._version)
 
 
 def _check_used(evidence: Evidence, used: Collection[str]) -> None:

@@ -33,7 +33,7 @@ def wanda(evidence: Evidence, norm: Literal[1, 2] = 2) -> Scores:
                 inputs = accumulated(call.unchanged()).abs()
                 found = column_sums(call.module, inputs if norm == 1 else inputs.square()).double()
                 powers[name] = powers[name] + found if name in powers else found
-    sum_(evidence.model, powers.values())
+    sum_(evidence.model, [powers[name] for name in evidence.parameters])
     known = layouts(evidence.model, evidence.parameters)
     scores = {}
     for name, parameter in evidence.parameters.items():

@@ -247,7 +247,13 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         """The number of an argument. One that no operator made is a constant of the model's code."""
         new = id(tensor) not in self._values
         number = self.value(tensor)
-        if new and tensor.numel() == 1 and tensor.layout is torch.strided and not tensor.is_meta and not tensor.is_complex():
+        if (
+            new
+            and tensor.numel() == 1
+            and tensor.layout is torch.strided
+            and not tensor.is_meta
+            and not tensor.is_complex()
+        ):
             self.tape.constants[number] = tensor.item()
         return number
 

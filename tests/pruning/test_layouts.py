@@ -1,5 +1,7 @@
 """Layouts: what competes along the inputs of an output does so in every kind of weight, as in its twin of Linears."""
 
+import copy
+import pickle
 import warnings
 from typing import Any
 
@@ -210,6 +212,14 @@ def test_scores_in_a_plain_dict_are_outputs_first() -> None:
     assert set(prune(scores, 0.5, allocation=PerRow())["a.weight"].sum(0).tolist()) == {3}
     for wrapped in (scorers.inverted(turned, scorers.magnitude), scorers.layer_shuffled(turned, scorers.magnitude)):
         assert isinstance(wrapped, LaidOut)
+
+
+def test_layouts_are_not_lost_on_the_way() -> None:
+    turned, plain = twins()
+    scores = scorers.magnitude(turned)
+    for twin in (pickle.loads(pickle.dumps(scores)), copy.deepcopy(scores)):
+        assert prune(twin, 0.5, allocation=PerRow()) == prune(scores, 0.5, allocation=PerRow())
+    assert type(scorers.magnitude(plain)) is dict  # as torch.load takes it
 
 
 TINY = {"vocab_size": 20, "hidden_size": 8, "intermediate_size": 99, "num_hidden_layers": 1, "num_attention_heads": 2}
