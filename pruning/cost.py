@@ -16,7 +16,7 @@ from pruning.decomposed import decomposed
 from pruning.evidence import untouched
 from pruning.inputs import Inputs, arguments_for
 from pruning.masks import Masks
-from pruning.parameters import named, prunable, storage, unwrapped
+from pruning.parameters import kernels, named, storage, unwrapped
 from pruning.products import followed, saved, uncounted
 
 
@@ -52,10 +52,12 @@ def cost(model: nn.Module, masks: Masks | None, inputs: Inputs) -> Cost:
     arithmetic, as a parametrization does.
     """
     model = unwrapped(model)
-    masks = Masks.dense(prunable(model)) if masks is None else masks
-    masks.check(model)
-    every = named(model)
-    uses = _Saved({name: every[name] for name in masks}, masks)
+    if masks is not None:
+        masks.check(model)
+        weights, kept = masks.total, masks.kept
+    else:
+        weights = kept = sum(parameter.numel() for parameter in kernels(model).values())
+    uses = _Saved(named(model), {} if masks is None else masks)
     counter = FlopCounterMode(display=False, custom_mapping=uncounted())
     with untouched(model), _decomposed(), torch.no_grad(), counter, uses:
         model.eval()
@@ -65,10 +67,10 @@ def cost(model: nn.Module, masks: Masks | None, inputs: Inputs) -> Cost:
     parameters = sum({storage(p): p.numel() for p in model.parameters()}.values())
     stored = {storage(t): t.nbytes for t in (*model.parameters(), *model.buffers())}
     return Cost(
-        prunable=masks.total,
-        kept=masks.kept,
+        prunable=weights,
+        kept=kept,
         parameters=parameters,
-        nonzero=parameters - (masks.total - masks.kept),
+        nonzero=parameters - (weights - kept),
         dense_macs=dense,
         macs=dense - uses.macs,
         stored_bytes=sum(stored.values()),
@@ -127,8 +129,8 @@ class _Saved(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         self.macs = 0
         self._removed: dict[int, list[tuple[int, Tensor]]] = {}
         self._copies: list[Tensor] = []  # an address is unique only among the living
-        for name, p in parameters.items():
-            self._know(p, ~masks[name].to(p.device))
+        for name, mask in masks.items():
+            self._know(parameters[name], ~mask.to(parameters[name].device))
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = function(*args, **(kwargs or {}))

@@ -42,9 +42,8 @@ def prunable(
     model = unwrapped(model)
     names = _names_by_storage(model)
     if include is None:
-        default, embeddings = _kernel_storages(model)
-        included = {key for key in names if key in default}
-        rest = [pair for key, pair in names.items() if key not in default and key not in embeddings]
+        layers, rest = ([k for k in keys if frozen or names[k][1].requires_grad] for keys in _by_default(model, names))
+        included = set(layers)
     else:
         included = set(_chosen(names, include, "include"))
     excluded = set() if exclude is None else set(_chosen(names, exclude, "exclude"))
@@ -53,15 +52,22 @@ def prunable(
         for key, (aliases, parameter) in names.items()
         if key in included and key not in excluded and (frozen or parameter.requires_grad)
     }
-    if include is None:
-        _report_coverage(type(model).__name__, parameters, [(a[0], p) for a, p in rest if frozen or p.requires_grad])
     if not parameters:
         unfrozen = "" if frozen else ", or pass frozen=True if its parameters are frozen"
         raise ParameterError(
             f"{type(model).__name__}: nothing to prune among {len(names)} parameters; "
             f"choose some with include='*.weight'{unfrozen}"
         )
+    if include is None:
+        _report_coverage(model, [names[key] for key in layers], [names[key] for key in rest])
     return parameters
+
+
+def kernels(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What `prunable` gives by default; nothing, without an error or a warning, where there is nothing."""
+    names = _names_by_storage(unwrapped(model))
+    included, _ = _by_default(unwrapped(model), names)
+    return {names[key][0][0]: names[key][1] for key in included if names[key][1].requires_grad}
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -127,6 +133,8 @@ def within(module: str, name: str) -> str:
 
 
 _Key = tuple[object, ...]
+_Named = tuple[list[str], nn.Parameter]
+"""A parameter with its names."""
 
 
 def storage(parameter: Tensor) -> _Key:
@@ -136,8 +144,8 @@ def storage(parameter: Tensor) -> _Key:
     return (parameter.untyped_storage().data_ptr(), parameter.storage_offset(), parameter.numel())
 
 
-def _names_by_storage(model: nn.Module) -> dict[_Key, tuple[list[str], nn.Parameter]]:
-    names: dict[_Key, tuple[list[str], nn.Parameter]] = {}
+def _names_by_storage(model: nn.Module) -> dict[_Key, _Named]:
+    names: dict[_Key, _Named] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise ParameterError(f"{name}: a lazy parameter has no shape yet: run the model once before pruning it")
@@ -145,15 +153,16 @@ def _names_by_storage(model: nn.Module) -> dict[_Key, tuple[list[str], nn.Parame
     return names
 
 
-def _kernel_storages(model: nn.Module) -> tuple[set[_Key], set[_Key]]:
-    """The storages of kernels, and those of embeddings."""
-    kernels: set[_Key] = set()
-    others: set[_Key] = set()
+def _by_default(model: nn.Module, names: Mapping[_Key, _Named]) -> tuple[list[_Key], list[_Key]]:
+    """The kernels of `model`, and what is neither a kernel nor an embedding, in the order of `names`."""
+    found: set[_Key] = set()
+    embeddings: set[_Key] = set()
     for module in model.modules():
-        kernels.update(storage(parameter) for parameter in _kernels(module))
+        found.update(storage(parameter) for parameter in _kernels(module))
         if isinstance(module, nn.Embedding | nn.EmbeddingBag):
-            others.add(storage(module.weight))
-    return kernels - others, others
+            embeddings.add(storage(module.weight))
+    found -= embeddings
+    return [key for key in names if key in found], [key for key in names if key not in found | embeddings]
 
 
 def _kernels(module: nn.Module) -> Iterator[nn.Parameter]:
@@ -184,20 +193,20 @@ _VECTORS = ("pos", "embed", "token", "bias")
 """Parts of the names of parameters that are vectors, or tables of them, not weights of a product."""
 
 
-def _report_coverage(model: str, included: Mapping[str, Tensor], rest: Iterable[tuple[str, Tensor]]) -> None:
+def _report_coverage(model: nn.Module, included: Iterable[_Named], rest: Iterable[_Named]) -> None:
     """Warn where much of the model lies in matrices that are no layer's known here."""
     left = {
-        name: parameter.numel()
-        for name, parameter in rest
-        if sum(size > 1 for size in parameter.shape) > 1 and not any(part in name for part in _VECTORS)
+        names[0]: parameter.numel()
+        for names, parameter in rest
+        if sum(size > 1 for size in parameter.shape) > 1 and not any(part in names[0] for part in _VECTORS)
     }
-    total = sum(left.values()) + sum(parameter.numel() for parameter in included.values())
+    total = sum(left.values()) + sum(parameter.numel() for _, parameter in included)
     if sum(left.values()) <= 0.01 * total:
         return
     largest = sorted(left, key=lambda name: -left[name])
     more = f" and {len(left) - 3} more" if len(left) > 3 else ""
     warnings.warn(
-        f"{model}: {sum(left.values()) / total:.1%} of the weights in matrices are not prunable: "
+        f"{type(model).__name__}: {sum(left.values()) / total:.1%} of the weights in matrices are not prunable: "
         f"{', '.join(largest[:3])}{more} are of no layer that is known here: choose them with include=, or take "
         "reparametrisations (weight_norm, torch.nn.utils.prune) off first",
         CoverageWarning,
@@ -205,7 +214,7 @@ def _report_coverage(model: str, included: Mapping[str, Tensor], rest: Iterable[
     )
 
 
-def _chosen(names: dict[_Key, tuple[list[str], nn.Parameter]], choice: Choice, argument: str) -> Iterator[_Key]:
+def _chosen(names: Mapping[_Key, _Named], choice: Choice, argument: str) -> Iterator[_Key]:
     """Storages of which any name is chosen."""
     if callable(choice):
         for key, (aliases, parameter) in names.items():

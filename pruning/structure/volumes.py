@@ -10,8 +10,11 @@ from numpy.typing import NDArray
 from pruning.structure.labels import Array, Axes
 from pruning.structure.tape import Ref, Tape
 
-_PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}
-"""Where among its arguments a matrix product has its first factor."""
+_PRODUCTS = {"mm": 0, "bmm": 0, "grouped_mm": 0, "addmm": 1, "baddbmm": 1, "addbmm": 1}
+"""Where among its arguments a product of matrices has its first factor."""
+
+_VECTOR_PRODUCTS = {"mv": 0, "dot": 0, "vdot": 0, "addmv": 1}
+"""The same, where the second factor is a vector."""
 
 Kept = NDArray[np.bool_]
 """One bool a unit, True = kept."""
@@ -66,6 +69,15 @@ def mac_volumes(tape: Tape, labels: Mapping[int, Axes], unit: Array) -> Iterator
             first = _PRODUCTS[call.operator]
             a, b = call.args[first].value, call.args[first + 1].value
             axes, sizes = (*labels[a], labels[b][-1]), (*tape.shapes[a], tape.shapes[b][-1])
+        elif call.operator in _VECTOR_PRODUCTS:
+            a = call.args[_VECTOR_PRODUCTS[call.operator]].value
+            axes, sizes = labels[a], tape.shapes[a]
+        elif call.operator == "trilinear":  # a bilinear form uses each weight once an example
+            examples, weight = tape.shapes[call.args[0].value][0], call.args[1].value
+            axes, sizes = labels[weight], (*tape.shapes[weight], examples)
+        elif call.operator == "conv_tbc":
+            weight, positions = call.args[1].value, prod(tape.shapes[call.outputs[0]][:-1])
+            axes, sizes = labels[weight], (*tape.shapes[weight], positions)
         else:
             continue
         units = [None if axis is None else unit[axis.labels] for axis in axes]
