@@ -154,7 +154,7 @@ _WRAPPED = ("optimizer", "_optimizer", "base_optimizer", "_base_optimizer", "opt
 
 def _is_watched(optimizer: Optimizer) -> bool:
     """Whether it was made as optimizers are, so that hooks on its steps run; some wrappers were not."""
-    return "_optimizer_step_pre_hooks" in vars(optimizer)
+    return getattr(type(optimizer).step, "hooked", False) and "_optimizer_load_state_dict_post_hooks" in vars(optimizer)
 
 
 def _keeps_zeros(optimizer: Optimizer) -> bool:

@@ -65,7 +65,7 @@ def cost(model: nn.Module, masks: Masks | None, inputs: Inputs) -> Cost:
         model(*args, **kwargs)
     dense = counter.get_total_flops() // 2
     parameters = sum({storage(p): p.numel() for p in model.parameters()}.values())
-    stored = {storage(t): t.nbytes for t in (*model.parameters(), *model.buffers())}
+    stored = {storage(t): _bytes(t) for t in (*model.parameters(), *model.buffers())}
     return Cost(
         prunable=weights,
         kept=kept,
@@ -104,6 +104,16 @@ def latency(model: nn.Module, inputs: Inputs, *, warmup: int = 3, repeats: int =
         for module, training in modes:
             module.training = training
     return 1000 * median(times[warmup:])
+
+
+def _bytes(tensor: Tensor) -> int:
+    """What a tensor takes; of a sparse one its places too."""
+    if tensor.layout is torch.strided:
+        return tensor.nbytes
+    if tensor.layout is torch.sparse_coo:
+        return tensor._indices().nbytes + tensor._values().nbytes
+    parts = ("crow_indices", "col_indices") if tensor.layout is torch.sparse_csr else ("ccol_indices", "row_indices")
+    return tensor.values().nbytes + sum(int(getattr(tensor, part)().nbytes) for part in parts)
 
 
 @contextmanager

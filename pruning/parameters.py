@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 
+import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -139,7 +140,7 @@ _Named = tuple[list[str], nn.Parameter]
 
 def storage(parameter: Tensor) -> _Key:
     """What is equal exactly for parameters over the same memory, transposed views included."""
-    if parameter.device.type == "meta" or parameter.numel() == 0:
+    if parameter.device.type == "meta" or parameter.numel() == 0 or parameter.layout is not torch.strided:
         return (id(parameter),)
     return (parameter.untyped_storage().data_ptr(), parameter.storage_offset(), parameter.numel())
 

@@ -98,9 +98,26 @@ def uncounted() -> dict[Any, Callable[..., int]]:
         _aten.addbmm: lambda c, a, b, **_: 2 * a[0] * a[1] * a[2] * b[2],
         _aten.conv_tbc: lambda x, w, *_, out_shape, **__: 2 * torch.Size(out_shape).numel() * w[0] * w[1],
         _aten._trilinear: lambda *args, **_: 2 * _trilinear_examples(*args) * torch.Size(args[1]).numel(),
+        _aten.mm: _by_values(0),
+        _aten.addmm: _by_values(1),
+        _aten._sparse_addmm: _by_values(1),
     }
     operators = [(_aten, "_grouped_mm"), (torch.ops.transformers, "grouped_mm_fallback")]
     return found | {getattr(space, name): _grouped for space, name in operators if hasattr(space, name)}
+
+
+def _by_values(first: int) -> Callable[..., int]:
+    """Of a product of matrices that may be sparse: a factor's values count, not its places."""
+
+    def counted(*args: Any, **_: Any) -> int:
+        left, right = args[first], args[first + 1]
+        if right.layout is not torch.strided:
+            return 2 * int(left.shape[0]) * int(right._nnz())
+        values = left.numel() if left.layout is torch.strided else left._nnz()
+        return 2 * int(values) * int(right.shape[1])
+
+    counted._get_raw = True  # type: ignore[attr-defined]  # torch's word for: give it tensors, not their shapes
+    return counted
 
 
 def _grouped(left: Any, right: Any, *_: Any, **__: Any) -> int:

@@ -161,7 +161,9 @@ def on_meta(model: nn.Module, shape: Callable[[str, Tensor], Sequence[int]] | No
     """A copy of `model` whose tensors have no values; `shape` may give others than they have."""
 
     def empty(name: str, tensor: Tensor) -> Tensor:
-        if shape is None:
+        if tensor.layout is not torch.strided:
+            made = tensor.detach().to("meta")
+        elif shape is None:
             made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
         else:
             made = torch.empty(tuple(shape(name, tensor)), dtype=tensor.dtype, device="meta")
