@@ -155,7 +155,9 @@ def output_tensor(outputs: Any) -> Tensor:
 
 
 def _writable(buffer: Tensor) -> bool:
-    """Whether a forward pass can write to it at all: not to one that is expanded, or made in inference mode."""
+    """Whether a forward pass can write to it at all: not to one that is expanded, sparse or made in inference mode."""
+    if buffer.layout is not torch.strided:
+        return False
     expanded = any(step == 0 and size > 1 for step, size in zip(buffer.stride(), buffer.shape, strict=True))
     return not expanded and not buffer.is_inference()
 
