@@ -1,7 +1,6 @@
 """What a network costs: parameters, multiply-accumulates, bytes, and milliseconds on this machine."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
@@ -59,7 +58,7 @@ def cost(model: nn.Module, masks: Masks | None, inputs: Inputs) -> Cost:
         weights = kept = sum(parameter.numel() for parameter in kernels(model).values())
     uses = _Saved(named(model), {} if masks is None else masks)
     counter = FlopCounterMode(display=False, custom_mapping=uncounted())
-    with untouched(model), _decomposed(), torch.no_grad(), counter, uses:
+    with untouched(model), decomposed(), torch.no_grad(), counter, uses:
         model.eval()
         args, kwargs = arguments_for(model, inputs)
         model(*args, **kwargs)
@@ -114,21 +113,6 @@ def _bytes(tensor: Tensor) -> int:
         return tensor._indices().nbytes + tensor._values().nbytes
     parts = ("crow_indices", "col_indices") if tensor.layout is torch.sparse_csr else ("ccol_indices", "row_indices")
     return tensor.values().nbytes + sum(int(getattr(tensor, part)().nbytes) for part in parts)
-
-
-@contextmanager
-def _decomposed() -> Iterator[None]:
-    """Attention and recurrent layers as the products that they consist of, not as one kernel of oneDNN or cuDNN."""
-    kernels: list[Any] = [torch.backends.mkldnn, torch.backends.cudnn]
-    before = [kernel.enabled for kernel in kernels]
-    try:
-        for kernel in kernels:
-            kernel.enabled = False
-        with decomposed():
-            yield
-    finally:
-        for kernel, enabled in zip(kernels, before, strict=True):
-            kernel.enabled = enabled
 
 
 class _Saved(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own

@@ -68,8 +68,8 @@ def passes(evidence: Evidence) -> Iterator[Pass]:
                 taken = _forward(evidence, batch, modules)
             reached = {id(leaf) for leaf in _leaves(taken.loss)}
             refuse_hidden(unreached.hidden(batch, {n for n, p in evidence.parameters.items() if id(p) not in reached}))
+            _check_loss(evidence, taken)
             if trusted is None:
-                _check_loss(evidence, taken)
                 trusted = _trusted(evidence, taken)
             calls = {name: found for name, found in _by_example(taken).items() if name in trusted}
             mixes = known[taken.course] if taken.course in known else _mixing(replace(taken, calls=calls))

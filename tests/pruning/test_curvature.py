@@ -509,3 +509,15 @@ def test_layers_of_a_fused_encoder_are_seen() -> None:
     scores = scorers.wanda(Evidence(layer, parameters, [x], lambda m, b: m(b).sum()))
     norms = seen[0].detach().square().sum((0, 1)).sqrt()
     torch.testing.assert_close(scores["linear1.weight"], layer.linear1.weight.detach().abs() * norms)
+
+
+def test_a_penalty_that_begins_in_a_later_batch_is_refused_there() -> None:
+    def growing(model: nn.Module, batch: Any) -> Tensor:
+        value = cross_entropy(model, batch)
+        return value + model.weight.square().sum() if len(batch[1]) == 3 else value  # type: ignore[union-attr,operator]
+
+    model = nn.Linear(4, 3).double()
+    x, y = data(4)
+    mean_squares(Evidence(model, prunable(model), [(x[:4], y[:4])], growing), cotangents.empirical)
+    with pytest.raises(ScoreError, match="weight: the loss sees it past the model's outputs"):
+        mean_squares(Evidence(model, prunable(model), [(x[:4], y[:4]), (x[4:], y[4:])], growing), cotangents.empirical)
