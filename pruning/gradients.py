@@ -1,9 +1,9 @@
 """Gradients of the mean loss, of which no zero stands for one that was not computed.
 
 `torch.autograd.grad` gives None for a weight that it does not reach. Mostly the loss does not depend on the weight; but
-reentrant checkpoints hide their weights from it, and so do operators that read a weight outside of autograd. So where
-a gradient is None a forward pass is watched once: the weights that it reads without a graph get theirs by a backward
-pass from the loss to everything, as training does, or are refused by name.
+reentrant checkpoints hide their weights from it, and so do operators that read a weight outside of autograd. So the
+first forward pass is watched, and later ones for the weights without a gradient: what they read without a graph gets
+its gradient by a backward pass from the loss to everything, as training does, or is refused by name.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -80,24 +80,21 @@ class Differentiation:
         Raises:
             ScoreError: no single number with a gradient, or a weight whose gradient cannot be computed.
         """
-        found = self._taken(batch)
-        hidden = self._unreached.hidden(batch, _missing(found))
-        if hidden and not self._backward:
-            self._backward = True
-            found = self._taken(batch)
-            hidden &= _missing(found)
-        refuse_hidden(hidden)
+        with self._unreached.watched() as read:
+            loss = scalar_loss(self._evidence, batch)
+        self._backward |= bool(read)
+        found = self._by_backward(loss, batch) if self._backward else self._by_grad(loss)
+        refuse_hidden(self._unreached.hidden(batch, _missing(found)))
         return {
             name: torch.zeros_like(accumulated(self._parameters[name])) if g is None else accumulated(g)
             for name, g in found.items()
         }
 
-    def _taken(self, batch: Batch) -> dict[str, Tensor | None]:
-        with self._unreached.watched():
-            loss = scalar_loss(self._evidence, batch)
-        parameters = list(self._parameters.values())
-        if not self._backward:
-            return dict(zip(self._parameters, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True))
+    def _by_grad(self, loss: Tensor) -> dict[str, Tensor | None]:
+        found = torch.autograd.grad(loss, list(self._parameters.values()), allow_unused=True)
+        return dict(zip(self._parameters, found, strict=True))
+
+    def _by_backward(self, loss: Tensor, batch: Batch) -> dict[str, Tensor | None]:
         given = [(tensor, tensor.grad) for tensor in tensors_in(batch) if tensor.is_leaf]
         loss.backward()  # type: ignore[no-untyped-call]  # torch's own
         found = {name: parameter.grad for name, parameter in self._parameters.items()}
@@ -113,33 +110,56 @@ def _missing(found: Mapping[str, Tensor | None]) -> set[str]:
 
 
 class Unreached:
-    """The weights to which autograd finds no way from the loss, and which of them the loss reads all the same.
-
-    A pass with a weight that was not missed before is run once more for that; afterwards passes are watched.
-    """
+    """The weights to which autograd finds no way from the loss, and which of them the loss reads all the same."""
 
     def __init__(self, evidence: Evidence, parameters: Mapping[str, Tensor]):
         self._evidence, self._parameters = evidence, parameters
-        self._known: set[str] = set()
+        self._watched = set(parameters)  # in the first pass all of them, then those without a gradient
         self._read: set[str] = set()
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
-        """The forward pass of a batch takes place within."""
-        with read_without_graph({name: self._parameters[name] for name in self._known}) as self._read:
-            yield
+    def watched(self) -> Iterator[set[str]]:
+        """The forward pass of a batch takes place within; what of the watched weights it reads without a graph."""
+        with read_without_graph({name: self._parameters[name] for name in self._watched}) as self._read:
+            yield self._read
 
     def hidden(self, batch: Batch, missing: set[str]) -> set[str]:
-        """Those of `missing`, the weights without a gradient in that pass, that the loss of `batch` reads."""
-        new = missing - self._known
-        read = self._read & missing
+        """Those of `missing`, the weights without a gradient in that pass, that the loss of `batch` reads.
+
+        Where one was not watched, the pass is run once more.
+        """
+        read, new = self._read & missing, missing - self._watched
         if new:
             model = self._evidence.model
             with untouched(model), read_without_graph({name: self._parameters[name] for name in new}) as more:
                 scalar_loss(self._evidence, batch)
             read |= more
-            self._known |= new
+        self._watched = missing
         return read
+
+
+def leaves(loss: Tensor, seen: Collection[tuple[Any, int]] = ()) -> list[Tensor]:
+    """The leaves to which a path leads from `loss` in the graph of operators, not by what was `seen`.
+
+    Raises:
+        ScoreError: the path ends in a reentrant checkpoint, behind which there is no graph.
+    """
+    found, waiting, passed = [], [(loss.grad_fn, 0)], set(seen)
+    while waiting:
+        edge = waiting.pop()
+        node = edge[0]
+        if node is None or edge in passed:
+            continue
+        passed.add(edge)
+        if node.name() == "CheckpointFunctionBackward":
+            raise ScoreError(
+                "this scorer needs the graph of all that runs, and a reentrant checkpoint has none: set "
+                "use_reentrant=False"
+            )
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        waiting += node.next_functions
+    return found
 
 
 def refuse_hidden(names: Collection[str]) -> None:

@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pruning.errors import ScoreError
 from pruning.evidence import Evidence, Scores, accumulated, check_real, scalar_loss, untouched
-from pruning.gradients import Unreached, mean_gradient, refuse_hidden
+from pruning.gradients import Unreached, leaves, mean_gradient, refuse_hidden
 from pruning.parameters import check_values
 from pruning.processes import parallel, sum_, total
 
@@ -42,6 +42,7 @@ def hessian_product(evidence: Evidence, vectors: Mapping[str, Tensor] | None = N
         for batch in batches:
             with unreached.watched():
                 loss = scalar_loss(evidence, batch)
+            leaves(loss)  # refuses what has no graph
             first = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
             refuse_hidden(unreached.hidden(batch, {n for n, g in zip(names, first, strict=True) if g is None}))
             # what does not require a gradient is constant: the loss is linear in that parameter

@@ -7,7 +7,7 @@ first example against its gradient alone, the sum of all against the gradient of
 otherwise, or goes by the data, is checked for rows that hold something of several examples, as those of an expert do.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,7 +22,7 @@ from pruning.batches import Batch, examples
 from pruning.curvature.linear_maps import Use, factors, linear_modules, uses
 from pruning.errors import ScoreError
 from pruning.evidence import Evidence, Scores, accumulated, check_real, output_tensor, untouched
-from pruning.gradients import Unreached, refuse_hidden
+from pruning.gradients import Unreached, leaves, refuse_hidden
 from pruning.parameters import check_values
 
 
@@ -66,7 +66,7 @@ def passes(evidence: Evidence) -> Iterator[Pass]:
         for batch in evidence.batches:
             with unreached.watched():
                 taken = _forward(evidence, batch, modules)
-            reached = {id(leaf) for leaf in _leaves(taken.loss)}
+            reached = {id(leaf) for leaf in leaves(taken.loss)}
             refuse_hidden(unreached.hidden(batch, {n for n, p in evidence.parameters.items() if id(p) not in reached}))
             _check_loss(evidence, taken)
             if trusted is None:
@@ -146,12 +146,13 @@ def _trusted(evidence: Evidence, taken: Pass) -> set[str]:
     first = slice(0, 1)
     alone = one_by_one(evidence, taken.batch, cotangent, list(calls), first)
     together = torch.autograd.grad(
-        taken.outputs, [evidence.parameters[name] for name in calls], cotangent, retain_graph=True
+        taken.outputs, [evidence.parameters[name] for name in calls], cotangent, retain_graph=True, allow_unused=True
     )
     return {
         name
         for name, whole in zip(calls, together, strict=True)
-        if _close(read_off(found[name], first, whole.shape), alone[name])
+        if whole is not None
+        and _close(read_off(found[name], first, whole.shape), alone[name])
         and _close(_summed(found[name], whole.shape), accumulated(whole))
     }
 
@@ -204,22 +205,7 @@ def _check_loss(evidence: Evidence, taken: Pass) -> None:
 
 def _reached_beside(loss: Tensor, outputs: Tensor) -> list[Tensor]:
     """The leaves to which a path leads from `loss` in the graph of operators that does not pass through `outputs`."""
-    return _leaves(loss, {(outputs.grad_fn, outputs.output_nr)})
-
-
-def _leaves(loss: Tensor, seen: Collection[tuple[Any, int]] = ()) -> list[Tensor]:
-    """The leaves to which a path leads from `loss`, not by what was `seen`."""
-    leaves, waiting, seen = [], [(loss.grad_fn, 0)], set(seen)
-    while waiting:
-        edge = waiting.pop()
-        node = edge[0]
-        if node is None or edge in seen:
-            continue
-        seen.add(edge)
-        if hasattr(node, "variable"):
-            leaves.append(node.variable)
-        waiting += node.next_functions
-    return leaves
+    return leaves(loss, {(outputs.grad_fn, outputs.output_nr)})
 
 
 def read_off(calls: list[tuple[Use, Tensor]], part: slice, shape: torch.Size) -> Tensor:
