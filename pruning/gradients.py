@@ -18,7 +18,7 @@ from pruning.batches import Batch
 from pruning.errors import ScoreError
 from pruning.evidence import Evidence, Scores, accumulated, scalar_loss, untouched
 from pruning.inputs import tensors_in
-from pruning.memory import Memory, is_view
+from pruning.memory import Memory, arguments_of, is_view
 from pruning.parameters import check_values
 from pruning.processes import sum_, total
 
@@ -192,7 +192,7 @@ class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not is_view(function):
             recorded = torch.is_grad_enabled()
-            for tensor in tensors_in((args, kwargs)):
+            for tensor in arguments_of(args, kwargs or {}):
                 if not (recorded and tensor.requires_grad):
                     self._found.update(self._memory.names(tensor))
         return function(*args, **(kwargs or {}))

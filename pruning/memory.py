@@ -1,6 +1,7 @@
 """Whose memory a tensor lies in: what operators that read a weight, or a view of it, are known by."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -24,14 +25,22 @@ class Memory:
 
     def names(self, tensor: Tensor) -> Iterator[str]:
         """The names of those that `tensor`, which may be a view of them, shares memory with."""
-        if not _has_storage(tensor):
-            return
-        for name, first, last in self._spans.get(_storage(tensor), ()):
+        known = self._spans.get(_storage(tensor)) if _has_storage(tensor) else None
+        if known is not None:
             start, stop = _span(tensor)
-            if start < last and first < stop:
-                yield name
+            yield from (name for name, first, last in known if start < last and first < stop)
 
 
+def arguments_of(args: Iterable[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
+    """The tensors among the arguments of an ATen operator."""
+    for value in (*args, *kwargs.values()) if kwargs else args:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from arguments_of(value, {})
+
+
+@cache
 def is_view(function: Any) -> bool:
     """Whether an ATen operator gives another view of its argument, and so reads no values."""
     return any(out.alias_info is not None and not out.alias_info.is_write for out in function._schema.returns)

@@ -18,8 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pruning.decomposed import module_by_module
 from pruning.errors import ScoreError
 from pruning.evidence import Evidence, untouched
-from pruning.inputs import mapped, tensors_in
-from pruning.memory import Memory, is_view
+from pruning.memory import Memory, arguments_of, is_view
 from pruning.parameters import check_values, is_conv1d, storage, unwrapped
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -73,13 +72,13 @@ class Uses:
     Attributes:
         calls: of their modules, in their order.
         elsewhere: the names of those that were read outside of their modules too.
-        operators: everything that ran, with shapes and settings.
+        operators: everything that ran, with shapes and settings; None if nobody asks.
         by_data: whether an operator may have gone by the data: with indices, conditions or numbers taken from tensors.
     """
 
     calls: list[Use] = field(default_factory=list)
     elsewhere: set[str] = field(default_factory=set)
-    operators: list[str] = field(default_factory=list)
+    operators: list[Any] | None = None
     by_data: bool = False
 
     def by_name(self, modules: Mapping[nn.Module, str]) -> dict[str, list[Use]]:
@@ -91,12 +90,13 @@ class Uses:
 
 
 @contextmanager
-def uses(model: nn.Module, modules: Mapping[nn.Module, str]) -> Iterator[Uses]:
+def uses(model: nn.Module, modules: Mapping[nn.Module, str], described: bool = False) -> Iterator[Uses]:
     """The uses of the weights of `modules` (module → weight's name) in the forward passes of `model` within the block.
 
-    What a loss does with weights outside of the model, as a penalty does, does not count.
+    What a loss does with weights outside of the model, as a penalty does, does not count. With `described`, operators
+    are noted too.
     """
-    found = Uses()
+    found = Uses(operators=[] if described else None)
     running: list[str | None] = []
 
     def enter(module: nn.Module, _: Any) -> None:
@@ -128,14 +128,13 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         self._memory, self._running, self._found = Memory(weights), running, found
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        outputs = function(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        outputs = function(*args, **kwargs)
         if not self._running:
             return outputs
-        tensors = list(tensors_in((args, kwargs)))
-        given = mapped((args, kwargs), lambda tensor: tensor.shape)
-        self._found.operators.append(f"{function} {given}")
-        exact = (tensor for tensor in (*tensors, *tensors_in(outputs)) if not _is_continuous(tensor))
-        self._found.by_data |= function is torch.ops.aten._local_scalar_dense.default or any(True for _ in exact)
+        tensors = list(arguments_of(args, kwargs))
+        if self._found.operators is not None:
+            self._describe(function, (*args, *kwargs.items()), tensors, outputs)
         if is_view(function):
             return outputs
         read = {name for tensor in tensors for name in self._memory.names(tensor)}
@@ -145,6 +144,16 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         else:
             self._found.elsewhere |= read - {self._running[-1]}
         return outputs
+
+    def _describe(self, function: Any, args: Any, tensors: list[Tensor], outputs: Any) -> None:
+        assert self._found.operators is not None
+        shapes = tuple(tensor.shape for tensor in tensors)
+        settings = [value for value in args if next(arguments_of((value,), {}), None) is None]
+        self._found.operators.append((function, shapes, repr(settings) if settings else ""))
+        made = outputs if isinstance(outputs, list | tuple) else (outputs,)
+        self._found.by_data |= function is torch.ops.aten._local_scalar_dense.default or not all(
+            _is_continuous(tensor) for tensor in (*tensors, *arguments_of(made, {}))
+        )
 
 
 def _is_continuous(tensor: Tensor) -> bool:

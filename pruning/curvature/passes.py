@@ -82,7 +82,7 @@ def passes(evidence: Evidence) -> Iterator[Pass]:
 
 def _forward(evidence: Evidence, batch: Batch, modules: Mapping[nn.Module, str]) -> Pass:
     assert evidence.loss is not None
-    with uses(evidence.local, modules) as found, _outputs(evidence.local) as outputs:
+    with uses(evidence.local, modules, described=True) as found, _outputs(evidence.local) as outputs:
         loss = evidence.loss(evidence.local, batch)
     by_name = {name: calls for name, calls in found.by_name(modules).items() if name not in found.elsewhere}
     size = examples(batch)
@@ -91,7 +91,7 @@ def _forward(evidence: Evidence, batch: Batch, modules: Mapping[nn.Module, str])
         raise ScoreError(f"the model's output has shape {list(whole.shape)} for {size} examples: put examples first")
     if not whole.requires_grad:
         raise ScoreError("the model's output has no gradient: its weights are used under no_grad, or detached")
-    course = None if found.by_data else hash((size, *found.operators))
+    course = None if found.by_data else hash((size, *(found.operators or ())))
     return Pass(batch, size, loss, whole, by_name, course)
 
 
