@@ -165,7 +165,7 @@ class Store:
                 if os.path.lexists(artefact.folder):
                     log.warning("%s: made again, the damaged one goes to %s", damage, self.root / DAMAGED)
                 with self._writing(artefact):
-                    artefact.folder.parent.mkdir(exist_ok=True)
+                    _check_writable(artefact.folder.parent)
                     folder = self.temporary(kind, key)
                     if locked:  # no other process on this machine is at it
                         self._remove_leftovers(kind, key, folder)
@@ -178,6 +178,7 @@ class Store:
             with self._writing(artefact):
                 make(folder)
                 manifest.write(folder, artefact.kind, identity)
+                artefact.folder.parent.mkdir(exist_ok=True)
                 self._place(folder, artefact, identity)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -232,6 +233,14 @@ class Store:
 def _here(kind: str, key: str) -> str:
     """How temporary folders of this machine begin: those of another may be in use, where locks are not shared."""
     return f"{kind}-{key}-{socket.gethostname()}@"
+
+
+def _check_writable(folder: Path) -> None:
+    """Raise `OSError`, before hours of training rather than after, where nothing could be written into `folder`."""
+    if os.path.lexists(folder):
+        wrong = errno.ENOTDIR if not folder.is_dir() else errno.EACCES if not os.access(folder, os.W_OK) else 0
+        if wrong:
+            raise OSError(wrong, os.strerror(wrong), str(folder))
 
 
 def _damage(check: Callable[[], None]) -> str | None:
