@@ -13,7 +13,7 @@ from experiments import curves
 from experiments.intervals import INTERVALS
 from experiments.labels import baselines, methods
 from experiments.records import require
-from experiments.statistics import grouped, points, summary
+from experiments.statistics import group, points, summarise_points
 from pruning.errors import RecordsError
 
 TESTS = ("t", "wilcoxon")
@@ -69,7 +69,7 @@ def comparisons(
     for setup, rows in parts.items():
         try:
             final = points(rows, value)
-            means = summary(final, rows, value, interval)
+            means = summarise_points(final, rows, value, interval)
             names = list(means["method"].unique())
             if len(names) == 1:
                 raise RecordsError(f"{names[0]} is the only method, so there is nothing to compare: run another scorer")
@@ -167,7 +167,7 @@ def _differences(
     columns = {column: pairs[column].to_numpy(dtype=float) for column in ("density", "density_base")}
     apart = pairs[value].to_numpy(dtype=float) - pairs[f"{value}_base"].to_numpy(dtype=float)
     found: dict[str, list[dict[str, Any]]] = {}
-    for (method, requested), at in grouped(pairs).items():
+    for (method, requested), at in group(pairs).items():
         row = {"method": method, "requested_density": float(requested)}
         row |= {column: float(of[at].mean()) for column, of in columns.items()}
         found.setdefault(method, []).append(row | _difference(apart[at], test, interval))

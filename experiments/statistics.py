@@ -73,16 +73,16 @@ def summarise(frame: pd.DataFrame, value: str = "test_accuracy", interval: str =
     where that is not known), `seeds` (a sorted tuple), and the means over seeds of `macs` (remaining / dense),
     `latency_ms` and `total_epochs`, NaN where they were not measured. Raises what `points` raises.
     """
-    return summary(points(frame, value), frame, value, interval)
+    return summarise_points(points(frame, value), frame, value, interval)
 
 
-def summary(final: pd.DataFrame, frame: pd.DataFrame, value: str, interval: str = "t") -> pd.DataFrame:
+def summarise_points(final: pd.DataFrame, frame: pd.DataFrame, value: str, interval: str = "t") -> pd.DataFrame:
     """What `summarise` returns, of the `points` of a frame that are known already."""
     columns = {name: _numeric_column(final, name) for name in ("density", value, *_COSTS)}
     columns["collapsed"] = collapsed(final, frame, value).to_numpy(dtype=float)
     seeds = final["seed"].to_numpy()
     rows = []
-    for (method, requested), at in grouped(final).items():
+    for (method, requested), at in group(final).items():
         density, values = float(columns["density"][at].mean()), columns[value][at]
         found = INTERVALS[interval](values)
         share, macs, dense_macs, latency, epochs = (float(columns[name][at].mean()) for name in ("collapsed", *_COSTS))
@@ -105,7 +105,7 @@ def summary(final: pd.DataFrame, frame: pd.DataFrame, value: str, interval: str 
     return pd.DataFrame(rows)
 
 
-def grouped(final: pd.DataFrame) -> dict[tuple[str, float], list[int]]:
+def group(final: pd.DataFrame) -> dict[tuple[str, float], list[int]]:
     """The places of the rows of every method and requested density, both in the order in which they appear."""
     places: dict[tuple[str, float], list[int]] = {}
     for place, point in enumerate(zip(final["method"], final["requested_density"], strict=True)):
