@@ -8,12 +8,13 @@ whole network: medians.
 
 import argparse
 import statistics
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from experiments.benchmarks.measuring import median_ratio, show
+from experiments.benchmarks.measuring import Row, median_ratio, show
 from experiments.models.resnet import resnet20
 from pruning import Evidence, prunable, prune, scorers
 from pruning.execution.timing import in_turn
@@ -33,44 +34,39 @@ def models() -> dict[str, tuple[nn.Module, torch.Tensor]]:
     }
 
 
-def main() -> None:
-    """Run it; see the module's docstring."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=41)
-    parser.add_argument("--density", type=float, default=0.5, help="share of the MACs")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    rows, found = [], {}
+def measured(density: float, rounds: int, speedups: dict[str, float]) -> Iterator[Row]:
+    """A row a network, pruned to `density` of its MACs."""
     for name, (model, inputs) in models().items():
         structure = trace(model, inputs[:2])
         scores = scorers.magnitude(Evidence(model, prunable(model)))
         channels = Channels(structure, pooling="mean", normalise="mean", multiple_of=_multiples(structure))
-        masks = prune(scores, arguments.density, channels, Budget(structure, "macs"))
+        masks = prune(scores, density, channels, Budget(structure, "macs"))
         small = remove(model, masks, structure)
         difference = verify(model, masks, small, inputs)
         share = trace(small, inputs[:2]).cost("macs") / structure.cost("macs")
         with torch.inference_mode():
             seconds = in_turn(
-                {"whole": lambda m=model, x=inputs: m(x), "small": lambda s=small, x=inputs: s(x)}, arguments.rounds, 3
+                {"whole": lambda m=model, x=inputs: m(x), "small": lambda s=small, x=inputs: s(x)}, rounds
             )
         speedup = median_ratio(seconds["whole"], seconds["small"])
-        times = {key: 1000 * statistics.median(value) for key, value in seconds.items()}
-        rows.append(
-            (
-                name,
-                f"{share:.3f}",
-                f"{times['whole']:.1f}",
-                f"{times['small']:.1f}",
-                f"{speedup:.2f}",
-                f"{difference:.1e}",
-            )
-        )
-        found[name] = round(speedup, 2)
+        speedups[name] = round(speedup, 2)
+        times = [f"{1000 * statistics.median(seconds[key]):.1f}" for key in ("whole", "small")]
+        yield name, f"{share:.3f}", *times, f"{speedup:.2f}", f"{difference:.1e}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run it; see the module's docstring."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=41)
+    parser.add_argument("--density", type=float, default=0.5, help="share of the MACs")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    speedups: dict[str, float] = {}
     show(
         f"a forward pass of {_BATCH} examples, {torch.get_num_threads()} thread, milliseconds",
         ("network", "MACs left", "whole", "small", "speed-up", "difference"),
-        rows,
-        {"speedup": found},
+        measured(options.density, options.rounds, speedups),
+        {"speedup": speedups},
     )
 
 

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
+from PIL import Image
 
 from experiments.figures import accuracy, describe, save
 from experiments.figures.axes import TIMES, percent, ratio
@@ -299,6 +300,21 @@ def test_the_same_figure_gives_the_same_bytes(summary, tmp_path):
     assert not re.search(rb"CreationDate|ModDate", pdf)
     assert png.startswith(b"\x89PNG")
     assert b"0 1 2\n" in csv
+
+
+def test_both_files_have_one_layout_and_the_figure_stays_as_it_was(summary, tmp_path):
+    figure = accuracy(summary, DENSE)
+    figure.set_size_inches(5, 4)
+    engine, canvas, dpi = figure.get_layout_engine(), figure.canvas, figure.dpi
+    pdf, png, _ = save(figure, tmp_path / "figure", summary)
+    assert Image.open(png).size == (5 * 200, 4 * 200)
+    assert re.search(rb"/MediaBox \[ 0 0 360 288 \]", pdf.read_bytes())
+    assert (figure.get_layout_engine(), figure.canvas, figure.dpi) == (engine, canvas, dpi)
+    figure.set_size_inches(6, 3)  # and so it can be changed and saved again
+    wide, _, _ = save(figure, tmp_path / "wide", summary)
+    assert b"/MediaBox [ 0 0 432 216 ]" in wide.read_bytes()
+    below = figure.axes[-1].get_tightbbox().y0 - figure.legends[0].get_window_extent().y1
+    assert below >= 0
 
 
 def test_no_global_state_is_read_or_left(summary, tmp_path):
