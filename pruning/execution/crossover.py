@@ -125,7 +125,7 @@ def fastest(speedups: Mapping[str, float]) -> str:
     return found
 
 
-def measured(case: Case) -> dict[str, float]:
+def measured(case: Case, rounds: int = ROUNDS) -> dict[str, float]:
     """Dense seconds / seconds of each sparse form, the medians of turns in which all run one after the other.
 
     The mask is random: how long a product takes depends on how many values there are, hardly on where they lie.
@@ -150,7 +150,7 @@ def measured(case: Case) -> dict[str, float]:
         _step(layers[name], held if name == "dense" else None, optimizers[name], inputs, gradient)
 
     with torch.enable_grad():
-        seconds = in_turn({name: partial(call, name) for name in layers}, ROUNDS)
+        seconds = in_turn({name: partial(call, name) for name in layers}, rounds)
     first = seconds.pop("dense")
     return {name: median(a / b for a, b in zip(first, found, strict=True)) for name, found in seconds.items()}
 

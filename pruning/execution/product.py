@@ -33,7 +33,8 @@ _VECTOR = 8
 class Pattern:
     """Where the kept values of a matrix of `shape` [outputs, inputs] lie, in row-major order: CSR.
 
-    Columns are 16-bit where they fit, all else is 32-bit.
+    Columns are 16-bit where they fit, unless few are multiplied at a time, which would not pay for widening them; all
+    else is 32-bit.
 
     Attributes:
         rows, columns: where each row begins, and the column of every value.
@@ -53,7 +54,7 @@ class Pattern:
         return cls(
             shape=(outputs, inputs),
             rows=_starts(mask.sum(1)),
-            columns=_narrow(mask.nonzero()[:, 1], inputs),  # sorted by row, then column
+            columns=_narrow(mask.nonzero()[:, 1], 2**31 if few else inputs),  # sorted by row, then column
             few=few if has_csr() else 0,
         )
 
@@ -69,8 +70,8 @@ class Pattern:
     def nbytes(self) -> int:
         """What the places take in memory.
 
-        2 bytes a kept value, or 4 with more than 32,768 inputs, and 4 a row; once there were gradients of inputs 6 to
-        8 more a value, and 4 a column.
+        2 bytes a kept value, or 4 with `few` or more than 32,768 inputs, and 4 a row; once there were gradients of
+        inputs 6 more a value, or 8 with more than 32,768 outputs, and 4 a column.
         """
         tensors = (self.rows, self.columns, *vars(self).get("transposed", ()))
         return sum(value.nbytes for value in tensors)
@@ -110,7 +111,7 @@ class Pattern:
 
     def _sums(self, shape: tuple[int, int], rows: Tensor, columns: Tensor, values: Tensor, features: Tensor) -> Tensor:
         """The CSR matrix (rows, columns, values) of `shape` times `features`."""
-        columns = columns.int()
+        columns, values, features = columns.int(), values.detach(), features.detach()  # or torch readies gradients
         if features.shape[1] > self.few:
             sums: Tensor = torch.embedding_bag(features, columns, rows, False, 0, False, values, True)[0]
             return sums
@@ -136,7 +137,8 @@ def product(
         ExecutionError: in a backward pass that is to be differentiated once more.
     """
     if inputs.dim() == 2 and len(inputs) <= _ONE_BLOCK:
-        found: Tensor = _OneBlock.apply(inputs.t(), values, bias, pattern).t()
+        multiplied = _OneBlock.apply if torch.is_grad_enabled() else _one_block
+        found: Tensor = multiplied(inputs.t(), values, bias, pattern).t()
         return found if features_first else found.contiguous()
     outputs: Tensor = _Blocks.apply(inputs, values, bias, pattern)
     return outputs
@@ -154,18 +156,23 @@ def block_columns(rows: int, positions: int = 0) -> int:
     return min(positions or rows, _COLUMNS)
 
 
-class _OneBlock(torch.autograd.Function):
+def _one_block(features: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
     """W · features + bias, for [inputs, columns]: [outputs, columns]."""
+    outputs = pattern.times(values, _contiguous(features))
+    if bias is not None:
+        outputs += bias[:, None]
+    return outputs
+
+
+class _OneBlock(torch.autograd.Function):
+    """The same with gradients."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
-        features, values = _contiguous(features.detach()), values.detach()  # or it would be ready for their gradients
-        outputs = pattern.times(values, features)
-        if bias is not None:
-            outputs += bias[:, None]
+        features = _contiguous(features)
         ctx.pattern = pattern
         ctx.save_for_backward(features if ctx.needs_input_grad[1] else None, values)
-        return outputs
+        return _one_block(features, values, bias, pattern)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -186,7 +193,6 @@ class _Blocks(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
-        values = values.detach()
         ctx.pattern = pattern
         ctx.save_for_backward(inputs if ctx.needs_input_grad[1] else None, values)
         return _by_blocks(partial(pattern.times, values), inputs, pattern.shape[0], bias)
