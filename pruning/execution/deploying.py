@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from pruning.errors import ExecutionError, StructureError
-from pruning.execution.crossover import GAIN
-from pruning.execution.modules import sparsify_
-from pruning.execution.product import Pattern
+from pruning.execution.crossover import fastest
+from pruning.execution.modules import Sparse, sparsify_
+from pruning.execution.packing import pack_, packable
+from pruning.execution.product import Pattern, has_csr
 from pruning.execution.saving import save
 from pruning.execution.switching import candidates, sparse_execution
 from pruning.execution.timing import in_turn
@@ -29,6 +30,7 @@ log = logging.getLogger("pruning")
 
 TOLERANCE = 1e-4
 """The largest difference from the masked network, relative to its largest output, that is taken for rounding."""
+_FORMS = ("dense", "packed", "sparse", "csr")  # of a layer, the simplest first
 _ROUNDS, _LAYER_ROUNDS = 15, 7
 _NOISE = 1.02  # of forms that are as fast as each other but for this, the smallest is taken
 
@@ -41,16 +43,22 @@ class Layer:
         name: of its weight.
         outputs, inputs: that are left of the matrix.
         kept: how many of its weights are not zero.
-        dense, sparse: milliseconds of a forward pass on the inputs that it has in the network.
-        chosen: "dense" or "sparse".
+        columns: that each of its sparse products has; see `Pattern.few`.
+        dense, packed, sparse, csr: milliseconds of a forward pass on the inputs that it has in the network: dense,
+            dense with its weight packed, sparse with products that are bags, and with MKL's. None: there is no such
+            form.
+        chosen: the name of one of these.
     """
 
     name: str
     outputs: int
     inputs: int
     kept: int
+    columns: int
     dense: float
+    packed: float | None
     sparse: float
+    csr: float | None
     chosen: str
 
     @property
@@ -70,6 +78,7 @@ class Deployed:
         parameters: how many there were, and how many are left with dead units removed.
         kept_structure: why nothing was removed; None if that was possible.
         masked, removed, final: milliseconds of a forward pass: of the masked network, of the smaller one, of `model`.
+        speedup: masked / final, the median over turns in which one ran beside the other.
         difference: of the outputs of `model` from the masked ones, relative to the largest.
         threads: on how many threads it was measured.
     """
@@ -82,13 +91,9 @@ class Deployed:
     masked: float
     removed: float
     final: float
+    speedup: float
     difference: float
     threads: int
-
-    @property
-    def speedup(self) -> float:
-        """Masked / final milliseconds."""
-        return self.masked / self.final
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write `model` to a safetensors file, for `pruning.execution.load`."""
@@ -97,12 +102,14 @@ class Deployed:
     def __str__(self) -> str:
         """A table of the layers, and the times."""
         width = max([len("layer"), *(len(layer.name) for layer in self.layers)])
-        lines = [f"{'layer':<{width}}  {'matrix':>11}  {'density':>7}  {'dense ms':>8}  {'sparse ms':>9}  chosen"]
+        lines = [f"{'layer':<{width}}  {'matrix':>11}  {'density':>7}" + "".join(f"  {n + ' ms':>9}" for n in _FORMS)]
         lines += [
             f"{layer.name:<{width}}  {f'{layer.outputs}x{layer.inputs}':>11}  {layer.density:>7.4f}"
-            f"  {layer.dense:>8.3f}  {layer.sparse:>9.3f}  {layer.chosen}"
+            + "".join(f"  {_shown(getattr(layer, form)):>9}" for form in _FORMS)
+            + f"  {layer.chosen}"
             for layer in self.layers
         ]
+        lines[0] += "  chosen"
         if self.others:
             few = ", ".join(self.others[:3]) + (", …" if len(self.others) > 3 else "")
             lines.append(f"dense, with zeros: {len(self.others)} other masked weights ({few})")
@@ -119,9 +126,10 @@ class Deployed:
 def deploy(model: nn.Module, masks: Mapping[str, Tensor], example_inputs: Inputs) -> Deployed:
     """The form of the masked `model` that is fastest on inputs like these, with the same outputs.
 
-    Units that masks leave without a reader, or without anything to say, are removed; then every Linear and 1x1
-    convolution is timed in both forms on the inputs that it has in the network, and runs in the faster one; last, the
-    masked, the smaller and the sparse network are timed in turn, and the fastest is it. `model` stays as it is.
+    Units that masks leave without a reader, or without anything to say, are removed; then every masked Linear and 1x1
+    convolution is timed in each of its forms (`Layer`) on the inputs that it has in the network, and runs in the
+    fastest; last, the masked, the smaller and the network of these layers are timed in turn, and the fastest is it.
+    `model` stays as it is. Call what is found without gradients: with them, packed layers run as ordinary ones.
 
     Args:
         example_inputs: of the size that it is to be fast on.
@@ -137,35 +145,35 @@ def deploy(model: nn.Module, masks: Mapping[str, Tensor], example_inputs: Inputs
     _call(masked, example_inputs)  # what is wrong with the inputs is said here
     small, reason = _smaller(masked, masks, example_inputs)
     layers = _timed(small, masks, example_inputs)
-    chosen = tuple(layer.name for layer in layers if layer.chosen == "sparse")
+    chosen = [layer for layer in layers if layer.chosen != "dense"]
     forms = {"masked": masked}  # what is smaller goes before it; what is equal is timed once
     if _count(small) < _count(masked):
         forms = {"removed": small} | forms
     if chosen:
-        sparse = cloned(small)
-        sparse_execution(sparse, _nonzero(sparse, masks), layers=chosen)
-        forms = {"sparse": sparse} | forms
+        forms = {"sparse": _in_forms(small, masks, chosen)} | forms
     calls = {name: partial(_call, form, example_inputs) for name, form in forms.items()}
-    times = {name: 1000 * median(seconds) for name, seconds in in_turn(calls, _ROUNDS).items()}
-    fastest = next(name for name in forms if times[name] <= _NOISE * min(times.values()))
-    if fastest != "sparse":
+    seconds = in_turn(calls, _ROUNDS)
+    times = {name: 1000 * median(found) for name, found in seconds.items()}
+    best = next(name for name in forms if times[name] <= _NOISE * min(times.values()))
+    if best != "sparse":
         layers = tuple(replace(layer, chosen="dense") for layer in layers)
-    difference = verify(model, masks, forms[fastest], example_inputs)
+    difference = verify(model, masks, forms[best], example_inputs)
     if not difference <= TOLERANCE:
         raise ExecutionError(
-            f"{type(model).__name__}: outputs of the {fastest} form differ by {difference:.2g} of the largest: give "
+            f"{type(model).__name__}: outputs of the {best} form differ by {difference:.2g} of the largest: give "
             "inputs on which the masked network is finite, and in which no two runs differ"
         )
     return Deployed(
-        model=forms[fastest],
+        model=forms[best],
         layers=layers,
         others=tuple(name for name in masks if name not in {layer.name for layer in layers}),
-        parameters=(_count(masked), _count(masked if fastest == "masked" else small)),
+        parameters=(_count(masked), _count(masked if best == "masked" else small)),
         kept_structure=reason
-        or ("dead units stay: nothing is faster without them" if fastest == "masked" and "removed" in forms else None),
+        or ("dead units stay: nothing is faster without them" if best == "masked" and "removed" in forms else None),
         masked=times["masked"],
         removed=times.get("removed", times["masked"]),
-        final=times[fastest],
+        final=times[best],
+        speedup=median(a / b for a, b in zip(seconds["masked"], seconds[best], strict=True)),
         difference=difference,
         threads=torch.get_num_threads(),
     )
@@ -183,7 +191,7 @@ def _smaller(masked: nn.Module, masks: Mapping[str, Tensor], inputs: Inputs) -> 
 
 @torch.inference_mode()
 def _timed(model: nn.Module, masks: Mapping[str, Tensor], inputs: Inputs) -> tuple[Layer, ...]:
-    """Every layer that can run sparsely, timed in both forms at its first call."""
+    """Every layer that can run sparsely, timed in each of its forms at its first call."""
     found: dict[str, Layer] = {}
     parameters = named(model)
     if not any(name in parameters for name in masks):  # they went with a whole block
@@ -208,22 +216,54 @@ def _timed(model: nn.Module, masks: Mapping[str, Tensor], inputs: Inputs) -> tup
 
 
 def _measured(name: str, module: nn.Module, mask: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Layer:
-    twin = copy.copy(module)
-    weight = module.get_parameter("weight")
-    sparsify_(twin, nn.Parameter(weight[mask], requires_grad=False), Pattern.of(mask.flatten(1)))
-    calls = {"dense": partial(module.forward, *args, **kwargs), "sparse": partial(twin.forward, *args, **kwargs)}
+    inputs = args[0] if args else kwargs["input"]
+    weight, outputs = module.get_parameter("weight"), mask.shape[0]
+    values = nn.Parameter(weight[mask], requires_grad=False)
+    twins = {form: copy.copy(module) for form in _FORMS[1:]}
+    if packable(module):
+        pack_(twins["packed"])
+    else:
+        del twins["packed"]
+    sparse, csr = twins["sparse"], twins["csr"]
+    sparsify_(sparse, values, Pattern.of(mask.flatten(1)))
+    assert isinstance(sparse, Sparse)
+    columns = sparse.columns(inputs)
+    sparsify_(csr, values, Pattern.of(mask.flatten(1), columns))
+    if not has_csr():
+        del twins["csr"]
+    calls = {form: partial(layer.forward, *args, **kwargs) for form, layer in ({"dense": module} | twins).items()}
     seconds = in_turn(calls, _LAYER_ROUNDS)
-    gain = median(a / b for a, b in zip(seconds["dense"], seconds["sparse"], strict=True))
-    outputs, inputs = mask.flatten(1).shape
+    gains = {form: median(a / b for a, b in zip(seconds["dense"], seconds[form], strict=True)) for form in twins}
+    times = {form: 1000 * median(found) for form, found in seconds.items()}
     return Layer(
         name=name,
         outputs=outputs,
-        inputs=inputs,
+        inputs=mask[0].numel(),
         kept=int(mask.sum()),
-        dense=1000 * median(seconds["dense"]),
-        sparse=1000 * median(seconds["sparse"]),
-        chosen="sparse" if gain >= GAIN else "dense",
+        columns=columns,
+        dense=times["dense"],
+        packed=times.get("packed"),
+        sparse=times["sparse"],
+        csr=times.get("csr"),
+        chosen=fastest(gains),
     )
+
+
+def _in_forms(model: nn.Module, masks: Mapping[str, Tensor], layers: Collection[Layer]) -> nn.Module:
+    """A copy of `model` in which these layers have the forms that were chosen for them."""
+    model = cloned(model)
+    packed = {id(model.get_parameter(layer.name)) for layer in layers if layer.chosen == "packed"}
+    for module in model.modules():
+        if id(module._parameters.get("weight")) in packed:
+            pack_(module)
+    few = {layer.name: layer.columns if layer.chosen == "csr" else 0 for layer in layers if layer.chosen != "packed"}
+    if few:
+        sparse_execution(model, _nonzero(model, masks), layers=few)
+    return model
+
+
+def _shown(milliseconds: float | None) -> str:
+    return "-" if milliseconds is None else f"{milliseconds:.3f}"
 
 
 def _nonzero(model: nn.Module, names: Collection[str]) -> Masks:

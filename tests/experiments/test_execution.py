@@ -60,7 +60,7 @@ def test_auto_goes_by_what_is_measured_once(tmp_path, monkeypatch):
 
     def measured(case):
         asked.append(case)
-        return 5.0 if case.inputs == 64 else 0.5
+        return {"sparse": 5.0 if case.inputs == 64 else 0.5}
 
     monkeypatch.setattr(crossover, "measured", measured)
     rows = run(tmp_path / "one", "execution=auto", "density=[0.5,0.1]")
