@@ -4,13 +4,11 @@ A field that is not here is an error on the command line, also with a plus sign.
 target (scorer, model, …) are open: their targets' own signatures are checked instead, before anything is computed.
 """
 
-import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from hydra.utils import get_object
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError
 
@@ -213,13 +211,6 @@ def _check_recovery(plain: Mapping[str, Any]) -> None:
     for control in plain["controls"]:
         if control not in CONTROLS:
             raise ConfigurationError(f"controls={control}: choose among {', '.join(CONTROLS)}")
-
-
-def arrives(config: Mapping[str, Any]) -> bool:
-    """Whether masks that change reach the density by themselves: then nothing is pruned before the training."""
-    if not config["dynamic"]:
-        return False
-    return "density" in inspect.signature(get_object(config["dynamic"]["_target_"])).parameters
 
 
 def densities(config: Mapping[str, Any]) -> tuple[float | None, ...]:

@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments import jobs, records, stages
-from experiments.configuration import Configuration, arrives, densities
+from experiments.configuration import Configuration, densities
 from experiments.controls import check as check_controls
 from experiments.controls import controls
 from experiments.jobs import JobError, check_objective, jobs_failed
@@ -82,9 +82,9 @@ def _levels(setting: Setting, folder: Path, name: str, tracker: Guarded) -> list
         network = stages.initial(setting) if config["when"] == "init" else dense
         steps = schedule(target)[1:]
         for number, density in enumerate(steps, start=1):
-            begun = network if arrives(config) else stages.prune(setting, network, density, scoring)
+            begun = network if stages.arrives(config) else stages.prune(setting, network, density, scoring)
             network = begun
-            if number == len(steps) or config["recovery"]["rounds"] == "every" or arrives(config):
+            if number == len(steps) or config["recovery"]["rounds"] == "every" or stages.arrives(config):
                 level = Level(next(numbers), number, len(steps), density, target)
                 network = stages.recover(setting, begun, density, title=str(level))
                 ticket = evaluate(setting, network, level, dense)
