@@ -204,6 +204,9 @@ def _check_recovery(plain: Mapping[str, Any]) -> None:
         raise ConfigurationError("recovery.factor: is of the last learning rate, and this recovery replays: leave it 1")
     if recovery["weights"] == "rewind" and plain["compensate"]:
         raise ConfigurationError("compensate: what it moves is rewound: set compensate=none, or recovery=lr_rewind")
+    for name in ("granularity", "allocation"):
+        if dynamic.get(name, plain[name]) != plain[name]:
+            raise ConfigurationError(f"dynamic.{name}: masks that change have that of the run: set {name}= instead")
     if dynamic and plain["training"]["best_on_validation"]:
         raise ConfigurationError("training.best_on_validation: the best epoch may have other masks: unset it")
     if dynamic and plain["training"]["precision"] == "fp16":

@@ -75,7 +75,7 @@ def evaluate(setting: Setting, network: Network, level: Level, dense_network: Ne
             "validation_loss": finite(validation.loss),
             "test_accuracy": test.accuracy,
             "test_loss": finite(test.loss),
-            **_removed(setting, model, held),
+            **_removed(setting, model, held if removed else None),
         }
         (folder / _ROW).write_text(json.dumps(row, allow_nan=False))
 
@@ -118,9 +118,9 @@ def _losses(history: dict[str, Any], epoch_steps: int) -> list[list[float | None
 
 
 def _removed(setting: Setting, model: nn.Module, masks: Masks | None) -> dict[str, Any]:
-    """What the network is without its removed channels, proved equal to the masked one; and how fast."""
+    """What the network is without the channels that `masks` removes, proved equal to the masked one; and how fast."""
     found: dict[str, Any] = {}
-    if setting.structured and masks is not None:
+    if masks is not None:
         model = model.cpu()
         small = remove(model, masks, setting.structure, verified=False)
         found["removed_difference"] = difference = verify(model, masks, small, setting.structure.inputs)

@@ -1,24 +1,30 @@
 """What a run prunes: its basis, and the units, granularity and allocation of its model, built when first needed."""
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
 from experiments.basis import Basis
 from experiments.targets import built, short_name
-from pruning.allocation import Allocation
 from pruning.errors import ConfigurationError
-from pruning.granularity import Granularity
-from pruning.structure import Structure, trace
+from pruning.structure import trace
+
+if TYPE_CHECKING:  # their code counts where the configuration names it
+    from pruning.allocation import Allocation
+    from pruning.granularity import Granularity
+    from pruning.structure import Structure
 
 
 @dataclass(frozen=True)
 class Setting(Basis):
     """All that the stages of a run share."""
 
-    def narrowed(self, width: float) -> "Setting":
+    def narrowed(self, width: float) -> Setting:
         """The same with a model of which all hidden widths are multiplied by `width`."""
         model = self.config["model"] | {"width": width * self.config["model"].get("width", 1.0)}
-        return Setting(self.config | {"model": model}, self.store, self.alone, self.splits)
+        return replace(self, config=self.config | {"model": model}, loaded=self.splits)
 
     @cached_property
     def structure(self) -> Structure:

@@ -10,7 +10,7 @@ from torch import nn
 
 from experiments.basis import Basis
 from experiments.conditions import conditions
-from experiments.identity import EXECUTION, code, part
+from experiments.identity import EXECUTION, STRUCTURE, code, part
 from experiments.networks import NO_STEPS, POINT, Network, load, save
 from experiments.store import Artefact
 from experiments.training import Recipe, Regime, train
@@ -128,10 +128,11 @@ def _training_part(setting: Basis, recipe: Recipe) -> dict[str, Any]:
 
 
 def _execution_part(setting: Basis) -> dict[str, Any]:
+    """How masks are executed; where they are zeros in dense weights, no layer and no structure counts."""
     if setting.execution is masked:
         here = ("experiments.execution", "pruning.execution.alternating")
-        return code(*here, without=("pruning.execution", "pruning.structure"))
-    return part(setting.config, "execution") | code(*EXECUTION)
+        return {"execution": setting.config["execution"]} | code(*here, without=(*EXECUTION, *STRUCTURE))
+    return part(setting.config, "execution") | code("experiments.execution")
 
 
 def _code() -> dict[str, str]:

@@ -152,6 +152,6 @@ def test_nearly_all_of_each_network_can_go(name, shape):
     ],
 )
 def test_what_a_regime_refuses_is_refused_before_the_first_training(tmp_path, monkeypatch, options, said):
-    monkeypatch.setattr(stages, "train", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr("experiments.stages.trained.train", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(PruningError, match=said):
         run(tmp_path, *options, "density=0.5", "recovery.epochs=2")
