@@ -42,6 +42,15 @@ def _without_place(load: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in load.items() if not (known and key == "folder")}
 
 
+def read_code(config: Mapping[str, Any], *modules: str) -> None:
+    """Read the code of `modules`, of what they import and of the targets of `config`, as it has been loaded.
+
+    Call it before the work begins: a file that is edited meanwhile counts as it was.
+    """
+    sources.digests(config)
+    sources.digest(modules)
+
+
 def code(*modules: str, without: Collection[str] = ()) -> dict[str, str]:
     """The code of a stage: these modules and all that they import, but `without` and what changes no result."""
     return {f"code of {', '.join(modules)}": sources.digest(modules, (*WITHOUT_EFFECT, *without))}

@@ -27,6 +27,7 @@ from experiments import jobs, records, stages
 from experiments.configuration import Configuration, densities
 from experiments.controls import check as check_controls
 from experiments.controls import controls
+from experiments.identity import read_code
 from experiments.jobs import JobError, check_objective, jobs_failed
 from experiments.levels import Level, evaluate
 from experiments.mistakes import told
@@ -97,6 +98,7 @@ def _levels(setting: Setting, folder: Path, name: str, tracker: Guarded) -> list
 def _parts(setting: Setting) -> Callable[[float | None], tuple[float | None, ...]]:
     """The schedule, after a look at all that can be wrong before hours of training rather than after."""
     config = setting.config
+    read_code(config, "experiments.stages", "experiments.levels")
     for group in ("scorer", "compensate", "dynamic"):
         if config[group]:
             built(group, config[group])

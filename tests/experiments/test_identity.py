@@ -281,16 +281,36 @@ def test_masks_made_by_other_code_are_made_again_and_dense_networks_are_not(tmp_
         (tmp_path / "pruning" / name).write_text(text.replace(old, new))
 
     first = rows()
+    edited("errors.py", "Scores that cannot be ranked", "Scores that nobody can rank")
+    edited("masks.py", "\n\n\n", "\n# why\n\n\n")
     edited("pipeline.py", "return Masks(masks)", "return Masks({name: ~mask for name, mask in masks.items()})")
     second = rows()
     assert second[0]["network"] == first[0]["network"]
     assert second[1]["kept"] == first[1]["prunable"] - first[1]["kept"]
     kinds = {kind: {path.name for path in (tmp_path / "runs" / "store" / kind).iterdir()} for kind in NEEDS}
     assert [len(kinds[kind]) for kind in ("initial", "dense", "masks", "recovered", "rows")] == [1, 1, 2, 2, 3]
-    edited("errors.py", "Scores that cannot be ranked", "Scores that nobody can rank")
-    edited("masks.py", "\n\n\n", "\n# why\n\n\n")
-    assert timeless(rows()) == timeless(second)
-    assert all(len(list((tmp_path / "runs" / "store" / kind).iterdir())) == len(kinds[kind]) for kind in kinds)
+
+
+def test_code_counts_as_it_was_when_the_run_began(tmp_path, monkeypatch):
+    """A scorer that is edited while the dense network trains: what was loaded before goes on."""
+    code = "def mine(evidence):\n    return {n: SIGN * w.detach().abs() for n, w in evidence.parameters.items()}\n"
+    name = own(tmp_path, monkeypatch, code.replace("SIGN", "-1"))
+    options = ("density=0.2", "training.epochs=1", f"scorer._target_={name}.mine")
+    train = stages.trained.train
+
+    def editing(*arguments, **more):
+        (tmp_path / f"{name}.py").write_text(code.replace("SIGN", "+1"))
+        patched.setattr(sources, "_normal", lambda tree: pytest.fail("read while the run goes on"))
+        return train(*arguments, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stages.trained, "train", editing)
+        first = run(tmp_path, *options, "controls=[shuffle]")
+    own(tmp_path, monkeypatch, code.replace("SIGN", "+1"))
+    second = run(tmp_path, *options)
+    assert second[0]["network"] == first[0]["network"]
+    assert second[1]["test_loss"] != first[1]["test_loss"]
+    assert second[1]["test_loss"] == run(tmp_path / "fresh", *options)[1]["test_loss"]
 
 
 @pytest.mark.parametrize(
