@@ -85,10 +85,15 @@ def laid_out(scorer: _AnyScorer) -> _AnyScorer:
 
     @wraps(scorer)
     def scored(evidence: Evidence, *args: Any, **kwargs: Any) -> Scores:
-        found, known = scorer(evidence, *args, **kwargs), layouts(evidence.model, evidence.parameters)
-        return LaidOut(found, known) if known else found
+        return with_layouts(scorer(evidence, *args, **kwargs), evidence)
 
     return cast(_AnyScorer, scored)
+
+
+def with_layouts(scores: Scores, evidence: Evidence) -> Scores:
+    """`scores` of the weights of `evidence` with their layouts, where any is not the standard one."""
+    known = layouts(evidence.model, evidence.parameters)
+    return LaidOut(scores, known) if known else scores
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Masks: what scores, granularity and allocation choose at a density; and masks that chance chose, to compare with."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from experiments.stages.scoring import Scoring
 from pruning import Masks
 from pruning import prune as selected
 from pruning.granularity import Granularity
+from pruning.layouts import LaidOut, Layout, layouts
 
 
 def prune(setting: Setting, network: Network, density: float | None, scoring: Scoring) -> Network:
@@ -34,20 +36,27 @@ def shuffle(setting: Setting, network: Network, control: str) -> Network:
     """`network` with its masks shuffled inside each tensor or family of channels, otherwise for each `control`."""
     assert network.masks is not None
     identity = {"from": network.masks.key, "control": control} | _code(setting)
-    identity |= part(setting.config, "seed", "granularity")
+    identity |= part(setting.config, "seed", "granularity", "model")
 
     def make(folder: Path) -> None:
         masks = network.load_masks()
         assert masks is not None
         noise = generator(setting.config["seed"], control, masks.kept)
-        shuffled(masks, setting.granularity, noise).save(folder / MASKS)
+        model = setting.new_model()
+        known = layouts(model, dict(model.named_parameters()))
+        shuffled(masks, setting.granularity, noise, known).save(folder / MASKS)
 
     return Network(network.weights, setting.store.obtain("masks", identity, make))
 
 
-def shuffled(masks: Masks, granularity: Granularity, noise: torch.Generator) -> Masks:
-    """Masks with the same number of kept units in every tensor, or family of channels, at random places."""
-    pooled = granularity.gather({name: mask.float() for name, mask in masks.items()}, masks)
+def shuffled(
+    masks: Masks, granularity: Granularity, noise: torch.Generator, known: Mapping[str, Layout] | None = None
+) -> Masks:
+    """Masks with the same number of kept units in every tensor, or family of channels, at random places.
+
+    `known` are the layouts of weights that have another than the standard one.
+    """
+    pooled = granularity.gather(LaidOut({name: mask.float() for name, mask in masks.items()}, known or {}), masks)
     found = {}
     for name, unit in pooled.units.items():
         assert unit.alive is not None

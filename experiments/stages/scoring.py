@@ -13,7 +13,7 @@ from experiments.seeding import generator, seeded
 from experiments.targets import built
 from pruning import Evidence, Masks
 from pruning.errors import ScoreError
-from pruning.evidence import Scores
+from pruning.evidence import Scores, with_layouts
 
 Scoring = Callable[[Network], Scores]
 
@@ -25,8 +25,7 @@ def score(setting: Basis, network: Network) -> Scores:
     with seeded(setting.config["seed"], "scoring noise"):
         scores = scorer(evidence)
     _check_scores(setting.config["scorer"]["_target_"], scores, evidence.parameters)
-    found: Scores = scores
-    return found
+    return with_layouts(scores, evidence)  # also of a scorer that knows nothing of them
 
 
 def evidence_of(setting: Basis, model: nn.Module, masks: Masks | None) -> Evidence:
