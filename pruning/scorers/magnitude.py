@@ -1,9 +1,13 @@
 """Scores of the weights alone."""
 
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from pruning.evidence import Evidence, Scores, accumulated
+from pruning.selection.ordering import descending_magnitudes
 
 
 def magnitude(evidence: Evidence) -> Scores:
@@ -18,12 +22,20 @@ def lamp(evidence: Evidence) -> Scores:
     equal weights the later position counts as smaller, as `prune` would remove it first. Needs no data. float64: the
     ratios of one tensor span the squares of its range.
     """
-    return {name: _lamp(accumulated(weight)) for name, weight in evidence.parameters.items()}
+    names, weights = list(evidence.parameters), evidence.parameters.values()
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        return dict(zip(names, threads.map(_lamp, weights), strict=True))
 
 
 def _lamp(weight: Tensor) -> Tensor:
-    squares = weight.reshape(-1).double().square()  # float32 sums of millions of squares lose the small ones
-    ordered, order = squares.sort(descending=True, stable=True)
-    at_least_as_large = ordered.cumsum(0)
-    ratios = torch.where(ordered == 0, 0.0, ordered / at_least_as_large)  # an all-zero tensor scores 0, not 0/0
-    return torch.empty_like(ratios).scatter_(0, order, ratios).view(weight.shape)
+    ordered, positions = descending_magnitudes(accumulated(weight).reshape(-1))
+    squares = _doubles(ordered).copy_(ordered).square_()  # float32 sums of millions lose the small ones
+    at_least_as_large = torch.cumsum(squares, 0, out=_doubles(ordered))
+    zero = squares == 0
+    ratios = squares.div_(at_least_as_large).masked_fill_(zero, 0.0)  # an all-zero tensor scores 0, not 0/0
+    return at_least_as_large.scatter_(0, positions, ratios).view(weight.shape)
+
+
+def _doubles(like: Tensor) -> Tensor:
+    """Memory for as many float64. NumPy's comes in large pages, whose first use takes a quarter of torch's time."""
+    return torch.from_numpy(np.empty(like.shape)) if like.is_cpu else torch.empty_like(like, dtype=torch.float64)
