@@ -1,6 +1,6 @@
 """Scores in, masks out: the pure function in which scorer, granularity and allocation meet."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from operator import attrgetter
 
 import torch
@@ -10,12 +10,9 @@ from pruning.allocation import Allocation, Global, check_density
 from pruning.errors import AllocationError, MaskError, ScoreError
 from pruning.granularity import Granularity, Weights
 from pruning.masks import Masks
-from pruning.selection import check_all_finite, elements, kept_count, top_of_all
+from pruning.selection import check_all_finite, top_share
 
-_TENSORS = {Tensor, nn.Parameter}
-_FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-_PLAIN = {(dtype, torch.strided, False) for dtype in _FLOATS}
-_kind = attrgetter("dtype", "layout", "is_meta")
+_FLOATS = {torch.float32, torch.float64, torch.float16, torch.bfloat16}
 
 
 def prune(
@@ -55,7 +52,7 @@ def prune(
     allocation = Global() if allocation is None else allocation
     if within is None and density is not None and granularity == Weights() and allocation == Global():
         # the same as below, without an object for each tensor: networks may have ten thousand
-        return Masks(top_of_all(scores, kept_count(density, elements(scores.values()))))
+        return Masks(top_share(scores, density))
     if within is not None:
         _check_within(scores, within)
     check_all_finite(scores, within)
@@ -72,17 +69,23 @@ def prune(
 
 
 def _check_scores(scores: Mapping[str, Tensor]) -> None:
-    tensors = scores.values()
-    if (
-        set(map(type, tensors)) <= _TENSORS
-        and set(map(_kind, tensors)) <= _PLAIN
-        and 0 not in map(Tensor.numel, tensors)
-    ):
+    if _are_plain(scores.values()):
         return
     for name, score in scores.items():
         _check_score(name, score)
         if score.numel() == 0:
             raise AllocationError(f"{name}: an empty tensor has no units to keep: exclude it")
+
+
+def _are_plain(scores: Collection[Tensor]) -> bool:
+    """Whether none can be refused by `_check_score`, or for being empty: asked of all, as asking each takes longer."""
+    return (
+        set(map(type, scores)) <= {Tensor, nn.Parameter}
+        and set(map(attrgetter("dtype"), scores)) <= _FLOATS
+        and set(map(attrgetter("layout"), scores)) == {torch.strided}
+        and set(map(attrgetter("is_meta"), scores)) == {False}
+        and 0 not in map(Tensor.numel, scores)
+    )
 
 
 def _check_score(name: str, score: Tensor) -> None:

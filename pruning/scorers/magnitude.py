@@ -22,18 +22,24 @@ def lamp(evidence: Evidence) -> Scores:
     equal weights the later position counts as smaller, as `prune` would remove it first. Needs no data. float64: the
     ratios of one tensor span the squares of its range.
     """
-    names, weights = list(evidence.parameters), evidence.parameters.values()
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+    names, weights = evidence.parameters.keys(), evidence.parameters.values()
+    if torch.get_num_threads() == 1:
+        return dict(zip(names, map(_lamp, weights), strict=True))
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # each sorts one tensor, which takes one thread
         return dict(zip(names, threads.map(_lamp, weights), strict=True))
 
 
 def _lamp(weight: Tensor) -> Tensor:
-    ordered, positions = descending_magnitudes(accumulated(weight).reshape(-1))
-    squares = _doubles(ordered).copy_(ordered).square_()  # float32 sums of millions lose the small ones
-    at_least_as_large = torch.cumsum(squares, 0, out=_doubles(ordered))
-    zero = squares == 0
-    ratios = squares.div_(at_least_as_large).masked_fill_(zero, 0.0)  # an all-zero tensor scores 0, not 0/0
-    return at_least_as_large.scatter_(0, positions, ratios).view(weight.shape)
+    flat = accumulated(weight).reshape(-1)
+    scores = _doubles(flat)
+    total = scores.new_zeros(1)
+    for magnitudes, positions in descending_magnitudes(flat):
+        squares = magnitudes.double().square_()  # float32 sums of millions of squares lose the small ones
+        at_least_as_large = squares.clone()
+        at_least_as_large[:1] += total + (squares[:1] == 0)  # from here on all are 0, and score 0, not 0/0
+        total = at_least_as_large.cumsum_(0)[-1:]
+        scores.scatter_(0, positions, squares.div_(at_least_as_large))
+    return scores.view(weight.shape)
 
 
 def _doubles(like: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from operator import attrgetter
 
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors
 
 from pruning.selection import arrays
 from pruning.selection.arrays import Mask, Values
@@ -76,9 +77,8 @@ def gather(tensors: Sequence[Tensor]) -> Tensor:
     if len(set(map(_dtype, tensors))) > 1:  # what torch promotes to need not hold every value
         dtype = common_dtype(tensors)
         tensors = [tensor.to(dtype) for tensor in tensors]
-    if not _alike(tensors):
-        tensors = list(map(Tensor.ravel, tensors))
-    return torch.cat(list(tensors)).detach().view(-1)
+    flat: Tensor = _flatten_dense_tensors(tensors)  # type: ignore[no-untyped-call]  # half the time of ravel and cat
+    return flat.detach()
 
 
 def cut(mask: Mask, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -86,9 +86,9 @@ def cut(mask: Mask, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
     if len(tensors) == 1:
         return [arrays.as_tensor(mask.reshape(tensors[0].shape))]
     flat = arrays.as_tensor(mask)
-    if _alike(tensors):
+    if len(set(map(_shape, tensors))) == 1 and tensors[0].dim():  # a view less for each
         return flat.view(len(tensors), *tensors[0].shape).unbind()
-    return list(map(Tensor.view_as, torch.split(flat, list(map(Tensor.numel, tensors))), tensors))
+    return list(map(Tensor.view_as, flat.split_with_sizes(list(map(Tensor.numel, tensors))), tensors))
 
 
 def count(masks: Sequence[Tensor]) -> int:
@@ -127,8 +127,3 @@ def neighbours(tensors: Sequence[Tensor]) -> Iterator[tuple[slice, int]]:
             start, size = position, 0
         size += more
     yield slice(start, len(tensors)), size
-
-
-def _alike(tensors: Sequence[Tensor]) -> bool:
-    """Whether all have one shape, of a dimension at least: then each takes a view less."""
-    return len(set(map(_shape, tensors))) == 1 and tensors[0].dim() > 0

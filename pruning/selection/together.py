@@ -43,13 +43,14 @@ def top(scores: Sequence[Tensor], keep: int, alive: Sequence[Tensor] | None = No
     return _masks(found, kth_largest(found, keep, candidates))
 
 
-def top_of_all(scores: Mapping[str, Tensor], keep: int) -> dict[str, Tensor]:
-    """`check_all_finite`, then `top` of 0 to all scores, by name; small tensors are gathered once for both."""
+def top_share(scores: Mapping[str, Tensor], density: float) -> dict[str, Tensor]:
+    """`check_all_finite`, then `top` of that share of all scores; small tensors are gathered once for both."""
     tensors = list(scores.values())
     found = runs(tensors)
     if not all_finite(found):
         refuse(scores)
-    total = elements(tensors)
+    total = sum(run.size for run in found)
+    keep = kept_count(density, total)
     masks = _all(tensors, keep > 0) if keep in (0, total) else _masks(found, kth_largest(found, keep, total))
     return dict(zip(scores, masks, strict=True))
 

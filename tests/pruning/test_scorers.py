@@ -178,11 +178,12 @@ def lamp_by_sorting(weight: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", ["normal", "ties", "zeros", "wide", "diverged"])
-@pytest.mark.parametrize("few", [0, 1 << 15])
+@pytest.mark.parametrize(("few", "piece"), [(0, 1 << 15), (0, 7), (1 << 13, 1 << 15)])
 def test_lamp_equals_a_sort_of_squares_bit_by_bit(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, kind: str, few: int
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, kind: str, few: int, piece: int
 ) -> None:
     monkeypatch.setattr(ordering, "FEW", few)
+    monkeypatch.setattr(ordering, "PIECE", piece)
     values = torch.randn(30, 40, generator=torch.Generator().manual_seed(0))
     weight = {
         "normal": values,

@@ -28,8 +28,8 @@ from pruning.selection import (
     rows,
     threshold,
     top,
-    top_of_all,
     top_of_rows,
+    top_share,
 )
 from pruning.selection.histogram import Threshold
 from pruning.selection.pieces import cut, gather, runs
@@ -474,7 +474,7 @@ def test_all_weights_in_free_competition_are_chosen_as_by_groups_of_units(proble
     keep = kept_count(density, found.total)
     assert list(found) == list(scores)
     assert_same(found.values(), brute_force(list(scores.values()), keep))
-    assert_same(top_of_all(scores, keep).values(), found.values())
+    assert_same(top_share(scores, density).values(), found.values())
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 1 << 17])
@@ -523,17 +523,23 @@ def test_unsigned_integers_that_are_not_told_apart_are_refused(score):
     assert prune({"odd": torch.tensor([2**53, 2**53 - 1], dtype=torch.uint64)}, 0.5)["odd"].tolist() == [True, False]
 
 
+def magnitudes(values):
+    found = list(ordering.descending_magnitudes(values))
+    return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+
+
 @given(
     st.lists(st.sampled_from((*NASTY, 0.5, 2.0, float("inf"), float("nan"))) | st.floats(-4, 4, width=32), max_size=60),
     st.sampled_from(FLOATS),
-    st.sampled_from([0, 1 << 15]),
+    st.sampled_from([(0, 1), (0, 7), (1 << 13, 1 << 15)]),
 )
-def test_magnitudes_are_ordered_as_by_a_stable_sort(values, dtype, few):
+def test_magnitudes_are_ordered_as_by_a_stable_sort(values, dtype, sizes):
     values = torch.tensor(values, dtype=torch.float64).to(dtype)
     expected, places = values.abs().sort(descending=True, stable=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ordering, "FEW", few)
-        ordered, positions = ordering.descending_magnitudes(values)
+        patch.setattr(ordering, "FEW", sizes[0])
+        patch.setattr(ordering, "PIECE", sizes[1])
+        ordered, positions = magnitudes(values)
     assert ordered.dtype == dtype
     assert torch.equal(positions, places)
     assert torch.equal(ordered.nan_to_num(), expected.nan_to_num())
@@ -545,7 +551,7 @@ def test_many_magnitudes_are_ordered_as_by_a_stable_sort(scale):
     values[::3] = values[1::3].sort().values  # ties, and rows in order
     values = torch.stack([values, -values], 1).reshape(-1)[::2]  # not contiguous
     before = values.clone()
-    ordered, positions = ordering.descending_magnitudes(values)
+    ordered, positions = magnitudes(values)
     expected, places = values.abs().sort(descending=True, stable=True)
     assert torch.equal(ordered, expected)
     assert torch.equal(positions, places)
