@@ -10,7 +10,7 @@ from torch import Tensor
 from pruning.errors import AllocationError
 from pruning.granularity import Units
 from pruning.layouts import STANDARD, Layout
-from pruning.selection import top, top_of_rows
+from pruning.selection import count, elements, top, top_of_rows
 
 
 class Competition(Protocol):
@@ -31,22 +31,28 @@ class Group:
 
     def select(self, units: Mapping[str, Units]) -> dict[str, Tensor]:
         chosen = [units[name] for name in self.names]
-        self._check(chosen)
         scores = [u.scores for u in chosen]
         alive = None if all(u.alive is None for u in chosen) else [_alive(u) for u in chosen]
-        if not any(self._reserved(u) for u in chosen):
-            return dict(zip(self.names, top(scores, self.keep, alive), strict=True))
-        reserved = [top([u.scores], self._reserved(u), None if u.alive is None else [u.alive])[0] for u in chosen]
-        rest = [~r if u.alive is None else u.alive & ~r for r, u in zip(reserved, chosen, strict=True)]
-        more = top(scores, self.keep - sum(int(r.sum()) for r in reserved), rest)
-        return {name: r | m for name, r, m in zip(self.names, reserved, more, strict=True)}
+        least = []
+        if self.minimum or any(u.minimum for u in chosen):
+            least = [min(max(self.minimum, u.minimum), u.live) for u in chosen]
+        total = elements(scores)
+        self._check(chosen, total, total if alive is None else count(alive), sum(least))
+        masks = top(scores, self.keep, alive)
+        # units are reserved only where too few win freely: elsewhere those that would be reserved have won
+        reserved: dict[int, Tensor] = {}
+        while short := [i for i, n in enumerate(least) if n and i not in reserved and int(masks[i].sum()) < n]:
+            alive = [_alive(u) for u in chosen] if alive is None else list(alive)
+            for i in short:
+                reserved[i] = top(scores[i : i + 1], least[i], alive[i : i + 1])[0]
+                alive[i] = alive[i] & ~reserved[i]
+            masks = top(scores, self.keep - sum(least[i] for i in reserved), alive)
+        for i, mask in reserved.items():
+            masks[i] = masks[i] | mask
+        return dict(zip(self.names, masks, strict=True))
 
-    def _reserved(self, unit: Units) -> int:
-        return min(max(self.minimum, unit.minimum), unit.live)
-
-    def _check(self, chosen: Sequence[Units]) -> None:
+    def _check(self, chosen: Sequence[Units], total: int, live: int, reserved: int) -> None:
         where = self.names[0] if len(self.names) == 1 else f"{self.names[0]} … {self.names[-1]}"
-        total, live = sum(u.scores.numel() for u in chosen), sum(u.live for u in chosen)
         if total == 0:
             raise AllocationError(f"{where}: an empty group has no units to keep: exclude the empty tensor")
         if self.keep > live:
@@ -54,7 +60,6 @@ class Group:
                 f"{where}: asked to keep {self.keep} of {total} units, but only {live} are alive: "
                 "ask for a lower density, or leave out within= to let removed ones return"
             )
-        reserved = sum(self._reserved(u) for u in chosen)
         if reserved > self.keep:
             minimum = max(self.minimum, *(u.minimum for u in chosen))
             raise AllocationError(

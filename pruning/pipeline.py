@@ -1,15 +1,18 @@
 """Scores in, masks out: the pure function in which scorer, granularity and allocation meet."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from operator import attrgetter
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pruning.allocation import Allocation, Global, check_density
 from pruning.errors import AllocationError, MaskError, ScoreError
 from pruning.granularity import Granularity, Weights
 from pruning.masks import Masks
-from pruning.selection import check_finite
+from pruning.selection import check_all_finite, top_share
+
+_FLOATS = {torch.float32, torch.float64, torch.float16, torch.bfloat16}
 
 
 def prune(
@@ -39,27 +42,24 @@ def prune(
         MaskError: `within` does not fit the scores.
         AllocationError, GranularityError: the density cannot be met, or a tensor has no such units.
     """
-    granularity = Weights() if granularity is None else granularity
-    allocation = Global() if allocation is None else allocation
     if density is not None:
         check_density(density)
     if not isinstance(scores, Mapping):
         raise ScoreError(f"scores are name → tensor, this is {type(scores).__name__}: give what a scorer returns")
     if not scores:
         raise AllocationError("no scores to prune by: an empty group has no units to keep")
-    for name, score in scores.items():
-        _check_score(name, score)
-        if score.numel() == 0:
-            raise AllocationError(f"{name}: an empty tensor has no units to keep: exclude it")
+    _check_scores(scores)
+    granularity = Weights() if granularity is None else granularity
+    allocation = Global() if allocation is None else allocation
+    if within is None and density is not None and granularity == Weights() and allocation == Global():
+        # the same as below, without an object for each tensor: networks may have ten thousand
+        return Masks(top_share(scores, density))
     if within is not None:
         _check_within(scores, within)
-    for name, score in scores.items():
-        # dead weights have no score worth checking: curvature of what is removed may be 0/0
-        check_finite(name, score if within is None else score.masked_fill(~within[name], 0))
+    check_all_finite(scores, within)
     pooled = granularity.gather(scores, within)
-    for name, unit in pooled.units.items():
-        if unit.scores is not scores.get(name):
-            check_finite(name, unit.scores)  # finite scores may overflow when pooled
+    # finite scores may overflow when pooled
+    check_all_finite({name: u.scores for name, u in pooled.units.items() if u.scores is not scores.get(name)})
     chosen: dict[str, Tensor] = {}
     for group in allocation.groups(pooled.units, density):
         chosen.update(group.select(pooled.units))
@@ -67,6 +67,26 @@ def prune(
     if within is not None:
         masks = dict(within) | {name: mask & within[name] if name in within else mask for name, mask in masks.items()}
     return Masks(masks)
+
+
+def _check_scores(scores: Mapping[str, Tensor]) -> None:
+    if _are_plain(scores.values()):
+        return
+    for name, score in scores.items():
+        _check_score(name, score)
+        if score.numel() == 0:
+            raise AllocationError(f"{name}: an empty tensor has no units to keep: exclude it")
+
+
+def _are_plain(scores: Collection[Tensor]) -> bool:
+    """Whether none can be refused by `_check_score`, or for being empty: asked of all, as asking each takes longer."""
+    return (
+        set(map(type, scores)) <= {Tensor, nn.Parameter}
+        and set(map(attrgetter("dtype"), scores)) <= _FLOATS
+        and set(map(attrgetter("layout"), scores)) == {torch.strided}
+        and set(map(attrgetter("is_meta"), scores)) == {False}
+        and 0 not in map(Tensor.numel, scores)
+    )
 
 
 def _check_score(name: str, score: Tensor) -> None:
@@ -77,8 +97,11 @@ def _check_score(name: str, score: Tensor) -> None:
     if score.is_complex() or score.layout is not torch.strided:
         kind = score.dtype if score.is_complex() else score.layout
         raise ScoreError(f"{name}: {kind} scores have no order: return dense real numbers")
-    if score.dtype == torch.int64 and bool((score.abs() > 2**53).any()):
-        raise ScoreError(f"{name}: integer scores beyond 2^53 are not told apart: scale them down")
+    if score.dtype in (torch.int64, torch.uint64) and score.numel():
+        low, high = torch.aminmax(score.view(torch.int64))  # beyond 2^63, uint64 reads as negative
+        lowest = -(2**53) if score.dtype == torch.int64 else 0
+        if not (lowest <= low and high <= 2**53):
+            raise ScoreError(f"{name}: integer scores beyond 2^53 are not told apart: scale them down")
 
 
 def _check_within(scores: Mapping[str, Tensor], within: Mapping[str, Tensor]) -> None:

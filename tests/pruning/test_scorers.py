@@ -14,6 +14,7 @@ from pruning.curvature import block_hessian, full_hessian
 from pruning.errors import ScoreError
 from pruning.evidence import Scores
 from pruning.granularity import Blocks
+from pruning.selection import ordering
 from tests.pruning.cases import MLP, assert_scores, loss, reference, reference_case, tensor
 
 SCORERS: dict[str, Callable[[Evidence], Scores]] = {
@@ -165,6 +166,54 @@ def test_lamp_of_a_matrix_ranks_the_whole_tensor() -> None:
     transposed = nn.Parameter(weights.t())  # not contiguous
     assert_scores(scorers.lamp(Evidence(case.model, {"w": transposed})), {"w": want}, 1e-14)
     assert float(want.max()) == 1.0
+
+
+def lamp_by_sorting(weight: torch.Tensor) -> torch.Tensor:
+    """The definition, by one stable sort of squares."""
+    squares = weight.detach().reshape(-1).double().square()
+    ordered, order = squares.sort(descending=True, stable=True)
+    ratios = torch.where(ordered == 0, 0.0, ordered / ordered.cumsum(0))
+    return torch.empty_like(ratios).scatter_(0, order, ratios).view(weight.shape)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["normal", "ties", "zeros", "wide", "diverged"])
+@pytest.mark.parametrize(("few", "piece"), [(0, 1 << 15), (0, 7), (1 << 13, 1 << 15)])
+def test_lamp_equals_a_sort_of_squares_bit_by_bit(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, kind: str, few: int, piece: int
+) -> None:
+    monkeypatch.setattr(ordering, "FEW", few)
+    monkeypatch.setattr(ordering, "PIECE", piece)
+    values = torch.randn(30, 40, generator=torch.Generator().manual_seed(0))
+    weight = {
+        "normal": values,
+        "ties": values.mul(2).round(),
+        "zeros": torch.zeros_like(values),
+        "wide": values.mul(9).exp().clamp(max=6e4) * values.sign(),
+        "diverged": values.clone().index_fill_(0, torch.tensor([3]), float("inf")).index_fill_(0, torch.tensor([7]), 0),
+    }[kind].to(dtype)
+    weight[0, :7], weight[0, 3] = 0.0, -0.0
+    weight = nn.Parameter(weight.t())
+    found = scorers.lamp(Evidence(nn.ParameterDict({"w": weight}), {"w": weight}))["w"]
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, lamp_by_sorting(weight), rtol=0, atol=0, equal_nan=True)
+
+
+def test_lamp_is_the_same_on_any_number_of_threads() -> None:
+    torch.manual_seed(0)
+    weights = {f"layer{i}": nn.Parameter(torch.randn(7, 9 + i)) for i in range(5)}
+    found = []
+    before = torch.get_num_threads()
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        try:
+            found.append(scorers.lamp(Evidence(nn.ParameterDict(weights), weights)))
+        finally:
+            torch.set_num_threads(before)
+    assert list(found[0]) == list(found[1]) == list(weights)
+    for name, weight in weights.items():
+        assert torch.equal(found[0][name], found[1][name])
+        assert torch.equal(found[0][name], lamp_by_sorting(weight))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
