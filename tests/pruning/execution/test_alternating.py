@@ -152,6 +152,8 @@ def test_a_training_goes_on_from_its_state_in_either_form(name, choose):
         resumed.load_state_dict(saved[2])
         if saved[3] is not None:
             second.sparse(saved[3])
+            assert second.layers == saved[3]
+            assert {value > 0 for value in saved[3].values()} == {choose is with_csr}
         again.load_state_dict(saved[0])
         other.load_state_dict(saved[1])
         go_on(again, other, resumed, second, cut, STEPS)

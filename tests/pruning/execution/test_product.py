@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from pruning.errors import ExecutionError
 from pruning.execution import sparse_execution
-from pruning.execution.product import Pattern, product
+from pruning.execution.product import Pattern, has_csr, product
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 
@@ -117,6 +117,36 @@ def test_infinite_values_reach_only_their_own_outputs(few):
     assert found.tolist() == [[1.0, float("inf")]] * 3
     found[:, 0].sum().backward()
     assert values.grad.tolist() == [3.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("columns", [1, 2, 5, 6, 7, 8, 9])
+def test_blocks_come_to_the_kernels_as_these_are_fast(columns):
+    """Few columns to MKL's, others to the bags, with strides of 1; of 2 to 7 columns zeros are added to be sampled."""
+    mask = torch.rand(6, 4) < 0.5
+    values, x = torch.randn(int(mask.sum()), requires_grad=True), torch.randn(columns, 4, requires_grad=True)
+    seen = {"bags": [], "sampled": []}
+
+    def bags(features, *others, bag=torch.embedding_bag):
+        seen["bags"].append((features.shape[1], features.stride()))
+        return bag(features, *others)
+
+    def sampled(places, left, right, sample=torch.sparse.sampled_addmm, **options):
+        seen["sampled"].append((left.shape[1], right.shape[0]))
+        return sample(places, left, right, **options)
+
+    with patch("torch.embedding_bag", bags), patch("torch.sparse.sampled_addmm", sampled):
+        product(x, values, None, Pattern.of(mask, few=5)).sum().backward()
+    few = columns <= 5 and has_csr()
+    assert seen["bags"] == ([] if few else [(columns, (columns, 1))] * 2)
+    assert seen["sampled"] == [(8 if 1 < columns < 8 else columns,) * 2]
+
+
+def test_a_single_example_comes_to_the_bags_with_strides_of_1():
+    """Torch calls any stride of one column contiguous, but has no fast kernel for others."""
+    mask = torch.ones(6, 4, dtype=torch.bool)
+    with patch("torch.embedding_bag", wraps=torch.embedding_bag) as bag:
+        product(torch.randn(1, 4), torch.randn(24), None, Pattern.of(mask))
+    assert bag.call_args.args[0].stride() == (1, 1)
 
 
 def test_nothing_is_copied_between_layers():
