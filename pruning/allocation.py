@@ -12,7 +12,6 @@ from numbers import Real
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from pruning.competition import Competition, Group, Rows
 from pruning.errors import AllocationError
@@ -127,7 +126,7 @@ class PerRow:
         found: list[Competition] = []
         for name, unit in units.items():
             _check_rows(name, unit, unit.layout, "PerRow")
-            keep = kept_count(_given(density), unit.layout.rows(_like(unit.scores))[0].numel())
+            keep = kept_count(_given(density), unit.layout.shape(unit.scores.shape)[1:].numel())
             if unit.alive is not None:
                 lowest = int(unit.layout.rows(unit.alive).flatten(1).sum(1).min())
                 if lowest < keep:
@@ -169,7 +168,7 @@ class NofM:
         for name, unit in units.items():
             layout = unit.layout if self.dim is None else self._along(name, unit, self.dim)
             _check_rows(name, unit, layout, "NofM")
-            length = layout.rows(_like(unit.scores)).shape[1]
+            length = layout.shape(unit.scores.shape)[1]
             rest = kept_count(share, length % self.m)
             if length < self.m and rest == 0:
                 raise AllocationError(
@@ -253,16 +252,11 @@ def _check_rows(name: str, unit: Units, layout: Layout, allocation: str) -> None
             f"{name}: {allocation} needs units in at least two dimensions, these have shape "
             f"{list(unit.scores.shape)}: exclude the tensor, or use another granularity"
         )
-    if not layout.outputs:
+    if not layout.known:
         raise AllocationError(
-            f"{name}: {allocation} needs to know which of its dimensions are inputs, and its module does not say: "
+            f"{name}: {allocation} needs to know which of its dimensions are outputs, and its module does not say: "
             "exclude it, or use another allocation"
         )
-
-
-def _like(tensor: Tensor) -> Tensor:
-    """The shape of `tensor`, without its values."""
-    return torch.empty(tensor.shape, device="meta")
 
 
 def _product(shape: Sequence[int]) -> int:

@@ -138,9 +138,10 @@ def optimizers_in(optimizer: Optimizer) -> tuple[Optimizer, ...]:
         MaskError: none of them is a torch.optim.Optimizer whose steps can be watched.
     """
     found = [optimizer]
-    for inner in (vars(optimizer).get(name) for name in _WRAPPED):
-        if isinstance(inner, Optimizer) and inner is not optimizer:
-            found += optimizers_in(inner)
+    for each in found:  # it grows meanwhile
+        for inner in (vars(each).get(name) for name in _WRAPPED):
+            if isinstance(inner, Optimizer) and all(inner is not known for known in found):
+                found.append(inner)
     if not any(_is_watched(each) for each in found):
         raise MaskError(
             f"{type(optimizer).__name__}: its steps cannot be watched: give the torch.optim.Optimizer that it wraps"

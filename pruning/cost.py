@@ -15,8 +15,8 @@ from pruning.decomposed import decomposed
 from pruning.evidence import untouched
 from pruning.inputs import Inputs, arguments_for
 from pruning.masks import Masks
-from pruning.parameters import kernels, named, storage, unwrapped
-from pruning.products import followed, saved, uncounted
+from pruning.parameters import check_values, kernels, named, storage, unwrapped
+from pruning.products import copied_mask, flop_formulas, saved
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,14 @@ def cost(model: nn.Module, masks: Masks | None, inputs: Inputs) -> Cost:
     arithmetic, as a parametrization does.
     """
     model = unwrapped(model)
+    check_values(named(model))
     if masks is not None:
         masks.check(model)
         weights, kept = masks.total, masks.kept
     else:
         weights = kept = sum(parameter.numel() for parameter in kernels(model).values())
     uses = _Saved(named(model), {} if masks is None else masks)
-    counter = FlopCounterMode(display=False, custom_mapping=uncounted())
+    counter = FlopCounterMode(display=False, custom_mapping=flop_formulas())
     with untouched(model), decomposed(), torch.no_grad(), counter, uses:
         model.eval()
         args, kwargs = arguments_for(model, inputs)
@@ -129,7 +130,7 @@ class _Saved(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = function(*args, **(kwargs or {}))
         self.macs += saved(function, args, output, self._gone)
-        copied = followed(function, args, kwargs or {}, self._gone)
+        copied = copied_mask(function, args, kwargs or {}, self._gone)
         if copied is not None:
             self._copies.append(output)
             self._know(output, copied)

@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import wraps
+from functools import cached_property, wraps
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pruning.batches import Batch, examples
 from pruning.errors import ScoreError
-from pruning.layouts import LaidOut, layouts
+from pruning.layouts import STANDARD, LaidOut, Layout, layouts
 from pruning.parameters import check_whole, storage
 from pruning.processes import parallel
 
@@ -27,7 +27,7 @@ class Evidence:
 
     Raises:
         ScoreError: two Parameters of the model, not one in two places, share the memory of a prunable weight.
-        ParameterError: weights that are not here as a whole: sharded, or offloaded to the meta device.
+        ParameterError: a weight is sharded over processes.
 
     Attributes:
         model: in the mode (train or eval) in which it is to be scored; scorers do not change it. Inside a
@@ -60,6 +60,11 @@ class Evidence:
                     "as in decoder.weight = encoder.weight"
                 )
 
+    @cached_property
+    def layouts(self) -> Mapping[str, Layout]:
+        """How each prunable weight is seen as rows of inputs, one for each output."""
+        return dict.fromkeys(self.parameters, STANDARD) | layouts(self.model, self.parameters)
+
     @property
     def local(self) -> nn.Module:
         """The model as this process runs it alone: without its DDP wrapper, whose passes wait for all processes."""
@@ -72,7 +77,9 @@ class Evidence:
             return examples(batch)
         found = float(self.count(batch))
         if not 0.0 < found < math.inf:
-            raise ScoreError(f"count= gave {found} for a batch: give how much its loss is the mean over, above 0")
+            raise ScoreError(
+                f"Evidence count= returned {found}: return how many examples or tokens the loss averages over, above 0"
+            )
         return found
 
 
@@ -92,8 +99,9 @@ def laid_out(scorer: _AnyScorer) -> _AnyScorer:
 
 def with_layouts(scores: Scores, evidence: Evidence) -> Scores:
     """`scores` of the weights of `evidence` with their layouts, where any is not the standard one."""
-    known = layouts(evidence.model, evidence.parameters)
-    return LaidOut(scores, known) if known else scores
+    if isinstance(scores, LaidOut) or all(layout == STANDARD for layout in evidence.layouts.values()):
+        return scores
+    return LaidOut(scores, evidence.layouts)
 
 
 @contextmanager
@@ -108,6 +116,7 @@ def untouched(model: nn.Module, parameters: Iterable[nn.Parameter] = ()) -> Iter
     modes = [(module, module.training) for module in model.modules()]
     accumulated_before = [(p, p.grad) for p in model.parameters()]
     frozen = [p for p in parameters if not p.requires_grad]
+    hooks = [(h, dict(h)) for p in model.parameters() if (h := getattr(p, "_post_accumulate_grad_hooks", None))]
     devices = sorted(
         {t.device.index for t in model.parameters() if t.device.type == "cuda" and t.device.index is not None}
     )
@@ -118,6 +127,8 @@ def untouched(model: nn.Module, parameters: Iterable[nn.Parameter] = ()) -> Iter
                 parameter.requires_grad_(True)
             for parameter, _ in accumulated_before:
                 parameter.grad = None  # a backward pass would add to a gradient that exists, in place
+            for each, _ in hooks:
+                each.clear()  # a backward pass would run them: they hold masks, or step an optimizer
             yield
         finally:
             random.setstate(python)
@@ -126,6 +137,8 @@ def untouched(model: nn.Module, parameters: Iterable[nn.Parameter] = ()) -> Iter
                 parameter.requires_grad_(False)
             for module, training in modes:
                 module.training = training
+            for each, registered in hooks:
+                each.update(registered)
             for parameter, gradient in accumulated_before:
                 parameter.grad = gradient
             for module, owned in assigned:

@@ -1,4 +1,4 @@
-"""Gradients of the mean loss, of which no zero stands for one that was not computed.
+"""Gradients of the mean loss, where zero means zero and never "not computed".
 
 `torch.autograd.grad` gives None for a weight that it does not reach. Mostly the loss does not depend on the weight; but
 reentrant checkpoints hide their weights from it, and so do operators that read a weight outside of autograd. So the
@@ -20,7 +20,7 @@ from pruning.evidence import Evidence, Scores, accumulated, scalar_loss, untouch
 from pruning.inputs import tensors_in
 from pruning.memory import Memory, arguments_of, is_view
 from pruning.parameters import check_values
-from pruning.processes import sum_, total
+from pruning.processes import sum_, sum_of
 
 
 def gradients(evidence: Evidence) -> Iterator[tuple[Scores, float]]:
@@ -55,7 +55,7 @@ def mean_gradient(evidence: Evidence) -> Scores:
         for name, gradient in batch.items():
             summed[name] = summed[name].add_(gradient, alpha=size) if name in summed else gradient * size
     sum_(evidence.model, summed.values())
-    count = total(evidence.model, count)
+    count = sum_of(evidence.model, count)
     return {name: gradient.div_(count) for name, gradient in summed.items()}
 
 
@@ -84,7 +84,7 @@ class Differentiation:
             loss = scalar_loss(self._evidence, batch)
         self._backward |= bool(read)
         found = self._by_backward(loss, batch) if self._backward else self._by_grad(loss)
-        refuse_hidden(self._unreached.hidden(batch, _missing(found)))
+        self._unreached.refuse(batch, {name for name, gradient in found.items() if gradient is None})
         return {
             name: torch.zeros_like(accumulated(self._parameters[name])) if g is None else accumulated(g)
             for name, g in found.items()
@@ -95,18 +95,15 @@ class Differentiation:
         return dict(zip(self._parameters, found, strict=True))
 
     def _by_backward(self, loss: Tensor, batch: Batch) -> dict[str, Tensor | None]:
-        given = [(tensor, tensor.grad) for tensor in tensors_in(batch) if tensor.is_leaf]
+        others = (*leaves(loss), *(tensor for tensor in tensors_in(batch) if tensor.is_leaf))
+        given = [(tensor, tensor.grad) for tensor in others]
         loss.backward()  # type: ignore[no-untyped-call]  # torch's own
         found = {name: parameter.grad for name, parameter in self._parameters.items()}
-        for parameter in self._evidence.model.parameters():
-            parameter.grad = None
         for tensor, gradient in given:
             tensor.grad = gradient
+        for parameter in self._evidence.model.parameters():
+            parameter.grad = None
         return found
-
-
-def _missing(found: Mapping[str, Tensor | None]) -> set[str]:
-    return {name for name, gradient in found.items() if gradient is None}
 
 
 class Unreached:
@@ -119,14 +116,14 @@ class Unreached:
 
     @contextmanager
     def watched(self) -> Iterator[set[str]]:
-        """The forward pass of a batch takes place within; what of the watched weights it reads without a graph."""
+        """Watch the forward pass in this block; yields the weights that it reads without a graph."""
         with read_without_graph({name: self._parameters[name] for name in self._watched}) as self._read:
             yield self._read
 
-    def hidden(self, batch: Batch, missing: set[str]) -> set[str]:
-        """Those of `missing`, the weights without a gradient in that pass, that the loss of `batch` reads.
+    def refuse(self, batch: Batch, missing: set[str]) -> None:
+        """Raise `ScoreError` for those of `missing`, the weights without a gradient in that pass, that it read.
 
-        Where one was not watched, the pass is run once more.
+        Where one was not watched, the pass of `batch` is run once more.
         """
         read, new = self._read & missing, missing - self._watched
         if new:
@@ -135,39 +132,40 @@ class Unreached:
                 scalar_loss(self._evidence, batch)
             read |= more
         self._watched = missing
-        return read
+        refuse_hidden(read)
 
 
 def leaves(loss: Tensor, seen: Collection[tuple[Any, int]] = ()) -> list[Tensor]:
-    """The leaves to which a path leads from `loss` in the graph of operators, not by what was `seen`.
+    """Leaves reachable from `loss` through the autograd graph, without crossing the edges in `seen`."""
+    return [node.variable for node in _nodes(loss, seen) if hasattr(node, "variable")]
 
-    Raises:
-        ScoreError: the path ends in a reentrant checkpoint, behind which there is no graph.
-    """
-    found, waiting, passed = [], [(loss.grad_fn, 0)], set(seen)
+
+def check_graph(loss: Tensor) -> None:
+    """Raise `ScoreError` if a reentrant checkpoint cuts the graph of `loss`."""
+    if any(node.name() == "CheckpointFunctionBackward" for node in _nodes(loss)):
+        raise ScoreError(
+            "this scorer needs the graph of all that runs, and a reentrant checkpoint has none: set use_reentrant=False"
+        )
+
+
+def _nodes(loss: Tensor, seen: Collection[tuple[Any, int]] = ()) -> Iterator[Any]:
+    """The operators of the graph of `loss`; one may come several times, once for each of its outputs."""
+    waiting, passed = [(loss.grad_fn, 0)], set(seen)
     while waiting:
         edge = waiting.pop()
-        node = edge[0]
-        if node is None or edge in passed:
+        if edge[0] is None or edge in passed:
             continue
         passed.add(edge)
-        if node.name() == "CheckpointFunctionBackward":
-            raise ScoreError(
-                "this scorer needs the graph of all that runs, and a reentrant checkpoint has none: set "
-                "use_reentrant=False"
-            )
-        if hasattr(node, "variable"):
-            found.append(node.variable)
-        waiting += node.next_functions
-    return found
+        yield edge[0]
+        waiting += edge[0].next_functions
 
 
 def refuse_hidden(names: Collection[str]) -> None:
     """Raise `ScoreError` if there are weights that the loss reads where autograd does not see it."""
     for name in sorted(names):
         raise ScoreError(
-            f"{name}: the loss reads it outside of autograd, so its gradient is unknown: no reentrant checkpoint "
-            "(use_reentrant=False), no no_grad or detach around its layer, or exclude it"
+            f"{name}: the loss reads it where autograd does not record it (reentrant checkpoint, no_grad, detach), so "
+            "its gradient is unknown: set use_reentrant=False, let its layer be recorded, or exclude it"
         )
 
 

@@ -97,8 +97,7 @@ class TensorGranularity(Protocol):
     def mask(self, unit_mask: Tensor, shape: torch.Size, layout: Layout = STANDARD) -> Tensor:
         """`expand` to a tensor that has any layout."""
         if self.by_rows and layout != STANDARD:
-            rows = layout.rows(torch.empty(shape, device="meta")).shape
-            return layout.restored(self.expand(unit_mask, rows), shape)
+            return layout.restored(self.expand(unit_mask, layout.shape(shape)), shape)
         return self.expand(unit_mask, shape)
 
     def gather(self, scores: Mapping[str, Tensor], within: Mapping[str, Tensor] | None) -> Pooled:
@@ -223,8 +222,8 @@ class Vectors(TensorGranularity):
 
 
 def _check_layout(name: str, layout: Layout) -> None:
-    if not layout.outputs:
-        raise GranularityError(f"{name}: its module does not say which dimension are the outputs: exclude it")
+    if not layout.known:
+        raise GranularityError(f"{name}: its module does not say which dimensions are its outputs: exclude it")
 
 
 def _check_pooling(pooling: str) -> None:

@@ -45,6 +45,10 @@ class Layout:
         whole = rows.reshape([split.shape[dim] for dim in order])
         return whole.permute([order.index(dim) for dim in range(split.dim())]).reshape(shape).contiguous()
 
+    def shape(self, shape: torch.Size) -> torch.Size:
+        """The shape of `rows` of a tensor of this `shape`."""
+        return self.rows(torch.empty(shape, device="meta")).shape
+
     def matrix(self, shape: torch.Size) -> torch.Size:
         """The shape of one of the matrices that are stacked."""
         return torch.Size(size for dim, size in enumerate(shape) if dim not in self.stacked)
@@ -52,6 +56,11 @@ class Layout:
     @property
     def _outputs(self) -> tuple[int, ...]:
         return (*self.stacked, *self.outputs)
+
+    @property
+    def known(self) -> bool:
+        """Whether it is known which dimensions are outputs."""
+        return bool(self.outputs)
 
     def _split(self, tensor: Tensor) -> Tensor:
         return tensor.view(self.groups, -1, *tensor.shape[1:]) if self.groups else tensor

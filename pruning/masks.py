@@ -136,7 +136,7 @@ class Masks(Mapping[str, Tensor]):
         Over the processes of a DDP-wrapped model by the masks of the first one.
         """
         parameters = self._fitting(model)
-        for name, mask in of_first_process(model, self).items():
+        for name, mask in self.agreed(model).items():
             parameters[name].masked_fill_(~mask.to(parameters[name].device), 0)
 
     def attach(self, model: nn.Module, *optimizers: Optimizer) -> Attachment:
@@ -152,6 +152,14 @@ class Masks(Mapping[str, Tensor]):
             ParameterError: masked parameters are sharded over processes.
         """
         check_whole(model, named(model))
+        return self.agreed(model).hold(model, *optimizers)
+
+    def agreed(self, model: nn.Module) -> "Masks":
+        """Those of the first process of a DDP-wrapped model; these, for any other."""
+        return Masks(of_first_process(model, self))
+
+    def hold(self, model: nn.Module, *optimizers: Optimizer) -> Attachment:
+        """As `attach`, of masks on which processes have agreed."""
         parameters = self._fitting(model)
         masked = {storage(parameters[name]) for name in self}
         for optimizer in optimizers:
@@ -163,8 +171,7 @@ class Masks(Mapping[str, Tensor]):
                 raise MaskError(
                     f"{name}: is on the meta device: give it memory (model.to_empty) before attaching masks"
                 )
-        agreed = Masks(of_first_process(model, self))
-        return Attachment(parameters, {**agreed, **agreed._of_other_views(parameters)}, optimizers)
+        return Attachment(parameters, {**self, **self._of_other_views(parameters)}, optimizers)
 
     def save(self, path: str | PathLike[str]) -> None:
         """At most one bit a weight, as safetensors, with names, shapes and counts; `OSError` if it cannot be written.

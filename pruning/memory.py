@@ -1,4 +1,4 @@
-"""Whose memory a tensor lies in: what operators that read a weight, or a view of it, are known by."""
+"""Which weights a tensor shares memory with: how a read of a weight, or of a view of it, is recognised."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
@@ -18,7 +18,7 @@ class Memory:
             self.add(name, tensor)
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Know `tensor` too, under a name that may be known already."""
+        """Add `tensor` under `name`; a name may stand for several."""
         if _has_storage(tensor):
             self._alive.append(tensor)
             self._spans.setdefault(_storage(tensor), []).append((name, *_span(tensor)))

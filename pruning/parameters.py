@@ -195,7 +195,7 @@ _VECTORS = ("pos", "embed", "token", "bias")
 
 
 def _report_coverage(model: nn.Module, included: Iterable[_Named], rest: Iterable[_Named]) -> None:
-    """Warn where much of the model lies in matrices that are no layer's known here."""
+    """Warn if more than 1 % of the weights in matrices are in layers that `prunable` does not know."""
     left = {
         names[0]: parameter.numel()
         for names, parameter in rest
@@ -208,7 +208,7 @@ def _report_coverage(model: nn.Module, included: Iterable[_Named], rest: Iterabl
     more = f" and {len(left) - 3} more" if len(left) > 3 else ""
     warnings.warn(
         f"{type(model).__name__}: {sum(left.values()) / total:.1%} of the weights in matrices are not prunable: "
-        f"{', '.join(largest[:3])}{more} are of no layer that is known here: choose them with include=, or take "
+        f"{', '.join(largest[:3])}{more} belong to layers that are not recognised: choose them with include=, or take "
         "reparametrisations (weight_norm, torch.nn.utils.prune) off first",
         CoverageWarning,
         stacklevel=3,

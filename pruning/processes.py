@@ -24,11 +24,11 @@ def sum_(model: nn.Module, tensors: Iterable[Tensor]) -> None:
     wrapper = parallel(model)
     if wrapper is None:
         return
-    for tensor in {id(tensor): tensor for tensor in tensors}.values():
+    for tensor in _each_once(tensors):
         dist.all_reduce(tensor, group=wrapper.process_group)
 
 
-def total(model: nn.Module, count: float) -> float:
+def sum_of(model: nn.Module, count: float) -> float:
     """The sum of `count` over the processes of `model`."""
     wrapper = parallel(model)
     if wrapper is None:
@@ -44,14 +44,18 @@ def average_(model: nn.Module, tensors: Iterable[Tensor]) -> None:
     wrapper = parallel(model)
     if wrapper is None:
         return
-    tensors = list(tensors)
+    tensors = _each_once(tensors)
     sum_(model, tensors)
     for tensor in tensors:
         tensor /= dist.get_world_size(wrapper.process_group)
 
 
+def _each_once(tensors: Iterable[Tensor]) -> list[Tensor]:
+    return list({id(tensor): tensor for tensor in tensors}.values())
+
+
 def of_first_process(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The masks that the first process of `model` holds: scores of other data, or other rounding, would part them.
+    """Masks of the first process of `model`: scores of other data, or other rounding, would make them differ.
 
     `masks` are of the same parameters in all processes, on the devices of the model's parameters.
     """

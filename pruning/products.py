@@ -15,33 +15,35 @@ _aten = torch.ops.aten
 Removed = Callable[[Tensor], Tensor | None]
 """Of a tensor, which of its entries are removed weights, a bool tensor of its shape; None: none."""
 
-_FACTORS: Mapping[Any, int] = {
-    _aten.mm.default: 0,
-    _aten.bmm.default: 0,
-    _aten.mv.default: 0,
-    _aten.dot.default: 0,
-    _aten.vdot.default: 0,
-    _aten.addmm.default: 1,
-    _aten.addmv.default: 1,
-    _aten.baddbmm.default: 1,
-    _aten.addbmm.default: 1,
-}
-"""Products of two factors, and where in their arguments the first one is."""
+MATRIX_PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1, "addbmm": 1}
+"""Operators that multiply matrices, and where in their arguments the first factor is."""
+
+VECTOR_PRODUCTS = {"mv": 0, "dot": 0, "vdot": 0, "addmv": 1}
+"""The same, where the second factor is a vector."""
+
+GROUPED_PRODUCTS = {"grouped_mm": 0, "grouped_mm_fallback": 0}
+"""The same, of groups of rows with a matrix each, as experts have them: torch's, and that of transformers."""
+
+
+def operator_name(function: Any) -> str:
+    """The name of an ATen operator without overload and underscores, as in "add" for aten::add_.Tensor."""
+    return str(function.__name__.split(".")[0].strip("_"))
 
 
 def saved(function: Any, args: tuple[Any, ...], output: Any, removed: Removed) -> int:
     """Multiply-accumulates of this operator in which a removed weight takes part."""
-    if function in _FACTORS:
-        first = _FACTORS[function]
+    name = operator_name(function)
+    first = {**MATRIX_PRODUCTS, **VECTOR_PRODUCTS}.get(name)
+    if first is not None:
         return _saved_by_factors(args[first], args[first + 1], removed)
     uses = 0
-    if function is _aten.convolution.default:
+    if name == "convolution":
         uses = args[0].numel() // args[0].shape[1] if args[6] else output.numel() // output.shape[1]
-    elif function is _aten._trilinear.default:
+    elif name == "trilinear":
         uses = _trilinear_examples(*args)
-    elif function is _aten.conv_tbc.default:
+    elif name == "conv_tbc":
         uses = output.numel() // output.shape[-1]
-    elif is_grouped(function):
+    elif name in GROUPED_PRODUCTS:
         return _saved_by_groups(args, removed)
     return uses * int(gone.sum()) if uses and (gone := removed(args[1])) is not None else 0
 
@@ -64,13 +66,8 @@ def _saved_by_groups(args: tuple[Any, ...], removed: Removed) -> int:
     return int((ends.diff(prepend=ends.new_zeros(1)) * gone.sum((1, 2))).sum())
 
 
-def is_grouped(function: Any) -> bool:
-    """Whether an operator multiplies groups of rows by a matrix each, as experts do: of torch, or of transformers."""
-    return str(function).split(".")[0:2] in (["aten", "_grouped_mm"], ["transformers", "grouped_mm_fallback"])
-
-
-def followed(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], removed: Removed) -> Tensor | None:
-    """Which entries are removed in what a copy of a weight, or of some of its slices, gives; None for all else."""
+def copied_mask(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], removed: Removed) -> Tensor | None:
+    """Removed entries of a copy, slice or gather of a weight; None for other operators."""
     if function not in _COPIES or not isinstance(args[0], Tensor):
         return None
     gone = removed(args[0])
@@ -88,8 +85,8 @@ _COPIES = (
 )
 
 
-def uncounted() -> dict[Any, Callable[..., int]]:
-    """Operator → twice its multiply-accumulates, for those that torch's counter leaves out."""
+def flop_formulas() -> dict[Any, Callable[..., int]]:
+    """FLOPs of operators that torch's counter leaves out, or miscounts where they are sparse: operator → formula."""
     found: dict[Any, Callable[..., int]] = {
         _aten.mv: lambda a, x, **_: 2 * a[0] * a[1],
         _aten.addmv: lambda b, a, x, **_: 2 * a[0] * a[1],

@@ -7,13 +7,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pruning.curvature.approximations import Approximation, approximated, layer_hessian
-from pruning.curvature.linear_maps import column_sums, empty_use, forward_uses, modules_with_columns
+from pruning.curvature.calls import empty_use, forward_uses
+from pruning.curvature.linear_maps import column_sums, modules_with_columns
 from pruning.errors import MaskError
 from pruning.evidence import Evidence, accumulated
-from pruning.layouts import STANDARD, layouts
 from pruning.masks import Masks
-from pruning.processes import sum_
-from pruning.processes import total as over_processes
+from pruning.processes import sum_, sum_of
 
 
 @torch.no_grad()
@@ -65,7 +64,6 @@ def compensate_bias(evidence: Evidence, masks: Mapping[str, Tensor]) -> None:
         ScoreError: no data, or a prunable weight that is not used by a Linear or a convolution.
     """
     kept = _checked(evidence, masks)
-    known = layouts(evidence.model, evidence.parameters)
     sums: dict[nn.Module, tuple[str, Tensor, float]] = {
         module: (name, column_sums(module, empty_use(module).inputs).double(), 0.0)
         for module, name in modules_with_columns(evidence).items()
@@ -75,15 +73,15 @@ def compensate_bias(evidence: Evidence, masks: Mapping[str, Tensor]) -> None:
             for call in calls:
                 _, total, count = sums[call.module]
                 total = total + column_sums(call.module, accumulated(call.unchanged()).double())
-                count += call.outputs.numel() // len(known.get(name, STANDARD).rows(evidence.parameters[name]))
+                count += call.outputs.numel() // len(evidence.layouts[name].rows(evidence.parameters[name]))
                 sums[call.module] = name, total, count
     sum_(evidence.model, [found for _, found, _ in sums.values()])
     for module, (name, total, count) in sums.items():
         bias, weight = getattr(module, "bias", None), evidence.parameters[name]
-        count = over_processes(evidence.model, count)
+        count = sum_of(evidence.model, count)
         if isinstance(bias, nn.Parameter) and count:
             groups, columns = total.shape
-            rows = known.get(name, STANDARD).rows(weight.double().masked_fill(kept[name], 0))
+            rows = evidence.layouts[name].rows(weight.double().masked_fill(kept[name], 0))
             removed = rows.reshape(groups, -1, columns)
             bias.add_((removed @ (total / count)[:, :, None]).reshape(-1).to(bias.dtype))
     kept.apply_(evidence.model)

@@ -5,14 +5,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pruning.curvature.calls import Use, forward_uses
 from pruning.curvature.cotangents import Curvature, check_curved, cotangents
 from pruning.curvature.examples import example_gradients
-from pruning.curvature.linear_maps import Use, column_sums, columns, forward_uses
+from pruning.curvature.linear_maps import column_sums, columns
 from pruning.curvature.quadratic import Quadratic
 from pruning.errors import ScoreError
 from pruning.evidence import Evidence, accumulated, check_real
-from pruning.layouts import layouts
-from pruning.processes import parallel, sum_, total
+from pruning.processes import parallel, sum_, sum_of
 
 Approximation = Callable[[Evidence], list[Quadratic]]
 
@@ -56,7 +56,7 @@ def full_hessian(
     assert matrix is not None
     sum_(evidence.model, [matrix])
     check_curved([matrix])
-    seen = total(evidence.model, count)
+    seen = sum_of(evidence.model, count)
     return [Quadratic(tuple(evidence.parameters), matrix[None] / seen, size, damping, relative)]
 
 
@@ -98,7 +98,7 @@ def block_hessian(
             sums[name].baddbmm_(by_block.mT, by_block)
     sum_(evidence.model, sums.values())
     check_curved(sums.values())
-    seen = total(evidence.model, count)
+    seen = sum_of(evidence.model, count)
     return [
         Quadratic((name,), matrix / seen, evidence.parameters[name].numel(), damping, relative)
         for name, matrix in sums.items()
@@ -127,8 +127,7 @@ def layer_hessian(evidence: Evidence, damping: float = 1e-2, relative: bool = Tr
     if parallel(evidence.model) is not None:  # processes may share other tensors
         sums = {name: sums[name].clone() for name in evidence.parameters}
         sum_(evidence.model, sums.values())
-    count = total(evidence.model, count)
-    known = layouts(evidence.model, evidence.parameters)
+    count = sum_of(evidence.model, count)
     sharing: dict[object, list[str]] = {}
     for name in evidence.parameters:  # rows of one group can share a factor across tensors
         sharing.setdefault(id(sums[name]) if len(sums[name]) == 1 else name, []).append(name)
@@ -139,7 +138,7 @@ def layer_hessian(evidence: Evidence, damping: float = 1e-2, relative: bool = Tr
             sum(evidence.parameters[name].numel() for name in names),
             damping,
             relative,
-            known,
+            evidence.layouts,
         )
         for names in sharing.values()
     ]

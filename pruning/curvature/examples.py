@@ -17,11 +17,11 @@ from torch.func import functional_call, grad, vmap
 from torch.utils._pytree import tree_map
 
 from pruning.batches import Batch, examples
-from pruning.curvature.linear_maps import Use
+from pruning.curvature.calls import Use
 from pruning.curvature.passes import Pass, one_by_one, output_gradients, passes, read_off, sliced
 from pruning.evidence import Evidence, Scores, accumulated, output_tensor
 from pruning.parameters import unwrapped
-from pruning.processes import sum_, total
+from pruning.processes import sum_, sum_of
 
 Cotangents = Callable[[Tensor, Tensor], Iterable[Tensor]]
 """From the mean loss and the outputs [examples, …], both in the graph, to cotangents of the outputs' shape."""
@@ -60,7 +60,7 @@ def mean_squares(evidence: Evidence, cotangents: Cotangents, memory: int = MEMOR
                 for name, gradients in chunk.items():
                     summed[name].add_(gradients.square().sum(0), alpha=largest**2)
     sum_(evidence.model, summed.values())
-    count = total(evidence.model, count)
+    count = sum_of(evidence.model, count)
     return {name: value.div_(count) for name, value in summed.items()}
 
 

@@ -9,9 +9,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pruning.errors import ScoreError
 from pruning.evidence import Evidence, Scores, accumulated, check_real, scalar_loss, untouched
-from pruning.gradients import Unreached, leaves, mean_gradient, refuse_hidden
+from pruning.gradients import Unreached, check_graph, mean_gradient
 from pruning.parameters import check_values
-from pruning.processes import parallel, sum_, total
+from pruning.processes import parallel, sum_, sum_of
 
 
 def hessian_product(evidence: Evidence, vectors: Mapping[str, Tensor] | None = None) -> Scores:
@@ -34,17 +34,18 @@ def hessian_product(evidence: Evidence, vectors: Mapping[str, Tensor] | None = N
     check_values(evidence.parameters)
     names, parameters = list(evidence.parameters), list(evidence.parameters.values())
     products = {name: torch.zeros_like(accumulated(p)) for name, p in evidence.parameters.items()}
-    count = total(evidence.model, sum(evidence.size(batch) for batch in batches))
+    sizes = [evidence.size(batch) for batch in batches]
+    count = sum_of(evidence.model, sum(sizes))
     unreached = Unreached(evidence, evidence.parameters)
     # neither the fused kernels of attention nor compiled code can be differentiated twice, plain arithmetic can
     plain = torch.compiler.set_stance("force_eager")
     with untouched(evidence.model, parameters), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), plain:
-        for batch in batches:
+        for batch, size in zip(batches, sizes, strict=True):
             with unreached.watched():
                 loss = scalar_loss(evidence, batch)
-            leaves(loss)  # refuses what has no graph
+            check_graph(loss)
             first = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
-            refuse_hidden(unreached.hidden(batch, {n for n, g in zip(names, first, strict=True) if g is None}))
+            unreached.refuse(batch, {name for name, g in zip(names, first, strict=True) if g is None})
             # what does not require a gradient is constant: the loss is linear in that parameter
             reached = [(name, g) for name, g in zip(names, first, strict=True) if g is not None and g.requires_grad]
             if not reached:
@@ -53,7 +54,7 @@ def hessian_product(evidence: Evidence, vectors: Mapping[str, Tensor] | None = N
             second = torch.autograd.grad([g for _, g in reached], parameters, along, allow_unused=True)
             for name, product in zip(names, second, strict=True):
                 if product is not None:
-                    products[name].add_(accumulated(product), alpha=evidence.size(batch) / count)
+                    products[name].add_(accumulated(product), alpha=size / count)
     sum_(evidence.model, products.values())
     return products
 

@@ -4,45 +4,19 @@ Every use of such a layer is, per group, `outputs[:, l] = weight @ columns[:, l]
 gradient of one example is Σ_l rows[:, l] columns[:, l]ᵀ, with `rows` the gradient of the outputs.
 """
 
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvTransposeNd
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from pruning.decomposed import module_by_module
-from pruning.errors import ScoreError
-from pruning.evidence import Evidence, untouched
-from pruning.memory import Memory, arguments_of, is_view
-from pruning.parameters import check_values, is_conv1d, storage, unwrapped
+from pruning.evidence import Evidence
+from pruning.parameters import is_conv1d, storage, unwrapped
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _KINDS = (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED)
-
-
-@dataclass(frozen=True)
-class Use:
-    """One call of `module`: what went in (detached) and what came out (in the graph)."""
-
-    module: nn.Module
-    inputs: Tensor
-    outputs: Tensor
-    version: int
-
-    def unchanged(self) -> Tensor:
-        """The inputs; an error if somebody has written over them since."""
-        if self.inputs._version != self.version:
-            raise ScoreError(
-                f"{type(self.module).__name__}: its input was changed in place after it was read: "
-                "use the out-of-place form of the next operation (inplace=False)"
-            )
-        return self.inputs
 
 
 def linear_modules(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[nn.Module, str]:
@@ -65,163 +39,10 @@ def _is_linear_map(module: nn.Module) -> bool:
     return any(isinstance(module, kind) and type(module).forward is kind.forward for kind in _KINDS)
 
 
-@dataclass
-class Uses:
-    """What happened to some weights in the forward passes of a model.
-
-    Attributes:
-        calls: of their modules, in their order.
-        elsewhere: the names of those that were read outside of their modules too.
-        operators: everything that ran, with shapes and settings; None if nobody asks.
-        by_data: whether an operator may have gone by the data: with indices, conditions or numbers taken from tensors.
-    """
-
-    calls: list[Use] = field(default_factory=list)
-    elsewhere: set[str] = field(default_factory=set)
-    operators: list[Any] | None = None
-    by_data: bool = False
-
-    def by_name(self, modules: Mapping[nn.Module, str]) -> dict[str, list[Use]]:
-        """The calls of each weight's modules."""
-        found: dict[str, list[Use]] = {}
-        for call in self.calls:
-            found.setdefault(modules[call.module], []).append(call)
-        return found
-
-
-@contextmanager
-def uses(model: nn.Module, modules: Mapping[nn.Module, str], described: bool = False) -> Iterator[Uses]:
-    """The uses of the weights of `modules` (module → weight's name) in the forward passes of `model` within the block.
-
-    What a loss does with weights outside of the model, as a penalty does, does not count. With `described`, operators
-    are noted too.
-    """
-    found = Uses(operators=[] if described else None)
-    running: list[str | None] = []
-
-    def enter(module: nn.Module, _: Any) -> None:
-        running.append(modules.get(module))
-
-    def leave(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], outputs: Tensor) -> Tensor:
-        running.pop()
-        entered = (inputs[0] if inputs else next(iter(named.values()))).detach()
-        found.calls.append(Use(module, entered, outputs, entered._version))
-        return outputs.clone()  # an in-place activation must not write over what is differentiated
-
-    weights = {name: module.get_parameter("weight") for module, name in modules.items()}
-    with ExitStack() as stack:
-        if model not in modules:
-            stack.callback(model.register_forward_pre_hook(enter).remove)
-            stack.callback(model.register_forward_hook(lambda *_: running.clear(), always_call=True).remove)
-        for module in modules:
-            stack.callback(module.register_forward_pre_hook(enter).remove)
-            stack.callback(module.register_forward_hook(leave, with_kwargs=True).remove)
-        stack.enter_context(_Watch(weights, running, found))
-        yield found
-
-
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
-    """Notes what operators do while the model is `running`, a list of the weights whose modules are."""
-
-    def __init__(self, weights: Mapping[str, Tensor], running: list[str | None], found: Uses):
-        super().__init__()  # type: ignore[no-untyped-call]  # torch's own
-        self._memory, self._running, self._found = Memory(weights), running, found
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        outputs = function(*args, **kwargs)
-        if not self._running:
-            return outputs
-        tensors = list(arguments_of(args, kwargs))
-        if self._found.operators is not None:
-            self._describe(function, (*args, *kwargs.items()), tensors, outputs)
-        if is_view(function):
-            return outputs
-        read = {name for tensor in tensors for name in self._memory.names(tensor)}
-        if function is torch.ops.aten._to_copy.default:  # autocast keeps its casts for later uses
-            for name in read:
-                self._memory.add(name, outputs)
-        else:
-            self._found.elsewhere |= read - {self._running[-1]}
-        return outputs
-
-    def _describe(self, function: Any, args: Any, tensors: list[Tensor], outputs: Any) -> None:
-        assert self._found.operators is not None
-        shapes = tuple(tensor.shape for tensor in tensors)
-        settings = [value for value in args if next(arguments_of((value,), {}), None) is None]
-        self._found.operators.append((function, shapes, repr(settings) if settings else ""))
-        made = outputs if isinstance(outputs, list | tuple) else (outputs,)
-        self._found.by_data |= function is torch.ops.aten._local_scalar_dense.default or not all(
-            _is_continuous(tensor) for tensor in (*tensors, *arguments_of(made, {}))
-        )
-
-
-def _is_continuous(tensor: Tensor) -> bool:
-    """Whether it holds real or complex numbers, not indices or conditions."""
-    return tensor.is_floating_point() or tensor.is_complex()
-
-
 def modules_with_columns(evidence: Evidence) -> dict[nn.Module, str]:
     """Those of `linear_modules` that `columns` knows: no transposed convolutions."""
     known = linear_modules(evidence.model, evidence.parameters)
     return {module: name for module, name in known.items() if not isinstance(module, _ConvTransposeNd)}
-
-
-def forward_uses(evidence: Evidence) -> Iterator[tuple[dict[str, list[Use]], float]]:
-    """The uses of every prunable weight in one forward pass of a batch, by name, and the batch's weight in a mean.
-
-    One pass of all batches, no gradient. A weight that no data come to, as of an expert without a token, has one use
-    without examples at the end. Transposed convolutions are not among the layers: `columns` has none of them.
-
-    Raises:
-        ScoreError: no loss, no data, or a weight that no Linear or convolution uses, or something else uses too.
-    """
-    if evidence.loss is None:
-        raise ScoreError("the inputs of layers need a forward pass: give Evidence a loss, which runs the model")
-    modules = modules_with_columns(evidence)
-    check_values(evidence.parameters)
-    _check_used(evidence, modules.values())
-    seen: set[str] = set()
-    empty = True
-    with untouched(evidence.model):
-        for batch in evidence.batches:
-            empty = False
-            with torch.no_grad(), module_by_module(), uses(evidence.local, modules) as found:
-                evidence.loss(evidence.local, batch)
-            by_name = found.by_name(modules)
-            _check_used(evidence, [name for name in evidence.parameters if name not in found.elsewhere - set(by_name)])
-            for name in sorted(found.elsewhere):
-                raise ScoreError(
-                    f"{name}: is also used outside of its module, as by F.linear(x, layer.weight), where its inputs "
-                    "are not seen: call the module, or exclude it"
-                )
-            seen |= by_name.keys()
-            yield by_name, evidence.size(batch)
-    if empty:
-        raise ScoreError(
-            "the inputs of layers need data: batches is empty, or could be iterated only once (give a list)"
-        )
-    unseen = {name: [empty_use(module)] for module, name in modules.items() if name not in seen}
-    if unseen:
-        yield unseen, 0.0
-
-
-def empty_use(module: nn.Module) -> Use:
-    """A use of `module` by no example."""
-    weight = module.get_parameter("weight")
-    if isinstance(module, nn.modules.conv._ConvNd):
-        sizes = zip(module.kernel_size, module.dilation, strict=True)
-        shape = [module.in_channels, *(gap * (size - 1) + 1 for size, gap in sizes)]
-    else:
-        shape = [weight.shape[0] if is_conv1d(module) else weight.shape[1]]
-    empty = weight.detach().new_empty(0, *shape)
-    return Use(module, empty, empty, empty._version)
-
-
-def _check_used(evidence: Evidence, used: Collection[str]) -> None:
-    for name in evidence.parameters:
-        if name not in used:
-            raise ScoreError(f"{name}: no Linear or convolution uses it, so it has no rows of inputs: exclude it")
 
 
 def columns(module: nn.Module, inputs: Tensor) -> Tensor:

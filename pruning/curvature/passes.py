@@ -19,10 +19,11 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_map
 
 from pruning.batches import Batch, examples
-from pruning.curvature.linear_maps import Use, factors, linear_modules, uses
+from pruning.curvature.calls import Use, uses
+from pruning.curvature.linear_maps import factors, linear_modules
 from pruning.errors import ScoreError
 from pruning.evidence import Evidence, Scores, accumulated, check_real, output_tensor, untouched
-from pruning.gradients import Unreached, leaves, refuse_hidden
+from pruning.gradients import Unreached, check_graph, leaves
 from pruning.parameters import check_values
 
 
@@ -30,7 +31,8 @@ from pruning.parameters import check_values
 class Pass:
     """One forward pass: the batch, its outputs, and the calls of each parameter's modules.
 
-    `course` is what all passes have in common in which rows hold the same examples; None where data decide.
+    `signature` is equal for passes that run the same operators on the same shapes, so that rows hold the same examples;
+    None if an operator depended on data.
     """
 
     batch: Batch
@@ -38,7 +40,7 @@ class Pass:
     loss: Tensor
     outputs: Tensor
     calls: Mapping[str, list[Use]]
-    course: int | None
+    signature: int | None
 
 
 def passes(evidence: Evidence) -> Iterator[Pass]:
@@ -61,38 +63,47 @@ def passes(evidence: Evidence) -> Iterator[Pass]:
     check_values(evidence.parameters)
     trusted: set[str] | None = None
     unreached = Unreached(evidence, evidence.parameters)
-    known: dict[int | None, set[str]] = {}  # course of a pass → parameters whose calls mix examples
+    known: dict[int | None, set[str]] = {}  # signature of a pass → parameters whose calls mix examples
     with untouched(evidence.model, evidence.parameters.values()), torch.enable_grad():
         for batch in evidence.batches:
             with unreached.watched():
                 taken = _forward(evidence, batch, modules)
+            check_graph(taken.loss)
             reached = {id(leaf) for leaf in leaves(taken.loss)}
-            refuse_hidden(unreached.hidden(batch, {n for n, p in evidence.parameters.items() if id(p) not in reached}))
+            unreached.refuse(batch, {name for name, p in evidence.parameters.items() if id(p) not in reached})
             _check_loss(evidence, taken)
             if trusted is None:
                 trusted = _trusted(evidence, taken)
             calls = {name: found for name, found in _by_example(taken).items() if name in trusted}
-            mixes = known[taken.course] if taken.course in known else _mixing(replace(taken, calls=calls))
-            if taken.course is not None:
-                known[taken.course] = mixes
+            mixes = known[taken.signature] if taken.signature in known else _mixing(replace(taken, calls=calls))
+            if taken.signature is not None:
+                known[taken.signature] = mixes
             yield replace(taken, calls={name: found for name, found in calls.items() if name not in mixes})
     if trusted is None:
         raise ScoreError("curvature needs data: batches is empty, or could be iterated only once (give a list)")
 
 
 def _forward(evidence: Evidence, batch: Batch, modules: Mapping[nn.Module, str]) -> Pass:
-    assert evidence.loss is not None
-    with uses(evidence.local, modules, described=True) as found, _outputs(evidence.local) as outputs:
-        loss = evidence.loss(evidence.local, batch)
+    with uses(evidence.local, modules, described=True) as found:
+        loss, whole = _run(evidence, batch)
     by_name = {name: calls for name, calls in found.by_name(modules).items() if name not in found.elsewhere}
+    size = len(whole)
+    signature = None if found.by_data else hash((size, *(found.operators or ())))
+    return Pass(batch, size, loss, whole, by_name, signature)
+
+
+def _run(evidence: Evidence, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The loss of `batch`, and the outputs on which it depends, examples first."""
+    assert evidence.loss is not None
+    with _outputs(evidence.local) as outputs:
+        loss = evidence.loss(evidence.local, batch)
     size = examples(batch)
     whole = output_tensor(outputs[-1] if outputs else None)
     if not whole.dim() or len(whole) != size:
         raise ScoreError(f"the model's output has shape {list(whole.shape)} for {size} examples: put examples first")
     if not whole.requires_grad:
         raise ScoreError("the model's output has no gradient: its weights are used under no_grad, or detached")
-    course = None if found.by_data else hash((size, *(found.operators or ())))
-    return Pass(batch, size, loss, whole, by_name, course)
+    return loss, whole
 
 
 @contextmanager
@@ -188,8 +199,8 @@ def _check_loss(evidence: Evidence, taken: Pass) -> None:
     (cotangent,) = torch.autograd.grad(taken.loss, taken.outputs, retain_graph=True, allow_unused=True)
     if cotangent is None:
         raise ScoreError("the loss does not depend on what the model gave last: call the model once in the loss")
-    beside = _reached_beside(taken.loss, taken.outputs)
-    suspects = {name: p for name, p in evidence.parameters.items() if any(p is leaf for leaf in beside)}
+    beside = {id(leaf) for leaf in leaves(taken.loss, {(taken.outputs.grad_fn, taken.outputs.output_nr)})}
+    suspects = {name: p for name, p in evidence.parameters.items() if id(p) in beside}
     if not suspects:
         return
     parameters = list(suspects.values())
@@ -201,11 +212,6 @@ def _check_loss(evidence: Evidence, taken: Pass) -> None:
             raise ScoreError(
                 f"{name}: the loss sees it past the model's outputs: call the model once in the loss, without penalties"
             )
-
-
-def _reached_beside(loss: Tensor, outputs: Tensor) -> list[Tensor]:
-    """The leaves to which a path leads from `loss` in the graph of operators that does not pass through `outputs`."""
-    return leaves(loss, {(outputs.grad_fn, outputs.output_nr)})
 
 
 def read_off(calls: list[tuple[Use, Tensor]], part: slice, shape: torch.Size) -> Tensor:
@@ -241,8 +247,8 @@ def one_by_one(evidence: Evidence, batch: Batch, cotangent: Tensor, names: list[
     rows = []
     for number in range(part.start, part.stop):
         one = slice(number, number + 1)
-        taken = _forward(evidence, sliced(batch, one, examples(batch)), {})
-        rows.append(torch.autograd.grad(taken.outputs, parameters, cotangent[one], allow_unused=True))
+        _, outputs = _run(evidence, sliced(batch, one, examples(batch)))
+        rows.append(torch.autograd.grad(outputs, parameters, cotangent[one], allow_unused=True))
     return {
         name: torch.stack([accumulated(torch.zeros_like(p) if row[i] is None else row[i]) for row in rows])
         for i, (name, p) in enumerate(zip(names, parameters, strict=True))

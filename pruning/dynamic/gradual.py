@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from pruning.allocation import Allocation
 from pruning.dynamic.held import Held, moment, starting
 from pruning.errors import ScheduleError
-from pruning.evidence import Evidence, Scorer, untouched
+from pruning.evidence import Evidence, Scorer, untouched, with_layouts
 from pruning.granularity import Granularity
 from pruning.masks import Masks
 from pruning.pipeline import prune
@@ -96,7 +96,7 @@ class Gradual(Held):
         evidence = replace(self._evidence, masks=None if self._regrow else self.masks)
         with untouched(self.model), self._all_weights():
             self.model.train(self._mode == "train")
-            scores = self._scorer(evidence)
+            scores = with_layouts(self._scorer(evidence), evidence)
         return prune(scores, density, self._granularity, self._allocation, evidence.masks)
 
     @contextmanager

@@ -12,7 +12,6 @@ from pruning.errors import ScheduleError
 from pruning.evidence import Evidence, Scores
 from pruning.masks import Masks
 from pruning.parameters import first_names, named
-from pruning.processes import of_first_process
 
 
 class Held:
@@ -47,12 +46,12 @@ class Held:
             MaskError: the masks do not fit.
         """
         masks.check(model)
-        masks = Masks(of_first_process(model, masks))
+        masks = masks.agreed(model)
         self.model, self.optimizer, self.masks, self.step = model, optimizer, masks, 0
         self.parameters: dict[str, nn.Parameter] = {}
         self._resting: dict[str, Tensor] | None = {} if resting else None
         self._take(masks)
-        self._attachment = masks.attach(model, optimizer)
+        self._attachment = masks.hold(model, optimizer)
 
     def before_step(self) -> None:
         """Call it after the backward pass, before the optimizer's step."""
@@ -77,12 +76,12 @@ class Held:
             return
         held = {id(self.parameters[name]) for name in left}
         trained = any(id(p) in held for group in self.optimizer.param_groups for p in group["params"])
-        self._attachment = Masks(left).attach(self.model, *([self.optimizer] if trained else []))  # or they are frozen
+        self._attachment = Masks(left).hold(self.model, *([self.optimizer] if trained else []))  # or they are frozen
 
     def rebind(self) -> None:
         """Hold all masks again."""
         self._attachment.detach()
-        self._attachment = self.masks.attach(self.model, self.optimizer)
+        self._attachment = self.masks.hold(self.model, self.optimizer)
 
     def finish(self) -> Masks:
         """End holding: the masks at the end; removed weights are zero."""
@@ -105,7 +104,7 @@ class Held:
         They may be of more parameters than before, as channels reach into biases and norms, but not of fewer.
         Over the processes of a DDP-wrapped model those of the first one hold.
         """
-        masks = Masks(of_first_process(self.model, masks))
+        masks = masks.agreed(self.model)
         if masks == self.masks:
             return
         self._attachment.detach()
@@ -120,7 +119,7 @@ class Held:
                 resting.copy_(torch.where(before & ~after, parameter, resting))
             self._forget(parameter, returning)
         self.masks = masks
-        self._attachment = masks.attach(self.model, self.optimizer)
+        self._attachment = masks.hold(self.model, self.optimizer)
 
     def whole(self) -> Scores:
         """The weights, with removed ones at their resting values."""
@@ -139,11 +138,11 @@ class Held:
         self.step = state["step"]
         self._take(state["masks"])
         masks = {name: mask.to(self.parameters[name].device) for name, mask in state["masks"].items()}
-        self.masks = Masks(of_first_process(self.model, masks))
+        self.masks = Masks(masks).agreed(self.model)
         if self._resting is not None:
             for name, value in state["resting"].items():
                 self._resting[name].copy_(value)
-        self._attachment = self.masks.attach(self.model, self.optimizer)
+        self._attachment = self.masks.hold(self.model, self.optimizer)
 
     def _forget(self, parameter: nn.Parameter, returning: Tensor) -> None:
         """The optimizer's state of `returning` as before their first step: zero, but for two optimizers."""

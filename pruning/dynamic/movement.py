@@ -11,7 +11,6 @@ from pruning.dynamic.held import Held, moment, starting
 from pruning.errors import ScheduleError
 from pruning.evidence import Evidence
 from pruning.granularity import Granularity
-from pruning.layouts import layouts
 from pruning.masks import Masks
 from pruning.schedules import during_training
 from pruning.scorers import Movement as Learned
@@ -74,8 +73,7 @@ class Movement(Held):
         self._penalty, self._allocation = penalty, allocation
         if density is not None:
             self._wanted(0)
-        known = layouts(evidence.model, evidence.parameters)
-        self.learned = Learned(evidence.parameters, rate, 0.0, granularity, known)
+        self.learned = Learned(evidence.parameters, rate, 0.0, granularity, evidence.layouts)
         if threshold is not None:
             self.learned.soft(threshold)  # says now what is wrong with the granularity
         super().__init__(evidence.model, optimizer, self._alive, resting=True)

@@ -14,7 +14,7 @@ from pruning.dynamic.held import Held, moment, starting
 from pruning.errors import ScheduleError, ScoreError
 from pruning.evidence import Evidence, Scores, accumulated
 from pruning.granularity import TensorGranularity, Vectors
-from pruning.layouts import STANDARD, LaidOut, layouts
+from pruning.layouts import LaidOut
 from pruning.masks import Masks
 from pruning.pipeline import prune
 
@@ -82,7 +82,7 @@ class SoftMask(Held):
         if getattr(self._granularity, "pooling", "sum") != "sum":
             raise ScoreError("soft_mask: what a gate multiplies adds up over its weights: set pooling=sum")
         self._alive = starting(evidence)
-        self._layouts = layouts(evidence.model, evidence.parameters)
+        self._layouts = evidence.layouts
         super().__init__(evidence.model, optimizer, self._alive)
         self._density, self._penalty, self.seed = density, penalty, seed
         self._temperature, self._low, self._high = temperature, low, high
@@ -203,7 +203,7 @@ class SoftMask(Held):
         return (s * (self._high - self._low) + self._low).clamp(0, 1)
 
     def _pooled(self, name: str, values: Tensor) -> Tensor:
-        return self._granularity.units(name, values, None, self._layouts.get(name, STANDARD)).scores
+        return self._granularity.units(name, values, None, self._layouts[name]).scores
 
     def _expanded(self, name: str, values: Tensor) -> Tensor:
-        return self._granularity.mask(values, self.parameters[name].shape, self._layouts.get(name, STANDARD))
+        return self._granularity.mask(values, self.parameters[name].shape, self._layouts[name])

@@ -4,10 +4,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from pruning.curvature.linear_maps import column_sums, forward_uses
+from pruning.curvature.calls import forward_uses
+from pruning.curvature.linear_maps import column_sums
 from pruning.errors import ScoreError
 from pruning.evidence import Evidence, Scores, accumulated, laid_out
-from pruning.layouts import STANDARD, layouts
 from pruning.processes import sum_
 
 
@@ -34,11 +34,10 @@ def wanda(evidence: Evidence, norm: Literal[1, 2] = 2) -> Scores:
                 found = column_sums(call.module, inputs if norm == 1 else inputs.square()).double()
                 powers[name] = powers[name] + found if name in powers else found
     sum_(evidence.model, [powers[name] for name in evidence.parameters])
-    known = layouts(evidence.model, evidence.parameters)
     scores = {}
     for name, parameter in evidence.parameters.items():
         groups, columns = powers[name].shape
-        layout = known.get(name, STANDARD)
+        layout = evidence.layouts[name]
         rows = layout.rows(accumulated(parameter).abs())
         size = powers[name].pow(1 / norm).to(rows.dtype)
         scores[name] = layout.restored(rows.reshape(groups, -1, columns) * size[:, None], parameter.shape)

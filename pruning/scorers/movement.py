@@ -18,7 +18,7 @@ from pruning.errors import ScoreError
 from pruning.evidence import Evidence, Scores, accumulated, laid_out, untouched
 from pruning.gradients import Differentiation
 from pruning.granularity import Granularity, TensorGranularity, Weights
-from pruning.layouts import LaidOut, Layout, layout_of, layouts
+from pruning.layouts import LaidOut, Layout, layout_of
 from pruning.masks import Masks
 from pruning.parameters import unwrapped
 from pruning.pipeline import prune
@@ -143,8 +143,7 @@ def movement(
     steps = len(batches) if steps is None else steps
     if steps < 1:
         raise ScoreError(f"movement: steps={steps}: give at least 1")
-    known = layouts(evidence.model, evidence.parameters)
-    learned = Movement(evidence.parameters, rate, penalty, granularity, known)
+    learned = Movement(evidence.parameters, rate, penalty, granularity, evidence.layouts)
     alive = Masks.dense(evidence.parameters) if evidence.masks is None else Masks(evidence.masks)
     densities = None  # of every step, the last at `density`
     if density is not None and density < alive.density and steps > 1:

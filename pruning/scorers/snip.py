@@ -1,5 +1,7 @@
 """Connection sensitivity at initialisation."""
 
+import torch
+
 from pruning.evidence import Evidence, Scores, accumulated, effect, laid_out
 from pruning.gradients import mean_gradient
 
@@ -15,5 +17,5 @@ def snip(evidence: Evidence) -> Scores:
         name: effect(gradient, accumulated(evidence.parameters[name])).abs_()
         for name, gradient in mean_gradient(evidence).items()
     }
-    total = float(sum(s.sum(dtype=s.double().dtype) for s in sensitivity.values()))
+    total = float(sum(s.sum(dtype=torch.float64) for s in sensitivity.values()))
     return {name: s / total if total else s for name, s in sensitivity.items()}

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from pruning.errors import ScoreError, first_line
 from pruning.evidence import Evidence, Scores, check_real, laid_out, output_tensor, untouched
-from pruning.gradients import leaves, read_without_graph, refuse_hidden
+from pruning.gradients import check_graph, read_without_graph, refuse_hidden
 from pruning.parameters import check_values, unwrapped
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
@@ -65,7 +65,7 @@ class _Flow(nn.Module):
 
     def forward(self, ones: Tensor) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         flow = output_tensor(self.inner(ones)).sum()
-        leaves(flow)  # refuses what has no graph
+        check_graph(flow)
         return flow, torch.autograd.grad(flow, self._weights, allow_unused=True)
 
 

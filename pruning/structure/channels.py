@@ -30,8 +30,8 @@ class Channels:
     and norms. So they hold more tensors than were scored, and `remove` can take the unit out of the network.
 
     A family none of whose weights was scored (frozen, excluded or reparametrised layers) keeps all its units, and these
-    do not count in the density. One of which some tensors are scored competes by these: to protect the channels of a
-    layer, name its family in `exclude`.
+    do not count in the density. A family with some scored tensors competes by those scores: to protect the channels of
+    a layer, name its family in `exclude`.
 
     Attributes:
         structure: what `trace` found.

@@ -148,6 +148,8 @@ def _is_identity(module: nn.Module, args: Any, kwargs: Any) -> bool:
     """
     before = [p.detach().clone() for p in module.parameters()]
     first = next(tensors_in((args, kwargs)))
+    if not first.is_floating_point():
+        return False  # indices, conditions or waves: no residual stream
     noise = torch.randn(first.shape, generator=torch.Generator().manual_seed(0)).to(first)
     other = noise.abs() if bool((first >= 0).all()) else noise
     swapped = mapped((args, kwargs), lambda tensor: other if tensor is first else tensor)

@@ -293,7 +293,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         return output
 
     def _product(self, function: Any, args: Any, kwargs: Any) -> Any:
-        """A sparse product, which torch writes as 0 · zeros + product: zeros whose size nobody wrote."""
+        """Record a sparse product as `mm`: torch adds zeros to it, whose size no code of the model gives."""
         output = function(*args, **kwargs)
         factors = self._given(args[1:3])
         self.tape.calls.append(Call("mm", factors, {}, (self._made(output),), self.module))

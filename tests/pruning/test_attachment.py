@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from pruning import Masks
+from pruning.attachment import optimizers_in
 from pruning.errors import MaskError
 from tests.pruning.twins import Make, Noisy, assert_gone, loss_of, mlp, random_masks, removed, train
 
@@ -346,6 +347,17 @@ def test_lookahead_revives_nothing(late: int) -> None:
     slow = optimizer._base_optimizer.state[model[0].weight]["lookahead_slow_buff"]
     assert not bool(slow[~masks["0.weight"]].any())
     assert bool(slow.any())
+
+
+def test_an_optimizer_that_is_wrapped_twice_is_watched_once() -> None:
+    model = mlp()
+    inner = SGD(model.parameters(), lr=0.1)
+    outer = SGD(model.parameters(), lr=0.1)
+    outer.optimizer = outer._optimizer = inner  # type: ignore[attr-defined]
+    inner.optimizer = outer  # type: ignore[attr-defined]  # and back again
+    assert optimizers_in(outer) == (outer, inner)
+    with random_masks(model).attach(model, outer):
+        assert len(inner._optimizer_step_pre_hooks) == len(outer._optimizer_step_pre_hooks) == 1
 
 
 def test_an_optimizer_that_cannot_be_watched_is_refused_and_leaves_no_hook() -> None:

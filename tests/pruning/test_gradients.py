@@ -1,5 +1,6 @@
 """No zero stands for a gradient that was not computed: hidden weights are differentiated, or refused by name."""
 
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,38 @@ def test_backward_passes_leave_no_trace() -> None:
     assert all(p.grad is None for p in evidence.model.parameters())
 
 
+def test_backward_passes_run_no_hooks_and_reach_no_others() -> None:
+    """Masks that hold on the network do not hide removed weights from a scorer; optimizers in hooks do not step; what
+    the loss closes over keeps its gradient."""
+    evidence = checkpointed(True)
+    wanted = scorers.gradient(evidence)
+    teacher = nn.Linear(5, 3)
+
+    def taught(model: nn.Module, batch: Any) -> Tensor:
+        return loss(model, batch) + 0 * teacher(batch[0]).sum()
+
+    masks = prune(wanted, 0.3)
+    with masks.attach(evidence.model):
+        masked = {name: p.detach().clone() for name, p in evidence.parameters.items()}
+        stepped = []
+        hook = evidence.model.b.weight.register_post_accumulate_grad_hook(stepped.append)
+        found = scorers.gradient(Evidence(evidence.model, evidence.parameters, evidence.batches, taught))
+        plain = copy.deepcopy(evidence.model)
+        hook.remove()
+        assert not stepped
+        assert all(torch.equal(p, masked[name]) for name, p in evidence.parameters.items())
+        loss(evidence.model, next(iter(evidence.batches))).backward()  # hooks are back
+        assert not bool(evidence.model.a.weight.grad[~masks["a.weight"]].any())
+    assert teacher.weight.grad is None
+    plain.reentrant = False
+    for p in plain.parameters():
+        p.grad = None
+    twin = scorers.gradient(Evidence(plain, prunable(plain), evidence.batches, loss))
+    assert bool(found["a.weight"][~masks["a.weight"]].any())
+    for name, score in twin.items():
+        torch.testing.assert_close(found[name], score)
+
+
 @pytest.mark.parametrize("where", ["first", "before", "again"])
 @pytest.mark.parametrize("scorer", [*BY_CURVATURE, "synflow"])
 def test_curvature_under_reentrant_checkpoints_is_refused(scorer: str, where: str) -> None:
@@ -136,7 +169,9 @@ class Reading(nn.Module):
 @pytest.mark.parametrize("how", ["no_grad", "detach", "view"])
 @pytest.mark.parametrize("scorer", {**BY_GRADIENT, **BY_CURVATURE})
 def test_a_weight_read_outside_of_autograd_is_refused(how: str, scorer: str) -> None:
-    with pytest.raises(ScoreError, match=r"b\.(weight|bias): the loss reads it outside of autograd") as caught:
+    with pytest.raises(
+        ScoreError, match=r"b\.(weight|bias): the loss reads it where autograd does not record"
+    ) as caught:
         (BY_GRADIENT | BY_CURVATURE)[scorer](case(Reading(how)))
     assert "\n" not in str(caught.value)
 
@@ -192,7 +227,7 @@ def test_what_is_reached_in_later_batches_alone_is_found_there() -> None:
     total = (loss(evidence.model, (x, y)) * 4 + loss(evidence.model, (last_x, last_y)) * 2) / 6
     for (name, p), gradient in zip(evidence.parameters.items(), found.values(), strict=True):
         torch.testing.assert_close(gradient, torch.autograd.grad(total, p, retain_graph=True)[0], msg=name)
-    with pytest.raises(ScoreError, match=r"b\.weight: the loss reads it outside"):
+    with pytest.raises(ScoreError, match=r"b\.weight: the loss reads it where autograd"):
         mean_gradient(case(Later(hidden=True)))
 
 

@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from pruning import Evidence, prunable, prune, scorers
 from pruning.allocation import ERK, Allocation, NofM, PerRow
-from pruning.dynamic import Movement, SoftMask
+from pruning.dynamic import Gradual, Movement, SoftMask
 from pruning.errors import AllocationError, CoverageWarning, GranularityError
 from pruning.granularity import Blocks, Granularity, Weights
 from pruning.layouts import LaidOut, Layout, layouts
@@ -129,6 +129,19 @@ def test_masks_that_learn_go_by_rows_too() -> None:
     for one, other in zip(found[:4], found[4:], strict=True):
         for name, value in one.items():
             torch.testing.assert_close(value, other[name])
+
+
+def test_gradual_pruning_by_a_plain_function_goes_by_rows_too() -> None:
+    evidence, _ = twins()
+    optimizer = torch.optim.SGD(evidence.model.parameters(), lr=0.0)
+    plain = lambda e: {name: p.detach().abs() for name, p in e.parameters.items()}  # noqa: E731
+    regime = Gradual(
+        evidence, optimizer, steps=2, density=0.5, scorer=plain, every=1, start=0.0, end=0.5, allocation=PerRow()
+    )
+    for _ in range(2):
+        optimizer.step()
+        regime.after_step()
+    assert regime.finish() == prune(scorers.magnitude(evidence), 0.5, allocation=PerRow())
 
 
 class Experts(nn.Module):

@@ -92,3 +92,31 @@ def test_attention_without_some_heads_says_that_it_cannot_be_scripted():
     with pytest.raises(StructureError, match=r"cannot be scripted: use torch\.jit\.trace"):
         torch.jit.script(small)
     assert torch.equal(torch.jit.trace(small, x)(x), small(x))
+
+
+def test_modules_of_waves_and_conditions_are_no_blocks():
+    class Spectral(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(4, dtype=torch.complex64))
+
+        def forward(self, waves):
+            return waves * self.scale
+
+    class Gate(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bias = nn.Parameter(torch.zeros(4))
+
+        def forward(self, condition):
+            return condition & (self.bias == 0)
+
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.spectral, self.gate = Spectral(), Gate()
+
+        def forward(self, x):
+            return self.spectral(torch.fft.fft(x)).abs() * self.gate(x > 0)
+
+    assert find_blocks(Mixed(), torch.randn(2, 4)) == ()
