@@ -135,9 +135,8 @@ def test_gradual_pruning_by_a_plain_function_goes_by_rows_too() -> None:
     evidence, _ = twins()
     optimizer = torch.optim.SGD(evidence.model.parameters(), lr=0.0)
     plain = lambda e: {name: p.detach().abs() for name, p in e.parameters.items()}  # noqa: E731
-    regime = Gradual(
-        evidence, optimizer, steps=2, density=0.5, scorer=plain, every=1, start=0.0, end=0.5, allocation=PerRow()
-    )
+    options: dict[str, Any] = {"steps": 2, "density": 0.5, "every": 1, "end": 0.5}
+    regime = Gradual(evidence, optimizer, scorer=plain, allocation=PerRow(), **options)
     for _ in range(2):
         optimizer.step()
         regime.after_step()
