@@ -25,6 +25,9 @@ def layer_densities(points: pd.DataFrame) -> pd.DataFrame:
         raise RecordsError("some row does not tell its layers: repeat that run")
     rows = []
     for (method, requested), once in points.groupby(["method", "requested_density"], sort=False):
+        runs = {tuple(line["name"] for line in row["layers"]): row["run"] for row in once.to_dict("records")}
+        if len(runs) > 1:
+            raise RecordsError(f"runs {' and '.join(runs.values())}: their layers have other names: move one away")
         layers = [pd.DataFrame(found) for found in once["layers"]]
         whole = pd.concat(layers).groupby("name", sort=False)[["total", "kept"]].mean()
         for name, line in whole.iterrows():
