@@ -39,6 +39,8 @@ def kept_weights(row: Mapping[str, Any], store: Path | None = None) -> dict[str,
     found = {}
     for layer in row["layers"]:
         name = str(layer["name"])
+        if name not in state:
+            raise ArtefactError(f"{artefact.folder}: has no weights {name}, of which run {row['run']} tells: repeat it")
         values = state[name]
         if now is not None and held is None:
             values = values[now[name]]

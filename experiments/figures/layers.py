@@ -26,7 +26,13 @@ def layer_densities(points: pd.DataFrame) -> pd.DataFrame:
     if "layers" not in points or not points["layers"].map(lambda told: isinstance(told, list) and len(told) > 0).all():
         raise RecordsError("some row does not tell its layers: repeat that run")
     found: dict[tuple[str, float, str], list[tuple[int, int]]] = {}
-    for method, requested, told in zip(points["method"], points["requested_density"], points["layers"], strict=True):
+    first: dict[tuple[str, float], tuple[str, list[str]]] = {}
+    columns = (points[column] for column in ("run", "method", "requested_density", "layers"))
+    for run, method, requested, told in zip(*columns, strict=True):
+        names = [layer["name"] for layer in told]
+        other, known = first.setdefault((method, requested), (run, names))
+        if names != known:
+            raise RecordsError(f"runs {other} and {run}: their layers have other names: move one away")
         for layer in told:
             found.setdefault((method, requested, layer["name"]), []).append((layer["total"], layer["kept"]))
     rows = []

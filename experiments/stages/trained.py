@@ -12,6 +12,7 @@ from experiments.basis import Basis
 from experiments.conditions import conditions
 from experiments.identity import EXECUTION, STRUCTURE, code, part
 from experiments.networks import NO_STEPS, POINT, Network, load, save
+from experiments.processes import world
 from experiments.store import Artefact
 from experiments.training import Recipe, Regime, train
 from pruning.execution import masked
@@ -124,7 +125,9 @@ def _training_part(setting: Basis, recipe: Recipe) -> dict[str, Any]:
     """What every training depends on, besides where it starts; its steps stand for all lengths in epochs."""
     training = (f"training.{name}" for name in setting.config["training"] if name != "epochs")
     fields = (*training, "seed", "optimizer", "learning_rate", "data.load", "data.augment")
-    return {"steps": [recipe.steps.start, recipe.steps.stop, recipe.total]} | part(setting.config, *fields)
+    steps = [recipe.steps.start, recipe.steps.stop, recipe.total]
+    # More than rounding: each process has a batch norm and a dropout of its own part of a batch
+    return {"steps": steps, "processes": world()} | part(setting.config, *fields)
 
 
 def _execution_part(setting: Basis) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def _networks(runs: Path) -> set[str]:
         for line in path.read_bytes().split(b"\n"):
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(row, dict):
                 found |= {row[name] for name in ("network", "dense") if isinstance(row.get(name), str)}

@@ -359,6 +359,13 @@ def test_a_regime_has_the_units_of_its_run_or_is_refused(group):
         configured("dynamic=gradual", f"dynamic.{group}={{_target_:{other}}}")
 
 
+def test_networks_of_several_processes_are_others(tmp_path, monkeypatch):
+    setting = Setting(configured("training.epochs=0"), Store(tmp_path))
+    one = stages.dense(setting)
+    monkeypatch.setattr("experiments.stages.trained.world", lambda: 2)
+    assert stages.dense(setting).key != one.key
+
+
 def test_the_folder_of_a_loader_of_ones_own_counts(tmp_path, monkeypatch):
     name = own(tmp_path, monkeypatch, "def pictures(folder): pass\n")
     found = [part({"data": {"load": {"_target_": f"{name}.pictures", "folder": f}}}, "data.load") for f in "ab"]

@@ -233,6 +233,7 @@ def test_libraries_are_those_that_the_code_behind_targets_imports(tmp_path, monk
     own(tmp_path, monkeypatch, "def f():\n    import sklearn.svm, os\n", "helper")
     name = own(tmp_path, monkeypatch, "import helper\nfrom scipy import stats\ndef mine(e): pass\n")
     assert sources.libraries({"_target_": f"{name}.mine"}) == {"sklearn", "scipy"}
+    assert sources.libraries({"_target_": "experiments.models.timm_model"}) == {"torch", "torchvision", "timm"}
     assert sources.libraries([{"_target_": "torch.optim.Adam"}, {"_target_": "builtins.dict"}]) == {"torch"}
 
 
