@@ -15,16 +15,17 @@ Batch = Any
 def examples(batch: Batch) -> int:
     """How many examples `batch` holds, from 1: the first dimension of all its tensors that have one.
 
-    Tensors lie in tuples, lists and mappings. A list inside the batch may hold one item an example, as the images of
-    a detector do: then its length counts, where the tensors within do not agree on another number.
+    Tensors lie in tuples, lists and mappings. A list may hold one item an example, as the images of a detector do: then
+    its length counts, where the tensors within do not agree on another number. A batch that is a list itself mostly
+    holds inputs and targets; one of mappings, tuples or images may hold examples.
 
     Raises:
         ScoreError: no tensor, no example, or tensors that do not agree (time first, say).
     """
     if isinstance(batch, Tensor) and not batch.dim():
         return 1
-    by_tensor, by_item = set(_sizes(batch)), set(_sizes(batch, top=True))
-    readings = {size.pop() for size in (by_tensor.copy(), by_item.copy()) if len(size) == 1}
+    by_tensor, by_item = set(_sizes(batch)), set(_sizes(batch, top=True, inside=_is_list_of_examples(batch)))
+    readings = {size for sizes in (by_tensor, by_item) if len(sizes) == 1 for size in sizes}
     if len(readings) == 1:
         (size,) = readings
         if not size:
@@ -39,6 +40,16 @@ def examples(batch: Batch) -> int:
     raise ScoreError(
         f"a batch holds {' or '.join(map(str, found))} examples, by its tensors and lists: put examples first in all "
         "of them, or give Evidence(count=...), from a batch to its number of examples"
+    )
+
+
+def _is_list_of_examples(batch: Batch) -> bool:
+    """Whether a batch may be a list with one item an example: of mappings or tuples, or of images of one shape."""
+    if not isinstance(batch, list) or len(batch) < 2:
+        return False
+    images = [part.shape for part in batch if isinstance(part, Tensor) and part.dim() == 3]
+    return all(isinstance(part, Mapping | tuple) for part in batch) or (
+        len(images) == len(batch) and len(set(images)) == 1
     )
 
 

@@ -119,6 +119,8 @@ def _bytes(tensor: Tensor) -> int:
 class _Saved(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
     """Adds up, over the products of a forward pass, the uses of removed weights."""
 
+    supports_higher_order_operators = True
+
     def __init__(self, parameters: Mapping[str, Tensor], masks: Mapping[str, Tensor]):
         super().__init__()  # type: ignore[no-untyped-call]  # torch's own
         self.macs = 0

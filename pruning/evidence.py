@@ -78,7 +78,7 @@ class Evidence:
         found = float(self.count(batch))
         if not 0.0 < found < math.inf:
             raise ScoreError(
-                f"Evidence count= returned {found}: return how many examples or tokens the loss averages over, above 0"
+                f"Evidence count= returned {found}: give how many examples or tokens the loss averages over, above 0"
             )
         return found
 

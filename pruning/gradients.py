@@ -18,9 +18,9 @@ from pruning.batches import Batch
 from pruning.errors import ScoreError
 from pruning.evidence import Evidence, Scores, accumulated, scalar_loss, untouched
 from pruning.inputs import tensors_in
-from pruning.memory import Memory, arguments_of, is_view
+from pruning.memory import Memory, arguments_of, is_copy, reads
 from pruning.parameters import check_values
-from pruning.processes import sum_, sum_of
+from pruning.processes import parallel, sum_, sum_of
 
 
 def gradients(evidence: Evidence) -> Iterator[tuple[Scores, float]]:
@@ -82,7 +82,12 @@ class Differentiation:
         """
         with self._unreached.watched() as read:
             loss = scalar_loss(self._evidence, batch)
-        self._backward |= bool(read)
+        self._backward |= bool(read) or _is_cut(loss)
+        if self._backward and parallel(self._evidence.model) is not None:
+            raise ScoreError(
+                "the gradients of this model need backward passes, which DistributedDataParallel would join: score "
+                "without its wrapper, or set use_reentrant=False"
+            )
         found = self._by_backward(loss, batch) if self._backward else self._by_grad(loss)
         self._unreached.refuse(batch, {name for name, gradient in found.items() if gradient is None})
         return {
@@ -137,18 +142,23 @@ class Unreached:
 
 def leaves(loss: Tensor, seen: Collection[tuple[Any, int]] = ()) -> list[Tensor]:
     """Leaves reachable from `loss` through the autograd graph, without crossing the edges in `seen`."""
-    return [node.variable for node in _nodes(loss, seen) if hasattr(node, "variable")]
+    return [node.variable for node in nodes(loss, seen) if hasattr(node, "variable")]
 
 
 def check_graph(loss: Tensor) -> None:
     """Raise `ScoreError` if a reentrant checkpoint cuts the graph of `loss`."""
-    if any(node.name() == "CheckpointFunctionBackward" for node in _nodes(loss)):
+    if _is_cut(loss):
         raise ScoreError(
             "this scorer needs the graph of all that runs, and a reentrant checkpoint has none: set use_reentrant=False"
         )
 
 
-def _nodes(loss: Tensor, seen: Collection[tuple[Any, int]] = ()) -> Iterator[Any]:
+def _is_cut(loss: Tensor) -> bool:
+    """Whether there is a reentrant checkpoint in the graph, which has none of its own."""
+    return any(node.name() == "CheckpointFunctionBackward" for node in nodes(loss))
+
+
+def nodes(loss: Tensor, seen: Collection[tuple[Any, int]] = ()) -> Iterator[Any]:
     """The operators of the graph of `loss`; one may come several times, once for each of its outputs."""
     waiting, passed = [(loss.grad_fn, 0)], set(seen)
     while waiting:
@@ -176,8 +186,15 @@ def read_without_graph(tensors: Mapping[str, Tensor]) -> Iterator[set[str]]:
     if not tensors:
         yield found
         return
-    with _Reads(tensors, found):
-        yield found
+    try:
+        with _Reads(tensors, found):
+            yield found
+    except NotImplementedError as error:
+        if "HigherOrderOperator" not in str(error):
+            raise
+        raise ScoreError(
+            "torch.cond and its like cannot be watched while gradients are taken: use branches of Python"
+        ) from error
 
 
 class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
@@ -188,9 +205,13 @@ class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         self._memory, self._found = Memory(tensors), found
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not is_view(function):
+        outputs = function(*args, **(kwargs or {}))
+        if is_copy(function):  # autocast keeps its casts for later uses
+            for name in list(self._memory.names(args[0])):
+                self._memory.add(name, outputs)
+        if reads(function):
             recorded = torch.is_grad_enabled()
             for tensor in arguments_of(args, kwargs or {}):
                 if not (recorded and tensor.requires_grad):
                     self._found.update(self._memory.names(tensor))
-        return function(*args, **(kwargs or {}))
+        return outputs

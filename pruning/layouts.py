@@ -100,7 +100,10 @@ def layouts(model: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, Lay
 
 def _layouts_in(module: nn.Module) -> Iterator[tuple[Tensor, Layout]]:
     if isinstance(module, _ConvTransposeNd):
-        yield module.weight, Layout(outputs=(0, 2), groups=module.groups)
+        kernels = (
+            p for name, p in module.named_parameters() if "weight" in name and p.dim() == len(module.kernel_size) + 2
+        )
+        yield from ((kernel, Layout(outputs=(0, 2), groups=module.groups)) for kernel in kernels)
     elif is_conv1d(module):
         yield module._parameters["weight"], Layout(outputs=(1,))  # type: ignore[misc]  # it is there
     else:
@@ -117,8 +120,12 @@ def _outputs_of_experts(module: nn.Module, name: str, parameter: Tensor) -> tupl
     sizes = parameter.shape[1], parameter.shape[2]
     if (attributes.get("output_size"), attributes.get("input_size")) == sizes:
         return (1,)
-    hidden = attributes.get("hidden_size", attributes.get("hidden_dim"))
-    if sizes.count(hidden) != 1:
+    hidden = attributes.get("hidden_size")
+    reads, writes = (any(part in name for part in parts) for parts in (_READING, _WRITING))
+    if sizes.count(hidden) != 1 or reads == writes:
         return ()
-    reads = "down" not in name  # every other matrix reads the hidden states
     return (2,) if (sizes[0] == hidden) == reads else (1,)
+
+
+_READING, _WRITING = ("gate", "up", "w1", "w3", "wi", "fc1"), ("down", "w2", "wo", "fc2")
+"""Parts of the names of matrices that read the hidden states, and of those whose outputs are hidden states."""

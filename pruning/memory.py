@@ -41,9 +41,21 @@ def arguments_of(args: Iterable[Any], kwargs: Mapping[str, Any]) -> Iterator[Ten
 
 
 @cache
-def is_view(function: Any) -> bool:
-    """Whether an ATen operator gives another view of its argument, and so reads no values."""
-    return any(out.alias_info is not None and not out.alias_info.is_write for out in function._schema.returns)
+def reads(function: Any) -> bool:
+    """Whether an operator reads the values of its arguments: not for another view of them, or for their shape alone."""
+    schema = getattr(function, "_schema", None)  # operators of higher order have none
+    if schema is None:
+        return True
+    view = any(out.alias_info is not None and not out.alias_info.is_write for out in schema.returns)
+    return not view and not schema.name.removeprefix("aten::").startswith(("new_", *_LIKE))
+
+
+_LIKE = ("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "randint_like")
+
+
+def is_copy(function: Any) -> bool:
+    """Whether an operator gives its argument again, perhaps in another type."""
+    return function in (torch.ops.aten._to_copy.default, torch.ops.aten.clone.default)
 
 
 def _has_storage(tensor: Tensor) -> bool:

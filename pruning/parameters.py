@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from pruning.errors import CoverageWarning, ParameterError
+from pruning.processes import parallel
 
 Predicate = Callable[[str, nn.Parameter], bool]
 Choice = str | Iterable[str] | Predicate
@@ -94,6 +95,11 @@ def check_whole(model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
             raise ParameterError(
                 f"{name or type(module).__name__}: is sharded by FSDP, so no process sees its weights: take the "
                 "model before it is wrapped"
+            )
+        if isinstance(module, nn.parallel.DistributedDataParallel) and parallel(model) is not module:
+            raise ParameterError(
+                f"{name}: is a DistributedDataParallel inside of the model, which would be taken for one process: wrap "
+                "the whole model in it"
             )
     for name, parameter in parameters.items():
         if _is_named(parameter, "DTensor") or hasattr(parameter, "ds_id"):
@@ -185,9 +191,10 @@ def is_conv1d(module: nn.Module) -> bool:
 
 def experts_in(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """The matrices of all experts, stacked in one tensor each, that `module` itself holds, by their names in it."""
-    own = [(name, p) for name, p in module._parameters.items() if p is not None and p.dim() == 3]
+    own = [(name, p) for name, p in module._parameters.items() if p is not None and p.dim() == 3 and min(p.shape) > 1]
     counts = {value for name, value in vars(module).items() if "expert" in name and type(value) is int}
-    yield from ((name, p) for name, p in own if p.is_floating_point() and p.shape[0] in counts)
+    named_alike = [(name, p) for name, p in own if not any(part in name for part in _VECTORS)]
+    yield from ((name, p) for name, p in named_alike if p.is_floating_point() and p.shape[0] in counts)
 
 
 _VECTORS = ("pos", "embed", "token", "bias")

@@ -68,6 +68,16 @@ def _saved_by_groups(args: tuple[Any, ...], removed: Removed) -> int:
 
 def copied_mask(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], removed: Removed) -> Tensor | None:
     """Removed entries of a copy, slice or gather of a weight; None for other operators."""
+    if function is _aten.cat.default or function is _aten.stack.default:
+        parts = [removed(part) for part in args[0]]
+        if all(part is None for part in parts):
+            return None
+        filled = [
+            torch.zeros(t.shape, dtype=torch.bool, device=t.device) if p is None else p
+            for t, p in zip(args[0], parts, strict=True)
+        ]
+        joined: Tensor = function(filled, *args[1:], **kwargs)
+        return joined
     if function not in _COPIES or not isinstance(args[0], Tensor):
         return None
     gone = removed(args[0])

@@ -8,7 +8,7 @@ from torch import Tensor
 from pruning.curvature.calls import Use, forward_uses
 from pruning.curvature.cotangents import Curvature, check_curved, cotangents
 from pruning.curvature.examples import example_gradients
-from pruning.curvature.linear_maps import column_sums, columns
+from pruning.curvature.linear_maps import batched, column_sums, columns
 from pruning.curvature.quadratic import Quadratic
 from pruning.errors import ScoreError
 from pruning.evidence import Evidence, accumulated, check_real
@@ -169,7 +169,7 @@ _GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_
 
 def _second_moment(call: Use) -> Tensor:
     """Σ over examples and positions of xxᵀ, [groups, inputs of a row, inputs of a row]; float64, as sums are long."""
-    x = accumulated(call.unchanged())
+    x = batched(call.module, accumulated(call.unchanged()))
     if not x.numel():
         groups, size = column_sums(call.module, x).shape
         return x.new_zeros(groups, size, size, dtype=torch.float64)

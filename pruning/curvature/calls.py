@@ -13,7 +13,7 @@ from pruning.curvature.linear_maps import modules_with_columns
 from pruning.decomposed import module_by_module
 from pruning.errors import ScoreError
 from pruning.evidence import Evidence, untouched
-from pruning.memory import Memory, arguments_of, is_view
+from pruning.memory import Memory, arguments_of, is_copy, reads
 from pruning.parameters import check_values, is_conv1d
 from pruning.products import operator_name
 
@@ -68,6 +68,8 @@ def uses(model: nn.Module, modules: Mapping[nn.Module, str], described: bool = F
     What a loss does with weights outside of the model, as a penalty does, does not count. With `described`, operators
     are noted too.
     """
+    if torch.is_inference_mode_enabled():
+        raise ScoreError("inputs of layers cannot be kept in inference_mode: score outside of it")
     found = Uses(operators=[] if described else None)
     running: list[str | None] = []
 
@@ -98,6 +100,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
     def __init__(self, weights: Mapping[str, Tensor], running: list[str | None], found: Uses):
         super().__init__()  # type: ignore[no-untyped-call]  # torch's own
         self._memory, self._running, self._found = Memory(weights), running, found
+        self.supports_higher_order_operators = not torch.is_grad_enabled()  # their gradients do not bear a watch
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -107,10 +110,10 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         tensors = list(arguments_of(args, kwargs))
         if self._found.operators is not None:
             self._describe(function, (*args, *kwargs.items()), tensors, outputs)
-        if is_view(function):
+        if not reads(function):
             return outputs
         read = {name for tensor in tensors for name in self._memory.names(tensor)}
-        if function is torch.ops.aten._to_copy.default:  # autocast keeps its casts for later uses
+        if is_copy(function):  # autocast keeps its casts for later uses
             for name in read:
                 self._memory.add(name, outputs)
         else:

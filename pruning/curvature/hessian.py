@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pruning.errors import ScoreError
 from pruning.evidence import Evidence, Scores, accumulated, check_real, scalar_loss, untouched
-from pruning.gradients import Unreached, check_graph, mean_gradient
+from pruning.gradients import Unreached, check_graph, mean_gradient, nodes
 from pruning.parameters import check_values
 from pruning.processes import parallel, sum_, sum_of
 
@@ -44,6 +45,7 @@ def hessian_product(evidence: Evidence, vectors: Mapping[str, Tensor] | None = N
             with unreached.watched():
                 loss = scalar_loss(evidence, batch)
             check_graph(loss)
+            _check_twice(loss)
             first = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
             unreached.refuse(batch, {name for name, g in zip(names, first, strict=True) if g is None})
             # what does not require a gradient is constant: the loss is linear in that parameter
@@ -57,6 +59,21 @@ def hessian_product(evidence: Evidence, vectors: Mapping[str, Tensor] | None = N
                     products[name].add_(accumulated(product), alpha=size / count)
     sum_(evidence.model, products.values())
     return products
+
+
+def _check_twice(loss: Tensor) -> None:
+    """Raise `ScoreError` for an operator that is differentiable once: torch takes its gradient for a constant."""
+    for node in nodes(loss):
+        backward = getattr(getattr(type(node), "_forward_cls", None), "backward", None)
+        if getattr(backward, "__code__", None) is _ONCE:
+            raise ScoreError(
+                f"{type(node)._forward_cls.__name__}: can be differentiated once alone (once_differentiable), so this "
+                "model has no Hessian: replace it by torch's own operators, or use a scorer of gradients"
+            )
+
+
+_ONCE = once_differentiable(lambda ctx: ctx).__code__
+"""What all functions that torch's decorator has wrapped have in common."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def linear_modules(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> 
     names = {storage(parameter): name for name, parameter in parameters.items()}
     found = {}
     for module in unwrapped(model).modules():
-        weight = getattr(module, "weight", None)
+        weight = module._parameters.get("weight")
         if _is_linear_map(module) and isinstance(weight, nn.Parameter) and storage(weight) in names:
             name = names[storage(weight)]
             if weight.shape == parameters[name].shape:  # a transposed view over the same storage is not
@@ -50,6 +50,7 @@ def columns(module: nn.Module, inputs: Tensor) -> Tensor:
 
     The order of the inputs of a row is that of its layout's `rows(weight)`.
     """
+    inputs = batched(module, inputs)
     if _takes_last(module):
         return inputs.reshape(len(inputs), 1, -1, inputs.shape[-1]).transpose(2, 3)
     assert isinstance(module, _CONVOLUTIONS)
@@ -57,11 +58,18 @@ def columns(module: nn.Module, inputs: Tensor) -> Tensor:
     return _windows(padded, module).reshape(len(inputs), module.groups, -1, _positions(padded, module))
 
 
+def batched(module: nn.Module, inputs: Tensor) -> Tensor:
+    """The inputs of a layer with a dimension for examples, which they may lack."""
+    least = 2 if _takes_last(module) else len(module.kernel_size) + 2  # type: ignore[arg-type]  # a convolution
+    return inputs[None] if inputs.dim() < least else inputs
+
+
 def column_sums(module: nn.Module, inputs: Tensor) -> Tensor:
     """Σ over examples and positions of `columns(module, inputs)`, [groups, inputs of a row], without making them."""
     if _takes_last(module):
         return inputs.reshape(-1, inputs.shape[-1]).sum(0, keepdim=True)
     assert isinstance(module, _CONVOLUTIONS)
+    inputs = batched(module, inputs)
     dimensions = len(module.kernel_size)
     windows = _windows(_padded(module, inputs), module)
     return windows.sum((0, *range(-dimensions, 0))).reshape(module.groups, -1)

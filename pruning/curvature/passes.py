@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
-from torch.utils._pytree import tree_map
 
 from pruning.batches import Batch, examples
 from pruning.curvature.calls import Use, uses
 from pruning.curvature.linear_maps import factors, linear_modules
-from pruning.errors import ScoreError
+from pruning.errors import ScoreError, first_line
 from pruning.evidence import Evidence, Scores, accumulated, check_real, output_tensor, untouched
 from pruning.gradients import Unreached, check_graph, leaves
+from pruning.inputs import mapped
 from pruning.parameters import check_values
 
 
@@ -52,6 +52,8 @@ def passes(evidence: Evidence) -> Iterator[Pass]:
     """
     if evidence.loss is None:
         raise ScoreError("curvature needs gradients: give Evidence a loss")
+    if evidence.count is not None:
+        raise ScoreError("curvature of single examples weighs each of them by 1: leave out Evidence(count=...)")
     for name, module in evidence.model.named_modules():
         mixing = isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
         if mixing and not module.training:
@@ -72,6 +74,8 @@ def passes(evidence: Evidence) -> Iterator[Pass]:
             reached = {id(leaf) for leaf in leaves(taken.loss)}
             unreached.refuse(batch, {name for name, p in evidence.parameters.items() if id(p) not in reached})
             _check_loss(evidence, taken)
+            if taken.signature not in known:
+                _check_alone(evidence, taken)
             if trusted is None:
                 trusted = _trusted(evidence, taken)
             calls = {name: found for name, found in _by_example(taken).items() if name in trusted}
@@ -168,6 +172,31 @@ def _trusted(evidence: Evidence, taken: Pass) -> set[str]:
     }
 
 
+def _check_alone(evidence: Evidence, taken: Pass) -> None:
+    """Raise `ScoreError` if the first example has other outputs alone than in its batch: then it has no gradient of
+    its own."""
+    if taken.size == 1:
+        return
+    with torch.no_grad():
+        try:
+            assert evidence.loss is not None
+            with _outputs(evidence.local) as found:
+                evidence.loss(evidence.local, sliced(taken.batch, slice(0, 1), taken.size))
+            alone = output_tensor(found[-1] if found else None)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            raise ScoreError(
+                f"the model does not run on one example of a batch ({first_line(error)}), so examples have no "
+                "gradients of their own: use a scorer of the whole batch, as taylor"
+            ) from error
+    tolerance = 1e-3 if torch.finfo(alone.dtype).bits >= 32 else 0.05
+    whole = taken.outputs.detach()[:1]
+    if alone.shape != whole.shape or not _close(accumulated(alone), accumulated(whole), tolerance):
+        raise ScoreError(
+            "an example has other outputs alone than in its batch: the model mixes examples, so they have no gradients "
+            "of their own: use a scorer of the whole batch, as taylor"
+        )
+
+
 def _mixing(taken: Pass) -> set[str]:
     """The parameters whose calls mix examples: whose rows reach the outputs of others than their own.
 
@@ -257,4 +286,4 @@ def one_by_one(evidence: Evidence, batch: Batch, cotangent: Tensor, names: list[
 
 def sliced(batch: Batch, part: slice, size: int) -> Batch:
     """The examples `part` of a batch of `size`."""
-    return tree_map(lambda t: t[part] if isinstance(t, Tensor) and t.dim() and len(t) == size else t, batch)
+    return mapped(batch, lambda t: t[part] if t.dim() and len(t) == size else t)

@@ -22,7 +22,7 @@ from pruning.layouts import LaidOut, Layout, layout_of
 from pruning.masks import Masks
 from pruning.parameters import unwrapped
 from pruning.pipeline import prune
-from pruning.processes import average_
+from pruning.processes import average_, sum_of
 from pruning.schedules import cubic
 
 
@@ -143,6 +143,8 @@ def movement(
     steps = len(batches) if steps is None else steps
     if steps < 1:
         raise ScoreError(f"movement: steps={steps}: give at least 1")
+    if sum_of(evidence.model, 1) * sum_of(evidence.model, steps**2) != sum_of(evidence.model, steps) ** 2:
+        raise ScoreError(f"movement: {steps} steps here, others in other processes: give all of them as many batches")
     learned = Movement(evidence.parameters, rate, penalty, granularity, evidence.layouts)
     alive = Masks.dense(evidence.parameters) if evidence.masks is None else Masks(evidence.masks)
     densities = None  # of every step, the last at `density`

@@ -158,6 +158,7 @@ PRODUCTS: list[tuple[str, tuple[int, ...], Callable[[Tensor, Tensor], Tensor], t
     ("bilinear", (5, 3, 4), lambda x, w: nn.functional.bilinear(x, torch.ones(2, 4), w), (2, 3), 2),
     ("a slice", (6, 4), lambda x, w: x @ w[1:4].T, (3, 4), -1),
     ("chosen rows", (6, 4), lambda x, w: x @ w[torch.tensor([5, 1, 1])].T, (3, 4), -2),
+    ("joined", (6, 4), lambda x, w: x @ torch.cat([w[1:2], w[2:4]]).T, (3, 4), -1),
     ("half precision", (5, 4), lambda x, w: x.bfloat16() @ w.bfloat16().T, (3, 4), 3),
 ]
 

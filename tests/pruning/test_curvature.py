@@ -1,5 +1,6 @@
 """Curvature against loops, definitions and torch's own Hessian."""
 
+from collections import UserDict
 from collections.abc import Callable
 from typing import Any
 
@@ -509,6 +510,93 @@ def test_layers_of_a_fused_encoder_are_seen() -> None:
     scores = scorers.wanda(Evidence(layer, parameters, [x], lambda m, b: m(b).sum()))
     norms = seen[0].detach().square().sum((0, 1)).sqrt()
     torch.testing.assert_close(scores["linear1.weight"], layer.linear1.weight.detach().abs() * norms)
+
+
+def test_networks_that_mix_examples_are_refused() -> None:
+    class Centred(nn.Module):
+        def __init__(self, share: float = 1.0) -> None:
+            super().__init__()
+            self.a, self.b, self.share = nn.Linear(4, 5), nn.Linear(5, 3), share
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.a(x)
+            return self.b(torch.tanh(hidden - self.share * hidden.mean(0)))  # type: ignore[no-any-return]
+
+    class Statistics(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.batch_norm(self.a(x), None, None, training=True)
+
+    class Contrast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.a(x)
+            return hidden @ hidden.T  # type: ignore[no-any-return]
+
+    for model in (Centred(), Centred(0.5), Statistics(), Contrast()):
+        evidence = Evidence(model.double(), prunable(model), [data(4)], cross_entropy)
+        for scorer in (scorers.fisher, scorers.obd, scorers.woodfisher):
+            with pytest.raises(ScoreError, match="no gradients of their own") as caught:
+                scorer(evidence)
+            assert "\n" not in str(caught.value)
+    calm = Centred(0.0).double()
+    scorers.fisher(Evidence(calm, prunable(calm), [data(4)], cross_entropy))
+
+
+def test_examples_are_cut_out_of_any_mapping() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    model.register_parameter("scale", nn.Parameter(torch.ones(3, dtype=torch.float64)))
+    x, y = data(4)
+
+    def scaled(model: nn.Module, batch: Any) -> Tensor:
+        return F.cross_entropy(model(batch["x"]), batch["y"])
+
+    parameters = prunable(model)
+    found = mean_squares(Evidence(model, parameters, [UserDict(x=x, y=y)], scaled), cotangents.empirical)
+    wanted = mean_squares(Evidence(model, parameters, [(x, y)], cross_entropy), cotangents.empirical)
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value)
+    with pytest.raises(ScoreError, match="leave out Evidence"):
+        mean_squares(Evidence(model, parameters, [(x, y)], cross_entropy, count=len), cotangents.empirical)
+
+
+@pytest.mark.parametrize("scorer", [scorers.wanda, scorers.obs])
+def test_layers_may_be_called_with_one_example(scorer: Any) -> None:
+    """A loop over examples, each without a dimension for them, is the batch."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 2, 7, dtype=torch.float64)
+    layer = nn.Sequential(nn.Conv1d(2, 3, 3), nn.Flatten(-2), nn.Linear(15, 3)).double()
+    one = lambda m, b: torch.stack([m(e) for e in b]).sum()  # noqa: E731
+    found, wanted = (scorer(Evidence(layer, prunable(layer), [x], f)) for f in (one, lambda m, b: m(b).sum()))
+    for name, score in wanted.items():
+        torch.testing.assert_close(found[name], score)
+
+
+def test_shapes_of_weights_may_be_asked_for_anywhere_and_branches_are_taken() -> None:
+    class Shapely(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            start = self.a.weight.new_zeros(len(x), 4) + torch.zeros_like(self.a.weight)[:1]
+            return self.b(torch.cond(x.sum() > 99, lambda t: t + 1, lambda t: t - 1, (start + self.a(x),)))
+
+    model = Shapely()
+    x, y = data(4)
+    evidence = Evidence(model, prunable(model), [(x.float(), y)], cross_entropy)
+    assert all(bool(score.any()) for score in scorers.wanda(evidence).values())
+    with pytest.raises(ScoreError, match=r"torch\.cond and its like cannot be watched"):
+        scorers.taylor(evidence)
+    with torch.inference_mode(), pytest.raises(ScoreError, match="outside"):
+        scorers.wanda(evidence)
 
 
 def test_a_penalty_that_begins_in_a_later_batch_is_refused_there() -> None:

@@ -280,6 +280,8 @@ def test_what_cannot_be_scored_is_refused() -> None:
             2,
         ),
         ((["some", "words"], torch.zeros(2, 7)), 2),
+        ([torch.zeros(6, 1, 8, 8), torch.zeros(6, 1, 8, 8)], 6),
+        ([{"image": torch.zeros(2, 9)}, {"image": torch.zeros(2, 9)}], 2),
         ((nn.utils.rnn.pack_sequence([torch.zeros(4, 2), torch.zeros(1, 2)]), torch.zeros(2)), 2),
     ],
 )
@@ -293,8 +295,11 @@ def test_examples_in_a_batch(batch: Batch, size: int) -> None:
         ([{"a": torch.zeros(3, 1)}, torch.zeros(9)]),
         (torch.zeros(7, 4, 2), torch.zeros(4)),
         ([torch.zeros(3, 8, 8), torch.zeros(3, 8, 8)], [torch.tensor(1), torch.tensor(0)]),
+        [torch.zeros(3, 8, 8), torch.zeros(3, 8, 8)],
+        [{"image": torch.zeros(3, 8, 8), "label": torch.tensor(1)} for _ in range(5)],
+        [(torch.zeros(3, 8, 8), 1) for _ in range(5)],
     ],
-    ids=["two numbers", "time first", "images or examples"],
+    ids=["two numbers", "time first", "images or examples", "images", "examples", "pairs"],
 )
 def test_a_batch_whose_examples_are_not_clear_is_refused(batch: Batch) -> None:
     refused(lambda: examples(batch), "put examples first", "count=")

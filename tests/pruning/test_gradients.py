@@ -324,3 +324,107 @@ def test_sharded_weights_are_refused(wrap: str) -> None:
         Evidence(model, dict(model.named_parameters()))
     with pytest.raises(ParameterError, match="is sharded"):
         masks.attach(model)
+
+
+def cast(model: nn.Module, batch: Any) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = model(batch[0])
+    return F.cross_entropy(outputs.float(), batch[1])
+
+
+@pytest.mark.parametrize("scorer", {**BY_GRADIENT, **BY_CURVATURE})
+def test_casts_that_autocast_keeps_hide_no_weight(scorer: str) -> None:
+    class Used(Reading):
+        def forward(self, x: Tensor) -> Tensor:
+            first: Tensor = self.b(x) * 0
+            return super().forward(x) + first.detach()
+
+    evidence = case(Used("no_grad"))
+    with pytest.raises(ScoreError, match=r"b\.(weight|bias): the loss reads it where autograd"):
+        (BY_GRADIENT | BY_CURVATURE)[scorer](Evidence(evidence.model, evidence.parameters, evidence.batches, cast))
+
+
+def test_reentrant_checkpoints_under_autocast_and_in_later_batches_change_no_score() -> None:
+    class Late(Checkpointed):
+        def forward(self, x: Tensor) -> Tensor:
+            self.reentrant = self.later and len(x) == 2
+            return super().forward(x)
+
+    for given in (loss, cast):
+        found = []
+        for later in (True, False):
+            torch.manual_seed(0)
+            model = Late(False, "before")
+            model.later = later  # type: ignore[assignment]  # a plain attribute
+            evidence = case(model)
+            found.append(scorers.taylor(Evidence(model, evidence.parameters, evidence.batches, given)))
+        for name, score in found[1].items():
+            torch.testing.assert_close(found[0][name], score, rtol=2e-2 if given is cast else 1e-5, atol=1e-4)
+
+
+class Once(torch.autograd.Function):
+    """tanh, of which the gradient has no gradient, as in many kernels of others."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]  # torch leaves it open
+        ctx.save_for_backward(x)
+        return x.tanh()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]  # torch leaves it open
+        (x,) = ctx.saved_tensors
+        return gradient * (1 - x.tanh() ** 2)
+
+
+@pytest.mark.parametrize("scorer", ["grasp", "hutchinson"])
+def test_operators_that_are_differentiable_once_have_no_hessian(scorer: str) -> None:
+    class Kernel(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(5, 4), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(Once.apply(self.a(x)))  # type: ignore[no-any-return,no-untyped-call]
+
+    with pytest.raises(ScoreError, match="can be differentiated once alone"):
+        BY_CURVATURE[scorer](case(Kernel()))
+    assert bool(scorers.taylor(case(Kernel()))["a.weight"].any())
+
+
+def test_weights_are_looked_at_without_running_their_parametrizations() -> None:
+    """In train mode each access of a spectrally normalised weight moves its vectors."""
+
+    class Normalised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(5, 6)
+            self.b = nn.utils.parametrizations.spectral_norm(nn.Linear(6, 3))
+            self.aside = nn.utils.parametrizations.spectral_norm(nn.ConvTranspose1d(1, 2, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x))  # type: ignore[no-any-return]
+
+    model = Normalised().train()
+    before = copy.deepcopy(model.state_dict())
+    evidence = case(model, include="a.weight")
+    for scorer in (scorers.magnitude, scorers.wanda, scorers.obs, scorers.taylor):
+        scorer(evidence)  # type: ignore[operator]
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_a_distributed_part_of_a_model_is_refused(one_process: None) -> None:
+    whole = nn.Sequential(nn.Linear(5, 4), nn.parallel.DistributedDataParallel(nn.Linear(4, 3)))
+    with pytest.raises(ParameterError, match="1: is a DistributedDataParallel inside of the model"):
+        Evidence(whole, prunable(whole))
+    with pytest.raises(ParameterError, match="wrap the whole model"):
+        Masks.dense(prunable(whole)).attach(whole)
+
+
+def test_backward_passes_of_a_distributed_model_are_refused(one_process: None) -> None:
+    wrapped = nn.parallel.DistributedDataParallel(Checkpointed(True))
+    with pytest.raises(ScoreError, match="DistributedDataParallel would join"):
+        scorers.gradient(case(wrapped))
+    plain = nn.parallel.DistributedDataParallel(Checkpointed(False))
+    assert bool(scorers.gradient(case(plain))["a.weight"].any())

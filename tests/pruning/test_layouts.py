@@ -202,6 +202,52 @@ def test_transposed_convolutions_compete_by_their_outputs() -> None:
     assert bool((pairs.sum(1) == 1).all())
 
 
+def test_only_experts_are_taken_for_experts() -> None:
+    """Not tables or biases whose first dimension is a number that has "expert" in its name."""
+
+    class Mixture(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.num_experts, self.num_shared_experts = 3, 1
+            self.pos_embed, self.cls = nn.Parameter(torch.zeros(1, 9, 6)), nn.Parameter(torch.zeros(1, 1, 6))
+            self.w1, self.bias1 = nn.Parameter(torch.zeros(3, 8, 6)), nn.Parameter(torch.zeros(3, 1, 8))
+            self.w1_bias = nn.Parameter(torch.zeros(3, 2, 8))
+
+    assert set(prunable(Mixture())) == {"w1"}
+
+
+@pytest.mark.parametrize(
+    ("hidden", "name", "shape", "outputs"),
+    [
+        ("hidden_size", "w1", (3, 6, 10), (2,)),
+        ("hidden_size", "w2", (3, 10, 6), (2,)),
+        ("hidden_size", "w2", (3, 6, 10), (1,)),
+        ("hidden_size", "wo", (3, 10, 6), (2,)),
+        ("hidden_size", "mystery", (3, 10, 6), ()),
+        ("hidden_dim", "w1", (3, 6, 10), ()),  # some mean the inner width by it
+    ],
+)
+def test_experts_lie_as_their_names_and_widths_say(
+    hidden: str, name: str, shape: tuple[int, ...], outputs: tuple[int, ...]
+) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.num_experts = 3
+            setattr(self, hidden, 6)
+            setattr(self, name, nn.Parameter(torch.zeros(shape)))
+
+    model = Named()
+    assert layouts(model, prunable(model))[name].outputs == outputs
+
+
+def test_kernels_of_reparametrised_transposed_convolutions_keep_their_layout() -> None:
+    model = nn.utils.parametrizations.spectral_norm(nn.ConvTranspose1d(4, 6, 3))
+    parameters = prunable(model, include="*original")
+    (layout,) = layouts(model, parameters).values()
+    assert layout == Layout(outputs=(0, 2), groups=1)
+
+
 def test_experts_that_do_not_say_how_they_lie_are_refused_by_name() -> None:
     model = Experts(None)
     model.hidden_size = 5
