@@ -11,6 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
+from functools import wraps
 from pathlib import Path
 from time import process_time
 from typing import Any
@@ -120,6 +121,7 @@ def timed(parts: Mapping[str, Sequence[tuple[Any, str]]]) -> Iterator[Counter[st
     inner = [0.0]  # of each call that is going on: what parts within it took
 
     def timing(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
             inner.append(0.0)
             begun = process_time()

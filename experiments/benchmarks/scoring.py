@@ -65,10 +65,10 @@ def loop(evidence: Evidence) -> Scores:
     return {name: value / count for name, value in total.items()}
 
 
-def passes(rounds: int, share: float, ratios: dict[str, float]) -> Iterator[Row]:
+def passes(rounds: int, scale: float, ratios: dict[str, float]) -> Iterator[Row]:
     """Ratios to forward + backward of the same batches; of SynFlow, which sees no data, of one batch."""
     for name, batches, full, turns in (("lenet_300_100", 10, 100, rounds), ("resnet20", 2, 64, max(1, rounds // 4))):
-        size = max(2, round(share * full))
+        size = max(2, round(scale * full))
         evidence, one = case(name, batches, size), case(name, 1, size)
         contenders = {
             "snip": (scorers.snip, evidence),
@@ -85,9 +85,9 @@ def passes(rounds: int, share: float, ratios: dict[str, float]) -> Iterator[Row]
             yield f"{scorer}, {name}, {len(list(seen.batches))} x {size}", *medians, f"{ratio:.2f}"
 
 
-def fisher(rounds: int, share: float, ratios: dict[str, float], differences: dict[str, float]) -> Iterator[Row]:
+def fisher(rounds: int, scale: float, ratios: dict[str, float], differences: dict[str, float]) -> Iterator[Row]:
     """How many times as fast as the loop, and the largest difference relative to a tensor's largest value."""
-    size = max(2, round(share * 100))
+    size = max(2, round(scale * 100))
     # the first batch is checked besides, whatever their number: few batches show that cost, many hide it
     for name, batches in (("lenet_300_100", 2), ("lenet_300_100", 10), ("lenet_5", 2), ("lenet_5", 10)):
         evidence, title = case(name, batches, size), f"{name}, {batches} x {size}"
@@ -137,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=30, help="turns (of what is slow fewer)")
-    parser.add_argument("--batch", type=float, default=1.0, help="share of the usual batches' sizes")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the batches' sizes")
     parser.add_argument("--width", type=int, default=768, help="of the layers that OBS scores")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
@@ -150,8 +150,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"scoring, {options.threads} thread(s), medians of turns",
         ("scorer, network, batches", "forward + backward ms", "score ms", "ratio"),
         chain(
-            passes(options.rounds, options.batch, ratios),
-            fisher(options.rounds, options.batch, speed, differences),
+            passes(options.rounds, options.scale, ratios),
+            fisher(options.rounds, options.scale, speed, differences),
             obs(options.width, 2048, seconds),
         ),
         {

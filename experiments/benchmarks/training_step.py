@@ -30,7 +30,7 @@ def stepper(model: nn.Module, inputs: torch.Tensor, masked: bool, steps: int) ->
     return call
 
 
-def measured(rounds: int, overhead: dict[str, float]) -> Iterator[Row]:
+def measured(rounds: int, scale: float, overhead: dict[str, float]) -> Iterator[Row]:
     """A row a network; its `overhead` is the masked step's time over the dense one's, minus 1."""
     cases = {
         "lenet_300_100, batch 60": (models.lenet_300_100, [1, 28, 28], 60, 20, rounds),
@@ -38,7 +38,7 @@ def measured(rounds: int, overhead: dict[str, float]) -> Iterator[Row]:
         "resnet20, batch 64": (models.resnet20, [3, 32, 32], 64, 1, max(1, rounds // 4)),
     }
     for name, (build, shape, batch, steps, turns) in cases.items():
-        inputs = torch.randn(batch, *shape)
+        inputs = torch.randn(max(2, round(scale * batch)), *shape)
         contenders = {kind: stepper(build(shape, 10), inputs, kind == "masked", steps) for kind in ("dense", "masked")}
         seconds = in_turn(contenders, turns)
         ratio = median_ratio(seconds["masked"], seconds["dense"])
@@ -52,13 +52,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=100, help="turns (of ResNet-20 a quarter as many)")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the batches' sizes")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     overhead: dict[str, float] = {}
     show(
         f"one training step, fused Adam, {options.threads} thread(s), medians of turns",
         ("network", "dense ms", "masked ms", "overhead"),
-        measured(options.rounds, overhead),
+        measured(options.rounds, options.scale, overhead),
         {"overhead": overhead},
     )
 
