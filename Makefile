@@ -47,7 +47,7 @@ floors:
 
 # A Python that is not here, or for which a package has no wheel, is skipped with a line.
 pythons:
-	set -e; for python in $(PYTHONS); do \
+	@set -e; for python in $(PYTHONS); do \
 		version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2> /dev/null) || \
 			{ echo "$$python is not here: skipped"; continue; }; \
 		$$python -m venv .venv-$$version; \

@@ -77,7 +77,7 @@ def places(rows: pd.DataFrame, x: str) -> np.ndarray:
 def test_lines_and_bands_are_the_numbers_of_the_summary_and_of_the_csv(summary, x, tmp_path):
     figure = accuracy(summary, DENSE, x)
     *_, path = save(figure, tmp_path / "figure", summary)
-    written = pd.read_csv(path)
+    written = pd.read_csv(path, converters=dict.fromkeys(("mean", "low", "high"), float))  # to the last bit
     assert written[["mean", "low", "high"]].equals(summary[["mean", "low", "high"]])
 
     assert len(figure.axes) == 2  # the full range and the neighbourhood of the dense network show the same
