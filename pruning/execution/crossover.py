@@ -116,14 +116,14 @@ def _read_once(path: Path) -> Crossover:
     return Crossover(path)
 
 
-def fastest(speedups: Mapping[str, float], gain: float = GAIN) -> str:
+def fastest(speedups: Mapping[str, float]) -> str:
     """Name of the form to take, of those that are given from the simplest on with their speed-ups over "dense".
 
-    Each is to be `gain` times as fast as what is taken without it.
+    Each is to be `GAIN` times as fast as what is taken without it.
     """
     found, best = "dense", 1.0
     for name, speedup in speedups.items():
-        if speedup >= gain * best:
+        if speedup >= GAIN * best:
             found, best = name, speedup
     return found
 

@@ -1,7 +1,7 @@
 """The fastest exact form of a pruned network on this machine: smaller where units are dead, sparse where that pays."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
@@ -25,6 +25,7 @@ log = logging.getLogger("pruning")
 TOLERANCE = 1e-4
 """The largest difference from the masked network, relative to its largest output, that is taken for rounding."""
 _ROUNDS = 15
+_TOGETHER = 1.2  # by how much one form for all layers may be slower by their single times, and be tried
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Deployed:
         lines = [f"{'layer':<{width}}  {'matrix':>11}  {'density':>7}" + "".join(f"  {n + ' ms':>9}" for n in FORMS)]
         lines += [
             f"{layer.name:<{width}}  {f'{layer.outputs}x{layer.inputs}':>11}  {layer.density:>7.4f}"
-            + "".join(f"  {_shown(getattr(layer, form)):>9}" for form in FORMS)
+            + "".join(f"  {_shown(layer.milliseconds.get(form)):>9}" for form in FORMS)
             + f"  {layer.chosen}"
             for layer in self.layers
         ]
@@ -87,9 +88,9 @@ def deploy(model: nn.Module, masks: Mapping[str, Tensor], example_inputs: Inputs
     """The form of the masked `model` that is fastest on inputs like these, with the same outputs.
 
     Units that masks leave without a reader, or without anything to say, are removed; then every masked Linear and 1x1
-    convolution is timed in each of its forms (`Layer`) in passes of the network, and runs in the fastest; last, the
-    masked, the smaller and the network of these layers are timed in turn, and the fastest is it. `model` stays as it
-    is. Call what is found without gradients: with them, packed layers run as ordinary ones.
+    convolution is timed in each of its forms (`Layer`) in passes of the network; last, the masked, the smaller, and the
+    networks of layers in their fastest forms, or all in one, are timed in turn, and the fastest is it. `model` stays as
+    it is. Call what is found without gradients: with them, packed layers run as ordinary ones.
 
     Args:
         example_inputs: of the size that it is to be fast on.
@@ -105,18 +106,18 @@ def deploy(model: nn.Module, masks: Mapping[str, Tensor], example_inputs: Inputs
     call(masked, example_inputs)  # what is wrong with the inputs is said here
     small, reason = _smaller(masked, masks, example_inputs)
     layers = timed(small, masks, example_inputs)
-    chosen = {layer.name: layer.chosen for layer in layers if layer.chosen != "dense"}
+    choices = _choices(layers)
     forms = {"masked": masked}  # what is smaller goes before it; what is equal is timed once
     if _count(small) < _count(masked):
         forms = {"removed": small} | forms
-    if chosen:
-        forms = {"sparse": in_forms(small, masks, chosen, {layer.name: layer.columns for layer in layers})} | forms
+    columns = {layer.name: layer.columns for layer in layers}
+    forms = {name: in_forms(small, masks, choice, columns) for name, choice in choices.items()} | forms
     calls = {name: partial(call, form, example_inputs) for name, form in forms.items()}
     seconds = in_turn(calls, _ROUNDS)
     times = {name: 1000 * median(found) for name, found in seconds.items()}
     best = next(name for name in forms if times[name] <= NOISE * min(times.values()))
-    if best != "sparse":
-        layers = tuple(replace(layer, chosen="dense") for layer in layers)
+    chosen = choices.get(best, {})
+    layers = tuple(replace(layer, chosen=chosen.get(layer.name, "dense")) for layer in layers)
     difference = verify(model, masks, forms[best], example_inputs)
     if not difference <= TOLERANCE:
         raise ExecutionError(
@@ -147,6 +148,20 @@ def _smaller(masked: nn.Module, masks: Mapping[str, Tensor], inputs: Inputs) -> 
     except StructureError as error:
         log.warning("dead units stay: %s", error)
         return cloned(masked), f"dead units stay: {error}"
+
+
+def _choices(layers: Collection[Layer]) -> dict[str, dict[str, str]]:
+    """Forms to try together: of each layer the one that was chosen, and one for all where that may be as fast.
+
+    Kernels of one kind find their own code in the caches, which the times of single layers do not show.
+    """
+    found = {"sparse": {layer.name: layer.chosen for layer in layers if layer.chosen != "dense"}}
+    least = sum(min(layer.milliseconds.values()) for layer in layers)
+    for form in FORMS[1:]:
+        of = {layer.name: form for layer in layers if form in layer.milliseconds}
+        if sum(layer.milliseconds.get(form, layer.dense) for layer in layers) <= _TOGETHER * least:
+            found[f"all {form}"] = of
+    return {name: of for name, of in found.items() if of and (name == "sparse" or of != found["sparse"])}
 
 
 def _shown(milliseconds: float | None) -> str:
