@@ -8,6 +8,7 @@ from experiments import sources
 WITHOUT_EFFECT = (
     "experiments.identity",  # finds keys
     "experiments.sources",
+    "experiments.syntax",
     "experiments.store",  # keeps results; its format is in every key
     "experiments.records",  # keeps rows; their format is in the keys of rows
     "experiments.conditions",  # is told beside results

@@ -5,24 +5,20 @@ not, by import statements. Installed packages do not count, their versions stand
 wherever they are installed. Digests are the same wherever the files lie and whatever version of Python reads them.
 """
 
-import ast
 import hashlib
 import sys
 import sysconfig
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
-from importlib.util import find_spec, resolve_name
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from experiments.syntax import Import, read
 from pruning.errors import ConfigurationError
 
 OWN = frozenset({"experiments", "pruning"})
-
-Import = tuple[str, str]
-"""A module, and what is imported from it; "" for the module as a whole."""
 
 
 def digests(config: Any, without: Collection[str] = ()) -> dict[str, str]:
@@ -105,7 +101,7 @@ def _reached(starts: tuple[Import, ...], without: frozenset[str]) -> tuple[dict[
         for origin in _origins(module, name):
             file = _file(origin)
             if file is not None and origin not in found and (origin in named or not _among(origin, without)):
-                source = _source(file, origin)
+                source = read(file, origin)
                 found[origin] = source.digest
                 waiting += source.imports
     return found, frozenset(others)
@@ -117,7 +113,7 @@ def _origins(module: str, name: str) -> Iterator[str]:
     The file of a package that does nothing but import hands on what it has: only the module where that is from counts.
     """
     file = _file(module)
-    hands_on = {} if file is None else _source(file, module).hands_on
+    hands_on = {} if file is None else read(file, module).hands_on
     if hands_on is not None and hands_on.get(name, (module, name)) != (module, name):
         yield from _origins(*hands_on[name])
     elif name and _file(f"{module}.{name}") is not None:
@@ -172,103 +168,3 @@ def _spec(module: str) -> ModuleSpec | None:
     package = _spec(above)
     places = None if package is None else package.submodule_search_locations
     return None if places is None else PathFinder.find_spec(module, places)
-
-
-# What files say
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A digest of what a file does, what it imports, and what it hands on: name → import, or None where it does more
-    than import."""
-
-    digest: str
-    imports: tuple[Import, ...]
-    hands_on: Mapping[str, Import] | None
-
-
-@cache
-def _source(path: Path, module: str) -> _Source:
-    """Read once in a process: what runs is what was loaded, whatever becomes of the file meanwhile."""
-    content = path.read_bytes()
-    try:
-        tree = ast.parse(content)
-        digest = hashlib.sha256(_normal(tree).encode()).hexdigest()
-    except (SyntaxError, ValueError):  # compiled code, or that of a later Python
-        return _Source(hashlib.sha256(content).hexdigest(), (), None)
-    is_package = path.name == "__init__.py"
-    imports = list(_imports(tree, module if is_package else module.rpartition(".")[0]))
-    only = is_package and all(isinstance(statement, _IMPORTING) or _is_all(statement) for statement in tree.body)
-    hands_on = {bound: origin for bound, origin in imports if origin[1]} if only else None
-    return _Source(digest, tuple(dict.fromkeys(origin for _, origin in imports)), hands_on)
-
-
-_IMPORTING = (ast.Import, ast.ImportFrom)
-
-
-def _is_all(statement: ast.stmt) -> bool:
-    """A docstring, or `__all__`."""
-    if isinstance(statement, ast.Assign):
-        return all(isinstance(target, ast.Name) and target.id == "__all__" for target in statement.targets)
-    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
-
-
-def _imports(tree: ast.Module, package: str) -> Iterator[tuple[str, Import]]:
-    """The names that import statements bind, and what they import; not where only a type checker reads."""
-    waiting: list[ast.AST] = [*tree.body]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, ast.Import):
-            yield from ((alias.asname or alias.name, (alias.name, "")) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and (package or not node.level):
-            module = resolve_name("." * node.level + (node.module or ""), package)
-            yield from ((alias.asname or alias.name, (module, alias.name)) for alias in node.names)
-        elif isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
-            waiting += node.orelse
-        else:
-            for name in ("body", "orelse", "handlers", "finalbody", "cases"):  # statements are in nothing else
-                inner = getattr(node, name, ())
-                waiting += inner if isinstance(inner, list) else ()
-
-
-def _normal(tree: ast.Module) -> str:
-    """A syntax tree as text, node after node from its root, with the number of those below each.
-
-    It is the same under every version of Python, which those of `ast.dump` and `ast.unparse` are not: empty fields are
-    left out, as later versions have more of them. So are strings that are statements: they say nothing to a computer.
-    """
-    words: list[str] = []
-    waiting: list[ast.AST] = [tree]
-    while waiting:
-        node = waiting.pop()
-        words.append(type(node).__name__)
-        below: list[ast.AST] = []
-        for name in _fields(type(node)):
-            value = getattr(node, name, None)
-            if isinstance(value, ast.AST):
-                words.append(name)
-                below.append(value)
-            elif isinstance(value, list):
-                items = [item for item in value if not _is_idle(item, node)]
-                nodes = [item for item in items if isinstance(item, ast.AST)]
-                if len(nodes) < len(items):  # names, or defaults of which some are lacking
-                    words.append(ascii([None if isinstance(item, ast.AST) else ascii(item) for item in items]))
-                if items:
-                    words.append(f"{name} {len(items)}")
-                    below += nodes
-            elif value is not None:
-                words.append(f"{name} {value!a}")
-        waiting += reversed(below)
-    return "\n".join(words)
-
-
-@cache
-def _fields(kind: type[ast.AST]) -> tuple[str, ...]:
-    return tuple(name for name in kind._fields if name not in ("ctx", "kind", "type_comment", "type_ignores"))
-
-
-def _is_idle(item: Any, parent: ast.AST) -> bool:
-    """Whether it is a string that is a statement, or an empty part of an f-string, which some versions leave out."""
-    if isinstance(item, ast.Expr):
-        return isinstance(item.value, ast.Constant) and isinstance(item.value.value, str)
-    return isinstance(parent, ast.JoinedStr) and isinstance(item, ast.Constant) and item.value == ""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from experiments import records, sources
+from experiments import records, sources, syntax
 from experiments import run as app
 from experiments.configuration import checked
 from experiments.setting import Setting
@@ -50,7 +50,7 @@ def own(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str, name: str = "o
 
 def forget() -> None:
     """Read files again, as another process would."""
-    for function in vars(sources).values():
+    for function in (*vars(sources).values(), *vars(syntax).values()):
         if hasattr(function, "cache_clear"):
             function.cache_clear()
     importlib.invalidate_caches()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from experiments import basis, controls, records, sources, stages
+from experiments import basis, controls, records, sources, stages, syntax
 from experiments import run as app
 from experiments.conditions import conditions
 from experiments.identity import WITHOUT_EFFECT, part
@@ -300,7 +300,7 @@ def test_code_counts_as_it_was_when_the_run_began(tmp_path, monkeypatch):
 
     def editing(*arguments, **more):
         (tmp_path / f"{name}.py").write_text(code.replace("SIGN", "+1"))
-        patched.setattr(sources, "_normal", lambda tree: pytest.fail("read while the run goes on"))
+        patched.setattr(syntax, "_normal", lambda tree: pytest.fail("read while the run goes on"))
         return train(*arguments, **more)
 
     with monkeypatch.context() as patched:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments import sources
+from experiments import sources, syntax
 from pruning.errors import ConfigurationError
 from tests.experiments.running import ROOT, forget, own
 
@@ -250,7 +250,7 @@ def test_digests_do_not_depend_on_the_place(tmp_path, monkeypatch):
 
 
 ASK = """
-from experiments import sources
+from experiments import sources, syntax
 print(sources.__file__)
 print(sources.digests([{"_target_": t} for t in ("pruning.scorers.obs", "experiments.data.digits", "torch.optim.SGD")]))
 print(sources.digest(["experiments.stages.trained"]), sources.digest(["experiments.levels"]))
@@ -293,4 +293,4 @@ def test_files_that_python_cannot_read_count_as_they_are(tmp_path, monkeypatch):
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\r\x00"), max_size=30))
 def test_any_comment_is_nothing_to_a_digest(text):
     comment = "# " + " ".join(text.splitlines()).replace("\x0c", "") + "\n"
-    assert sources._normal(ast.parse(PLAIN + comment)) == sources._normal(ast.parse(PLAIN))
+    assert syntax._normal(ast.parse(PLAIN + comment)) == syntax._normal(ast.parse(PLAIN))
