@@ -76,6 +76,8 @@ def comparisons(
             meant = methods(rows)[whole[rows.index] == baseline]
             name = str(meant.iloc[0]) if len(meant) else resolved(baseline, names)
             apart = _differences(final, name, value, **options)
+            if apart.empty:
+                raise RecordsError(f"{name}: no run of it is told from others by its dense network: repeat its runs")
             area = _overall(final, rows, name, value, within=within, **options)
         except RecordsError as error:
             refused.append(f"{setup}: {error}" if len(parts) > 1 else str(error))

@@ -26,6 +26,7 @@ from torch import nn
 
 from experiments import figures, gallery, networks, records, report, statistics
 from experiments.benchmarks.measuring import Row, show
+from experiments.conditions import conditions
 from experiments.intervals import INTERVALS
 from experiments.replications import composed
 from experiments.setting import Setting
@@ -111,7 +112,9 @@ def _masks(model: nn.Module, density: float, rng: np.random.Generator) -> Masks:
 def _network(store: Store, identity: Mapping[str, Any], model: nn.Module, masks: Masks) -> str:
     course = {"steps": EPOCHS, "epoch_steps": 1, "position": EPOCHS}
     held = None if identity["run"] == "dense" else masks
-    return store.obtain("made_up", identity, lambda folder: networks.save(folder, model, held, course, [], None)).key
+    return store.obtain(
+        "made_up", identity, lambda folder: networks.save(folder, model, held, course, [], None, conditions({}))
+    ).key
 
 
 @contextmanager

@@ -222,7 +222,13 @@ NEEDS = {
         "experiments.data.embedded",
         "experiments.learning_rate",
     },
-    "masks": {"pruning.pipeline", "pruning.selection", "pruning.allocation", "pruning.scorers.obs", "pruning.evidence"},
+    "masks": {
+        "pruning.pipeline",
+        "pruning.selection.threshold",
+        "pruning.allocation",
+        "pruning.scorers.obs",
+        "pruning.evidence",
+    },
     "recovered": {"pruning.dynamic.held", "pruning.attachment", "pruning.recovery", "pruning.execution.alternating"},
     "rows": {"experiments.levels", "experiments.evaluation", "pruning.cost"},
 }
@@ -283,7 +289,8 @@ def test_masks_made_by_other_code_are_made_again_and_dense_networks_are_not(tmp_
     first = rows()
     edited("errors.py", "Scores that cannot be ranked", "Scores that nobody can rank")
     edited("masks.py", "\n\n\n", "\n# why\n\n\n")
-    edited("pipeline.py", "return Masks(masks)", "return Masks({name: ~mask for name, mask in masks.items()})")
+    inverted = "return Masks({name: ~mask for name, mask in top_share(scores, density).items()})"
+    edited("pipeline.py", "return Masks(top_share(scores, density))", inverted)
     second = rows()
     assert second[0]["network"] == first[0]["network"]
     assert second[1]["kept"] == first[1]["prunable"] - first[1]["kept"]

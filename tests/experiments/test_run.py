@@ -416,7 +416,7 @@ def test_a_repetition_that_fails_loses_no_row(tmp_path, monkeypatch):
     def refused(*_, **__):
         raise ArtefactError("nothing can be trained")
 
-    monkeypatch.setattr("experiments.stages.train", refused)
+    monkeypatch.setattr("experiments.stages.trained.train", refused)
     with pytest.raises(ArtefactError):
         run(tmp_path, "density=[0.5,0.2]")
     assert (tmp_path / "run" / records.FILE).read_text() == before

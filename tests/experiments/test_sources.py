@@ -273,7 +273,7 @@ def test_our_packages_count_where_they_are_installed_and_have_the_same_digests(t
     assert here[1:] == there[1:]
     assert "pruning.scorers.obs" in there[1]
     assert "torch" not in there[1].replace("experiments", "")
-    file = installed / "pruning" / "selection.py"
+    file = installed / "pruning" / "selection" / "threshold.py"
     file.write_text(file.read_text() + "\nCHANGED = 1\n")
     assert ask(installed)[1:] == here[1:]  # neither scorers nor trainings nor rows select
     file = installed / "pruning" / "evidence.py"
