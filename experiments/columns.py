@@ -113,10 +113,11 @@ def _layers(value: Any) -> bool:
 
 
 def _layer(value: Any) -> bool:
-    if not isinstance(value, Mapping) or not {"name", "shape", "kept", "total"} <= set(value):
+    if not isinstance(value, Mapping) or not {"name", "kept", "total"} <= set(value):
         return False
+    shape = value.get("shape", [])
     counts = _count(value["kept"]) and _count(value["total"]) and value["kept"] <= value["total"]
-    return is_name(value["name"]) and counts and isinstance(value["shape"], list) and all(map(_count, value["shape"]))
+    return is_name(value["name"]) and counts and isinstance(shape, list) and all(map(_count, shape))
 
 
 def _losses(value: Any) -> bool:
@@ -150,7 +151,7 @@ _COLUMNS: dict[str, tuple[str, Check]] = {
     **dict.fromkeys(("emptied", "sparse"), ("list of names", _names)),
     "network": ("key of a network", _key),
     "seed": ("whole number of at least 0", _whole),
-    "layers": ("list of layers, each with a name of its own, its shape, and no more kept than in total", _layers),
+    "layers": ("list of layers, each with a name of its own and no more kept than in total", _layers),
     "losses": ("list of pairs, epoch and loss", _losses),
     "versions": ("object of names and versions", _versions),
     "config": ("object", _object),
