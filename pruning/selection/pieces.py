@@ -86,7 +86,7 @@ def cut(mask: Mask, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
     if len(tensors) == 1:
         return [arrays.as_tensor(mask.reshape(tensors[0].shape))]
     flat = arrays.as_tensor(mask)
-    if len(set(map(_shape, tensors))) == 1 and tensors[0].dim():  # a view less for each
+    if len(set(map(_shape, tensors))) == 1:  # a view less for each
         return flat.view(len(tensors), *tensors[0].shape).unbind()
     return list(map(Tensor.view_as, flat.split_with_sizes(list(map(Tensor.numel, tensors))), tensors))
 

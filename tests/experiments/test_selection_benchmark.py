@@ -11,13 +11,13 @@ from pruning.allocation import NofM, PerRow
 
 
 def test_every_line_is_measured_and_exact(monkeypatch, capsys):
-    smallest = ["--sizes", "20", "300", "--tensors", "1", "7", "--width", "8", "--rounds", "1"]
+    smallest = ["--sizes", "20", "300", "--tensors", "1", "7", "30", "--width", "8", "--rounds", "1"]
     monkeypatch.setattr("sys.argv", ["selection", *smallest, "--threads", str(torch.get_num_threads())])
     benchmark.main()
     *lines, summary = capsys.readouterr().out.splitlines()
     lines, summary = [line.split() for line in lines], json.loads(summary)
     grid = [line for line in lines if len(line) == 8 and line[-1] == "True"]
-    assert [line[1] for line in grid] == ["1", "7", "1", "7"]
+    assert [line[1] for line in grid] == ["1", "7", "1", "7", "30"]  # no more tensors than weights
     assert all(float(figure) > 0 for line in grid for figure in line[2:6])
     assert [" ".join(line[:-5]) for line in lines[-4:]] == list(summary["seconds"])
     assert summary["exact"] is True

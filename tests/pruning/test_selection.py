@@ -168,6 +168,8 @@ def test_mixed_dtypes_are_compared_without_rounding(sizes):
     with limits(*sizes):
         for keep in range(9):
             assert_same(top([fine, coarse, half, whole], keep), brute_force([fine, coarse, half, whole], keep))
+    with limits(*sizes):  # torch would promote these to float32
+        assert top([torch.tensor([2**24, 2**24 + 1]), coarse], 1)[0].tolist() == [False, True]
     close = torch.tensor([2**53 - 1, 2**53 - 2, 2**53 - 3])
     assert top([close], 1)[0].tolist() == [True, False, False]
 
@@ -452,6 +454,13 @@ def test_what_is_large_is_neither_gathered_nor_held():
         assert all(run.held is not None for run in runs(scores))
 
 
+def test_a_bracket_that_catches_too_much_is_given_up():
+    with limits(64, 0, 0):
+        found = runs([torch.rand(400)])
+        assert threshold._within(found, 200, 400, -torch.inf, torch.inf) is None
+        assert threshold._within(found, 200, 400, 0.45, 0.55) is not None
+
+
 @pytest.mark.parametrize("length", [2, 3, 5, 10, 49, 64, 768, 3072])
 def test_a_sample_sees_every_column(length):
     """Scores often have the period of a row, as each input of a layer has a scale of its own."""
@@ -483,11 +492,14 @@ def test_one_score_among_many_tensors_that_cannot_be_ranked_is_named(chunk, valu
     scores = {f"layer{i}": torch.rand(2, 3) for i in range(9)} | {"whole": torch.ones(3, dtype=torch.int64)}
     scores["layer7"][1, 1] = value
     within = {name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()}
+    dead = scores | {"layer2": scores["layer2"].clone().fill_(value)}
+    without = within | {"layer2": torch.zeros_like(within["layer2"])}
     with limits(chunk, 0, 0):
         for call in (
             lambda: prune(scores, 0.5),
             lambda: check_all_finite(scores, within),
             lambda: prune(scores, 0.5, within=within),
+            lambda: prune(dead, 0.3, within=without),
             lambda: prune(scores, 0.5, allocation=allocation_kinds.Uniform()),
         ):
             with pytest.raises(ScoreError, match=r"layer7: 1 of 6"):
@@ -516,7 +528,7 @@ def test_what_a_tensor_keeps_at_least_is_reserved_in_each_and_the_rest_competes(
     assert_same(found.values(), [r | m for r, m in zip(reserved.values(), more, strict=True)])
 
 
-@pytest.mark.parametrize("score", [[2**60 + 1, 2**60, 0], [2**63 + 5, 1, 0], [2**53 + 1, 2**53, 0]])
+@pytest.mark.parametrize("score", [[2**60 + 1, 2**60, 0], [2**63 + 5, 1, 0], [2**53 + 1, 2**53, 0], [2**64 - 1, 1, 0]])
 def test_unsigned_integers_that_are_not_told_apart_are_refused(score):
     with pytest.raises(ScoreError, match=r"odd: .*2\^53"):
         prune({"fine": torch.ones(2), "odd": torch.tensor(score, dtype=torch.uint64)}, 0.5)
