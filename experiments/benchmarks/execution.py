@@ -15,8 +15,8 @@ a half of that, bags a third), and so the step reaches 1.9, 2.3, 2.6 and 2.8 tim
 
 import argparse
 import copy
-import statistics
 import json
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle, pairwise
