@@ -1,4 +1,12 @@
-"""python -m experiments.benchmarks.training_step: what holding masks costs a training step, beside the dense step."""
+"""python -m experiments.benchmarks.training_step: what holding masks costs a training step, beside the dense step.
+
+Of what it costs LeNet-300-100 on batches of 60, calls of hooks are 0 to 1.5 % of the step; the rest is memory. To mask
+the gradients of 266,200 weights reads and writes them, and reads as many bytes of masks: 3.2 MB beside the 7.5 MB of
+Adam and the 2 MB of the products. From the second-level cache that takes 21 microseconds, 1.6 % of a step of 1.3 ms; in
+the step, where little of it is there, 5 to 9 %, by how busy the machine's memory is. Smaller masks do not help: torch's
+vectorised kernels take operands of one width, and the others take 7 (a product with bool) to 14 times (`masked_fill_`)
+as long. So 5 % is about the floor of masking whole gradients.
+"""
 
 import argparse
 import statistics
