@@ -3,7 +3,7 @@
     python -m experiments.benchmarks.structure torchvision timm transformers --output structure.md
     python -m experiments.benchmarks.structure --models resnet50 vit_b_16
 
-For every model, with random weights: the seconds that `trace` takes (median of three), and those of all (tracing,
+For every model, with random weights: the CPU seconds that `trace` takes (median of three), and those of all (tracing,
 choosing, removing: once, without the check), the units that it finds and the share of all parameters in them, 30 % of
 each family removed at random, and the relative difference between masked and removed. "right": below 1e-5, and
 something could be removed. "refused": a typed error, or nothing to remove without a change. "wrong": anything else.
@@ -18,13 +18,14 @@ shapes": of the outputs. "runs": it cannot be compared, since weights were chang
 import argparse
 import json
 import multiprocessing
+import signal
 import statistics
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import numpy as np
@@ -53,21 +54,21 @@ def ours(make: Maker) -> dict[str, Any]:
     count = sum(p.numel() for p in model.parameters())
     row: dict[str, Any] = {"parameters": count}
     try:
-        start = perf_counter()
+        start = process_time()
         structure = trace(model, inputs)
-        traced = [perf_counter() - start]
+        traced = [process_time() - start]
         row |= {"units": structure.size, "in units": structure.share}
         row |= {"heads": sum(family.kind == "heads" for family in structure.families)}
         row |= {"kept whole": ", ".join(sorted({_kind(model, name) for name in structure.frozen}))}
         if structure.size:
-            start = perf_counter()
+            start = process_time()
             masks = some_removed(structure)
             small = remove(model, masks, structure, verified=False)
-            row["s"] = traced[0] + perf_counter() - start
+            row["s"] = traced[0] + process_time() - start
         for _ in range(2):
-            start = perf_counter()
+            start = process_time()
             trace(model, inputs)
-            traced.append(perf_counter() - start)
+            traced.append(process_time() - start)
         row["trace s"] = statistics.median(traced)
         if not structure.size:
             return row | {"verdict": "refused"}
@@ -91,27 +92,26 @@ def some_removed(structure: Structure) -> Masks:
 
 
 def theirs(group: str, name: str, limit: float) -> dict[str, Any]:
-    """The same model with torch-pruning, in a process of its own; the limit is from when it begins to prune."""
+    """The same model with torch-pruning, in a process of its own, that may prune for `limit` CPU seconds."""
     context = multiprocessing.get_context("forkserver")  # which imports all once, not for every model
     context.set_forkserver_preload(["experiments.benchmarks.structure_peer"])
     receiving, sending = context.Pipe(duplex=False)
-    process = context.Process(target=_judge, args=(group, name, sending))
+    process = context.Process(target=_judge, args=(group, name, limit, sending))
     process.start()
     sending.close()
     try:
-        receiving.recv()  # the model is made
-        found: dict[str, Any] = receiving.recv() if receiving.poll(limit) else {"torch-pruning": f"not in {limit:g} s"}
+        found: dict[str, Any] = receiving.recv()
     except EOFError:
-        found = {"torch-pruning": "died"}
-    process.kill()
+        process.join()
+        found = {"torch-pruning": f"not in {limit:g} s" if process.exitcode == -signal.SIGXCPU else "died"}
     process.join()
     return found
 
 
-def _judge(group: str, name: str, sending: Any) -> None:
+def _judge(group: str, name: str, limit: float, sending: Any) -> None:
     from experiments.benchmarks.structure_peer import judge  # noqa: PLC0415  # the peer alone needs torch-pruning
 
-    judge(group, name, _SHARE, sending)
+    judge(group, name, _SHARE, limit, sending)
 
 
 def _kind(model: nn.Module, name: str) -> str:
@@ -155,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("groups", nargs="*", help=f"among {', '.join(_GROUPS)} (default: all)")
     parser.add_argument("--models", nargs="*", help="only these")
-    parser.add_argument("--limit", type=float, default=30.0, help="seconds for torch-pruning; 0 leaves it out")
+    parser.add_argument("--limit", type=float, default=30.0, help="CPU seconds for torch-pruning; 0 leaves it out")
     parser.add_argument("--output", type=Path, help="a Markdown file for the table")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)

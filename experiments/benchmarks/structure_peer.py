@@ -1,9 +1,13 @@
 """torch-pruning on the models of the structure benchmark: what it removes, and whether the rest computes the same."""
 
 import logging
-import time
+import math
+import resource
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
+from time import process_time
 from typing import Any
 
 import torch
@@ -19,8 +23,10 @@ _FIRST_TAG = 0x3F800000
 """The bits of 1.0: tags are the floats that follow it, so that no arithmetic on them is slow or makes no number."""
 
 
-def judge(group: str, name: str, share: float, sending: Any) -> None:
-    """Prune a `share` of that model and send what came of it; before it begins to prune, "ready"."""
+def judge(group: str, name: str, share: float, limit: float, sending: Any) -> None:
+    """Prune a `share` of that model and send what came of it. The process ends where that takes longer than `limit`
+    CPU seconds.
+    """
     torch.set_num_threads(1)
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
@@ -29,13 +35,13 @@ def judge(group: str, name: str, share: float, sending: Any) -> None:
     model = disturbed(model)
     before = _shapes(model, inputs)
     prune(*warm_up(), share)
-    sending.send("ready")
     found: dict[str, Any] = {}
     try:
         small = tagged(model)
-        start = time.perf_counter()
-        prune(small, inputs, share)
-        found["torch-pruning s"] = time.perf_counter() - start
+        with cpu_limit(limit):
+            start = process_time()
+            prune(small, inputs, share)
+            found["torch-pruning s"] = process_time() - start
         masks = untagged(small, model)
         total, left = (sum(p.numel() for p in one.parameters()) for one in (model, small))
         found["torch-pruning left"] = left / total
@@ -53,6 +59,17 @@ def judge(group: str, name: str, share: float, sending: Any) -> None:
     except Exception as error:  # of a peer, whatever it is
         verdict = type(error).__name__
     sending.send(found | {"torch-pruning": verdict})
+
+
+@contextmanager
+def cpu_limit(seconds: float) -> Iterator[None]:
+    """The system ends this process by SIGXCPU when it has computed for so many seconds more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(process_time() + seconds), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
 
 
 def prune(model: nn.Module, inputs: Any, share: float) -> None:
