@@ -52,11 +52,11 @@ def test_every_training_says_which_round_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr("experiments.basis.progress", lambda title, alone: titles.append(title))
     run(tmp_path, "schedule=linear", "schedule.rounds=3", "density=0.4", "controls=[reinit]")
     assert titles == [
-        "dense",
-        "round 1 of 3, density 0.8",
-        "round 1 of 3, density 0.8, reinit",
-        "round 2 of 3, density 0.6",
-        "round 2 of 3, density 0.6, reinit",
-        "round 3 of 3, density 0.4",
-        "round 3 of 3, density 0.4, reinit",
+        "magnitude, seed 0, dense",
+        "magnitude, seed 0, round 1 of 3, density 0.8",
+        "magnitude, seed 0, round 1 of 3, density 0.8, reinit",
+        "magnitude, seed 0, round 2 of 3, density 0.6",
+        "magnitude, seed 0, round 2 of 3, density 0.6, reinit",
+        "magnitude, seed 0, round 3 of 3, density 0.4",
+        "magnitude, seed 0, round 3 of 3, density 0.4, reinit",
     ]
