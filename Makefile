@@ -1,20 +1,30 @@
 # make curve   a sparsity-accuracy curve on real digits, under runs/quickstart/
 # make test    the test suite
 # make kills   a hundred kills of running experiments, each of which must end in the same bits
+# make floors  a smoke test at the lowest versions that setup.cfg allows, on Python 3.10
+# make pythons the same at the tested versions, on the other Pythons that are here
 # make check   format, lint, types, import order
 
 PYTHON ?= python3
+PYTHON310 ?= python3.10
+PYTHONS ?= python3.12 python3.13
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install curve test kills check format clean
+EXTRAS := vision,text,export,sweeps,tracking,dev
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+SMOKE := tests/test_smoke.py tests/test_floors.py $(addprefix tests/pruning/,\
+	test_masks.py test_selection.py test_scorers.py test_second_order_scorers.py test_snapshot.py test_rewind.py\
+	test_dynamic.py structure/test_removing.py execution/test_switching.py) tests/experiments/test_page.py
+
+.PHONY: install curve test kills floors pythons check format clean
 
 install: $(INSTALLED)
 
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[vision,text,export,sweeps,tracking,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	touch $@
 
 curve: install
@@ -22,10 +32,30 @@ curve: install
 	$(BIN)/python -m experiments.report runs/quickstart
 
 test: install
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2
 
 kills: install
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 KILLS=100 $(BIN)/python -m pytest tests/experiments/test_interruption.py
+	$(ONE_THREAD) KILLS=100 $(BIN)/python -m pytest tests/experiments/test_interruption.py
+
+# About 3 GB to download and 7 GB on the disk: torch 2.6 brings its CUDA. pip before 25 takes very long to find the set.
+floors:
+	$(PYTHON310) -m venv .venv-floors
+	.venv-floors/bin/python -m pip install --quiet 'pip>=25'
+	.venv-floors/bin/python tests/floors.py > .venv-floors/constraints.txt
+	.venv-floors/bin/python -m pip install --quiet --constraint .venv-floors/constraints.txt --editable '.[$(EXTRAS)]'
+	$(ONE_THREAD) .venv-floors/bin/python -m pytest $(SMOKE)
+
+# A Python that is not here, or for which a package has no wheel, is skipped with a line.
+pythons:
+	@set -e; for python in $(PYTHONS); do \
+		version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2> /dev/null) || \
+			{ echo "$$python is not here: skipped"; continue; }; \
+		$$python -m venv .venv-$$version; \
+		.venv-$$version/bin/python -m pip install --quiet 'pip>=25'; \
+		.venv-$$version/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]' || \
+			{ echo "Python $$version: what it needs cannot be installed: skipped"; continue; }; \
+		$(ONE_THREAD) .venv-$$version/bin/python -m pytest $(SMOKE); \
+	done
 
 check: install
 	$(BIN)/ruff format --check .

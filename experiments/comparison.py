@@ -13,10 +13,12 @@ from experiments import curves
 from experiments.intervals import INTERVALS
 from experiments.labels import baselines, methods
 from experiments.records import require
-from experiments.statistics import points, summarise
+from experiments.statistics import group, points, summarise_points
 from pruning.errors import RecordsError
 
 TESTS = ("t", "wilcoxon")
+_PAIR = ["requested_density", "seed"]
+"""What the two points of a pair have in common."""
 
 
 def setups(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -66,19 +68,22 @@ def comparisons(
     parts = setups(frame)
     for setup, rows in parts.items():
         try:
-            summary = summarise(rows, value, interval)
-            names = list(summary["method"].unique())
+            final = points(rows, value)
+            means = summarise_points(final, rows, value, interval)
+            names = list(means["method"].unique())
             if len(names) == 1:
                 raise RecordsError(f"{names[0]} is the only method, so there is nothing to compare: run another scorer")
             meant = methods(rows)[whole[rows.index] == baseline]
             name = str(meant.iloc[0]) if len(meant) else resolved(baseline, names)
-            apart = differences(rows, name, value, **options)
-            area = overall(rows, name, value, within=within, **options)
+            apart = _differences(final, name, value, **options)
+            if apart.empty:
+                raise RecordsError(f"{name}: no run of it is told from others by its dense network: repeat its runs")
+            area = _overall(final, rows, name, value, within=within, **options)
         except RecordsError as error:
             refused.append(f"{setup}: {error}" if len(parts) > 1 else str(error))
         else:
             alone = tuple(method for method in names if method not in set(apart["method"]))
-            found.append(Comparison(setup, name, apart, area, summary, alone))
+            found.append(Comparison(setup, name, apart, area, means, alone))
     return found, refused
 
 
@@ -109,28 +114,9 @@ def differences(
     Raises `RecordsError` where there is no such baseline, where it is the only method left though there are others, or
     where a pair did not start from the same dense network.
     """
-    if test not in TESTS:
-        raise ValueError(f"test={test}: choose {' or '.join(TESTS)}")
     final = points(frame, value)
-    require(final, ["dense"])
     name = resolved(baseline, list(final["method"].unique()))
-    base = final[final["method"] == name]
-    rows = []
-    for method, curve in final.groupby("method", sort=False):
-        pairs = curve.merge(base, on=["requested_density", "seed"], suffixes=("", "_base"))
-        if pairs.empty:
-            continue
-        _check_dense(pairs, str(method), name)
-        found = [
-            {"method": method, "requested_density": float(requested)}
-            | {name: float(at[name].mean()) for name in ("density", "density_base")}
-            | _difference((at[value] - at[f"{value}_base"]).to_numpy(dtype=float), test, interval)
-            for requested, at in pairs.groupby("requested_density", sort=False)
-        ]
-        rows += _judged(found, alpha)
-    if final["method"].nunique() > 1 and {row["method"] for row in rows} == {name}:
-        raise RecordsError(f"{name}: no method shares a seed and a density with it; set the same seed= and density=")
-    return pd.DataFrame(rows)
+    return _differences(final, name, value, test=test, interval=interval, alpha=alpha)
 
 
 def overall(
@@ -155,42 +141,7 @@ def overall(
     """
     final = points(frame, value)
     name = resolved(baseline, list(final["method"].unique()))
-    final = final.assign(
-        loss=curves.own_dense(final, frame, value) - final[value].astype(float),
-        collapsed=curves.collapsed(final, frame, value),
-    )
-    pairs = final.merge(final[final["method"] == name], on=["requested_density", "seed"], suffixes=("", "_base"))
-    whole = curves.complete(final[final["method"].isin(pairs["method"])])
-    span = curves.common_span(whole)
-    areas = {
-        str(method): pd.Series(
-            {
-                seed: curves.area(one["density"], one[value], *span)
-                for seed, one in whole[whole["method"] == method].groupby("seed")
-            },
-            dtype=float,
-        ).dropna()
-        for method in final["method"].unique()
-    }
-    rows = []
-    for method, of in final.groupby("method", sort=False):
-        apart = (areas[str(method)] - areas[name]).dropna().to_numpy()
-        nothing = dict.fromkeys(("mean", "std", "low", "high", "p"), math.nan) | {"n": 0}
-        mean = of.groupby("requested_density")[["density", "loss"]].mean()
-        told = value.endswith("accuracy") and mean["loss"].notna().all()
-        critical = curves.critical_sparsity(list(1 - mean["density"]), list(mean["loss"]), within)
-        rows.append(
-            {
-                "method": str(method),
-                "area": float(areas[str(method)].mean()),
-                "seeds": len(areas[str(method)]),
-                "span": span,
-            }
-            | (_difference(apart, test, interval) if len(apart) else nothing)
-            | {"critical": critical if told else math.nan}
-            | {"collapsed": float(of["collapsed"].mean())}
-        )
-    return pd.DataFrame(_judged(rows, alpha, among=[row["method"] != name for row in rows]))
+    return _overall(final, frame, name, value, test=test, interval=interval, alpha=alpha, within=within)
 
 
 def resolved(baseline: str, methods: Sequence[str]) -> str:
@@ -202,6 +153,78 @@ def resolved(baseline: str, methods: Sequence[str]) -> str:
         return found[0]
     several = f"{baseline} may be any of {'; '.join(found)}" if found else f"no method is called {baseline}"
     raise RecordsError(f"{several}: choose a whole name among: {'; '.join(methods)}")
+
+
+def _differences(
+    final: pd.DataFrame, baseline: str, value: str, *, test: str, interval: str, alpha: float
+) -> pd.DataFrame:
+    """`differences` of `points` that are known already, to the `baseline` of that whole label."""
+    if test not in TESTS:
+        raise ValueError(f"test={test}: choose {' or '.join(TESTS)}")
+    require(final, ["dense"])
+    told = [*dict.fromkeys([*_PAIR, "run", "dense", "data", "model", "density", value])]
+    base = final.loc[final["method"] == baseline, told]
+    pairs = final[["method", *told]].merge(base, on=_PAIR, suffixes=("", "_base"))
+    _check_dense(pairs, baseline)
+    columns = {column: pairs[column].to_numpy(dtype=float) for column in ("density", "density_base")}
+    apart = pairs[value].to_numpy(dtype=float) - pairs[f"{value}_base"].to_numpy(dtype=float)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for (method, requested), at in group(pairs).items():
+        row = {"method": method, "requested_density": float(requested)}
+        row |= {column: float(of[at].mean()) for column, of in columns.items()}
+        found.setdefault(method, []).append(row | _difference(apart[at], test, interval))
+    if final["method"].nunique() > 1 and set(found) == {baseline}:
+        raise RecordsError(
+            f"{baseline}: no method shares a seed and a density with it; set the same seed= and density="
+        )
+    return pd.DataFrame([row for rows in found.values() for row in _judged(rows, alpha)])
+
+
+def _overall(
+    final: pd.DataFrame,
+    frame: pd.DataFrame,
+    baseline: str,
+    value: str,
+    *,
+    test: str,
+    interval: str,
+    alpha: float,
+    within: float,
+) -> pd.DataFrame:
+    """`overall` of `points` of `frame` that are known already, against the `baseline` of that whole label."""
+    final = final.assign(
+        loss=curves.own_dense(final, frame, value) - final[value].astype(float),
+        collapsed=curves.collapsed(final, frame, value),
+    )
+    shared = final.merge(final.loc[final["method"] == baseline, _PAIR], on=_PAIR)["method"]
+    whole = curves.complete(final[final["method"].isin(shared)])
+    span = curves.common_span(whole)
+    areas: dict[str, dict[int, float]] = {str(method): {} for method in final["method"].unique()}
+    for (method, seed), one in whole.groupby(["method", "seed"]):
+        found = curves.area(one["density"], one[value], *span)
+        if not math.isnan(found):
+            areas[str(method)][seed] = found
+    means = final.groupby(["method", "requested_density"])[["density", "loss"]].mean()
+    collapsed = final.groupby("method")["collapsed"].mean()
+    rows = []
+    for method, own in areas.items():
+        apart = np.array([area - areas[baseline][seed] for seed, area in own.items() if seed in areas[baseline]])
+        nothing = dict.fromkeys(("mean", "std", "low", "high", "p"), math.nan) | {"n": 0}
+        mean = means.loc[method]
+        told = value.endswith("accuracy") and mean["loss"].notna().all()
+        critical = curves.critical_sparsity(list(1 - mean["density"]), list(mean["loss"]), within)
+        rows.append(
+            {
+                "method": method,
+                "area": float(np.mean(list(own.values()))) if own else math.nan,
+                "seeds": len(own),
+                "span": span,
+            }
+            | (_difference(apart, test, interval) if len(apart) else nothing)
+            | {"critical": critical if told else math.nan}
+            | {"collapsed": float(collapsed[method])}
+        )
+    return pd.DataFrame(_judged(rows, alpha, among=[row["method"] != baseline for row in rows]))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -249,7 +272,7 @@ def _difference(found: np.ndarray, test: str, interval: str) -> dict[str, float]
     return {name: getattr(measured, name) for name in ("n", "mean", "std", "low", "high")} | {"p": p}
 
 
-def _check_dense(pairs: pd.DataFrame, method: str, baseline: str) -> None:
+def _check_dense(pairs: pd.DataFrame, baseline: str) -> None:
     """Another dense network, or other data, and the difference would be of both."""
     for name, what in (("dense", "dense network"), ("data", "data set"), ("model", "model")):
         other = pairs[pairs[name] != pairs[f"{name}_base"]]
@@ -257,5 +280,5 @@ def _check_dense(pairs: pd.DataFrame, method: str, baseline: str) -> None:
             row = other.iloc[0]
             raise RecordsError(
                 f"runs {row['run']} and {row['run_base']} have the same seed ({row['seed']}) but not the same {what}: "
-                f"{method} and {baseline} cannot be compared; run both with the same settings and the same store="
+                f"{row['method']} and {baseline} cannot be compared; run both with the same settings and store="
             )

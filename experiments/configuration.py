@@ -4,13 +4,11 @@ A field that is not here is an error on the command line, also with a plus sign.
 target (scorer, model, …) are open: their targets' own signatures are checked instead, before anything is computed.
 """
 
-import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from hydra.utils import get_object
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError
 
@@ -206,6 +204,9 @@ def _check_recovery(plain: Mapping[str, Any]) -> None:
         raise ConfigurationError("recovery.factor: is of the last learning rate, and this recovery replays: leave it 1")
     if recovery["weights"] == "rewind" and plain["compensate"]:
         raise ConfigurationError("compensate: what it moves is rewound: set compensate=none, or recovery=lr_rewind")
+    for name in ("granularity", "allocation"):
+        if dynamic.get(name, plain[name]) != plain[name]:
+            raise ConfigurationError(f"dynamic.{name}: masks that change have that of the run: set {name}= instead")
     if dynamic and plain["training"]["best_on_validation"]:
         raise ConfigurationError("training.best_on_validation: the best epoch may have other masks: unset it")
     if dynamic and plain["training"]["precision"] == "fp16":
@@ -213,13 +214,6 @@ def _check_recovery(plain: Mapping[str, Any]) -> None:
     for control in plain["controls"]:
         if control not in CONTROLS:
             raise ConfigurationError(f"controls={control}: choose among {', '.join(CONTROLS)}")
-
-
-def arrives(config: Mapping[str, Any]) -> bool:
-    """Whether masks that change reach the density by themselves: then nothing is pruned before the training."""
-    if not config["dynamic"]:
-        return False
-    return "density" in inspect.signature(get_object(config["dynamic"]["_target_"])).parameters
 
 
 def densities(config: Mapping[str, Any]) -> tuple[float | None, ...]:

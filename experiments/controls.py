@@ -12,7 +12,6 @@ begins where the ticket began and recovers as it did.
 import inspect
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,13 +19,9 @@ from hydra.utils import get_object
 
 from experiments import stages
 from experiments.levels import Level, evaluate
-from experiments.networks import MASKS, Network
-from experiments.seeding import generator
+from experiments.networks import Network
 from experiments.setting import Setting
-from experiments.store import Artefact
-from pruning import Masks
 from pruning.errors import ConfigurationError
-from pruning.granularity import Granularity
 
 log = logging.getLogger("experiments")
 
@@ -47,14 +42,12 @@ def controls(
         if control == "small_dense":
             yield from _small_dense(setting, ticket, level, dense)
             continue
-        weights, masks = begun.weights, begun.masks
-        if control in ("shuffle", "random"):
-            masks = _shuffled(setting, begun, control)
+        masked = stages.shuffle(setting, begun, control) if control in ("shuffle", "random") else begun
         if control in ("reinit", "random"):
             fresh = stages.initial(setting, f"weights of {control}")
-            network = stages.train_whole(setting, Network(fresh.weights, masks), f"{level}, {control}")
+            network = stages.train_whole(setting, Network(fresh.weights, masked.masks), f"{level}, {control}")
         else:
-            network = stages.recover(setting, Network(weights, masks), level.density, False, f"{level}, {control}")
+            network = stages.recover(setting, masked, level.density, False, f"{level}, {control}")
         yield evaluate(setting, network, level, dense) | {"control": control}
 
 
@@ -64,32 +57,6 @@ def check(setting: Setting) -> None:
     wanted = "small_dense" in setting.config["controls"]
     if wanted and "width" not in inspect.signature(get_object(target)).parameters:
         raise ConfigurationError(f"controls=small_dense: {target} has no option width: leave this control out")
-
-
-def shuffled(masks: Masks, granularity: Granularity, noise: torch.Generator) -> Masks:
-    """Masks with the same number of kept units in every tensor, or family of channels, at random places."""
-    pooled = granularity.gather({name: mask.float() for name, mask in masks.items()}, masks)
-    found = {}
-    for name, unit in pooled.units.items():
-        assert unit.alive is not None
-        kept = unit.alive.reshape(-1)
-        order = torch.randperm(kept.numel(), generator=noise)
-        found[name] = kept[order].view(unit.alive.shape)
-    return Masks(pooled.expand(found))
-
-
-def _shuffled(setting: Setting, network: Network, control: str) -> Artefact:
-    assert network.masks is not None
-    seed, config = setting.config["seed"], setting.config["granularity"]
-    identity = {"from": network.masks.key, "control": control, "seed": seed, "granularity": config}
-
-    def make(folder: Path) -> None:
-        masks = network.load_masks()
-        assert masks is not None
-        noise = generator(seed, control, masks.kept)
-        shuffled(masks, setting.granularity, noise).save(folder / MASKS)
-
-    return setting.store.obtain("masks", identity, make)
 
 
 def _small_dense(setting: Setting, ticket: dict[str, Any], level: Level, dense: Network) -> Iterator[dict[str, Any]]:

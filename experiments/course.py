@@ -57,7 +57,7 @@ def saved(
     return {
         "point": RewindPoint.capture(model, optimizer, step=course.step).as_dict(),
         "masks": None if execution is None else execution.regime.state_dict(),
-        "sparse": None if execution is None or execution.layers is None else list(execution.layers),
+        "sparse": None if execution is None or execution.layers is None else execution.layers,
         "scaler": None if scaler is None else scaler.state_dict(),
         "loss": course.loss,
         "seen": course.seen,

@@ -51,7 +51,7 @@ def gallery(frame: pd.DataFrame, wanted: Wanted, output: Path) -> tuple[list[Pat
     where not even a curve can be drawn, `OSError` where it cannot be written.
     """
     final = statistics.points(frame, wanted.value)
-    summary = statistics.summarise(frame, wanted.value, wanted.interval)
+    summary = statistics.summarise_points(final, frame, wanted.value, wanted.interval)
     dense = statistics.dense(frame, wanted.value, wanted.interval)
     output.mkdir(parents=True, exist_ok=True)
     stem = "accuracy" if wanted.value == "test_accuracy" else re.sub(r"\W", "_", wanted.value)

@@ -72,10 +72,23 @@ def baselines(frame: pd.DataFrame) -> pd.Series:
 def _labels(frame: pd.DataFrame, head: str | None, ignored: Collection[str]) -> pd.Series:
     """A label a row: the value in column `head` ("dense" for None), then what differs among those that share it."""
     require(frame, [*([head] if head else []), "model", "data", "seed", "config"])
-    options = _options(frame, ignored)
     heads = [str(name) for name in frame[head]] if head else ["dense"] * len(frame)
     places = list(zip(frame["model"].astype(str), frame["data"].astype(str), strict=True))
+    # A label follows from what is different among rows, not from how many are alike: the levels of a run count once.
+    keys = list(zip(heads, places, frame["seed"].astype(str), map(repr, frame["config"]), strict=True))
+    first: dict[Any, int] = {}
+    for row, key in enumerate(keys):
+        first.setdefault(key, row)
+    of = [*first.values()]
+    labels = _distinct_labels(frame.iloc[of], [heads[row] for row in of], [places[row] for row in of], ignored)
+    label = dict(zip(first, labels, strict=True))
+    return pd.Series([label[key] for key in keys], index=frame.index, name="method", dtype=object)
 
+
+def _distinct_labels(
+    frame: pd.DataFrame, heads: list[str], places: list[tuple[str, str]], ignored: Collection[str]
+) -> list[str]:
+    options = _options(frame, ignored)
     implied = _constant({"model", "data"}, places, options)
     shown: dict[str, list[str]] = {}
     for name in set(heads):
@@ -91,7 +104,7 @@ def _labels(frame: pd.DataFrame, head: str | None, ignored: Collection[str]) -> 
         parts = [f"{key}={text}" for key, text, many in zip(("model", "data"), place, several, strict=True) if many]
         parts += [f"{short[path]}={_text(path, option[path], targets)}" for path in shown[name] if path in option]
         labels.append(f"{name} ({', '.join(parts)})" if parts else name)
-    return pd.Series(labels, index=frame.index, name="method", dtype=object)
+    return labels
 
 
 def _options(frame: pd.DataFrame, ignored: Collection[str]) -> list[dict[str, str]]:

@@ -5,16 +5,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
+from experiments.conditions import device_name
 from experiments.evaluation import evaluate as measured
-from experiments.identity import data_part, part
+from experiments.identity import EXECUTION, STRUCTURE, code, part
 from experiments.networks import MASKS, WEIGHTS, Network, finite, load
 from experiments.records import FORMAT
 from experiments.setting import Setting
 from experiments.targets import short_name
 from pruning import Masks
 from pruning.cost import cost, latency
+from pruning.execution.crossover import processor
 from pruning.structure import TOLERANCE, remove, verify
 
 _ROW = "row.json"
@@ -37,10 +40,12 @@ class Level:
 
 def evaluate(setting: Setting, network: Network, level: Level, dense_network: Network) -> dict[str, Any]:
     """The row of `network`: asked and got density, costs, validation and test. Test data are seen once a level."""
-    identity = {"from": network.key, "format": FORMAT, "data": data_part(setting, "load")}
-    identity |= part(setting, "include", "exclude")
-    if setting.structured or setting.config["latency"]:
-        identity |= {"structured": setting.structured, "latency": setting.config["latency"]}
+    removed = network.masks is not None and setting.structured
+    identity = {"from": network.key, "format": FORMAT, "removed": removed}
+    identity |= part(setting.config, "data.load", "include", "exclude", "latency")
+    identity |= code(__name__, without=EXECUTION if removed else (*EXECUTION, *STRUCTURE))
+    if setting.config["latency"] is not None:
+        identity |= {"timed on": [processor(), device_name(setting.device), torch.get_num_threads()]}
 
     def make(folder: Path) -> None:
         model = load(setting.new_model(), network).to(setting.device)
@@ -70,7 +75,7 @@ def evaluate(setting: Setting, network: Network, level: Level, dense_network: Ne
             "validation_loss": finite(validation.loss),
             "test_accuracy": test.accuracy,
             "test_loss": finite(test.loss),
-            **_removed(setting, model, held),
+            **_removed(setting, model, held if removed else None),
         }
         (folder / _ROW).write_text(json.dumps(row, allow_nan=False))
 
@@ -94,9 +99,10 @@ def evaluate(setting: Setting, network: Network, level: Level, dense_network: Ne
         "losses": _losses(history, setting.epoch_steps),
         "seconds": history["seconds"],
         "total_seconds": history["total_seconds"],
+        "device": history["device"],
         "threads": history["threads"],
         "processes": history["processes"],
-        "sparse": history.get("sparse", []),
+        "sparse": history["sparse"],
         "versions": history["versions"],
         "control": None,
         "dense": dense_network.key,
@@ -112,9 +118,9 @@ def _losses(history: dict[str, Any], epoch_steps: int) -> list[list[float | None
 
 
 def _removed(setting: Setting, model: nn.Module, masks: Masks | None) -> dict[str, Any]:
-    """What the network is without its removed channels, proved equal to the masked one; and how fast."""
+    """What the network is without the channels that `masks` removes, proved equal to the masked one; and how fast."""
     found: dict[str, Any] = {}
-    if setting.structured and masks is not None:
+    if masks is not None:
         model = model.cpu()
         small = remove(model, masks, setting.structure, verified=False)
         found["removed_difference"] = difference = verify(model, masks, small, setting.structure.inputs)

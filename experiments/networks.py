@@ -2,7 +2,6 @@
 
 import json
 import math
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from experiments.course import Epoch
-from experiments.processes import world
 from experiments.store import Artefact
 from pruning import Masks
 from pruning.errors import ArtefactError
@@ -73,12 +71,12 @@ def save(
     course: Mapping[str, int],
     epochs: Sequence[Epoch],
     start: Network | None,
-    sparse: Sequence[str] = (),
+    under: Mapping[str, Any],
 ) -> None:
     """Weights, tied ones once, of masked tensors only what is kept; the masks themselves; and how it came about.
 
     `course` tells the optimizer steps of this training, their number in an epoch, and the position in the order of the
-    data at which it ended; `sparse` the weights that ran sparsely.
+    data at which it ended; `under` its `conditions`.
     """
     tied = _tied(model)
     state: dict[str, Tensor] = {
@@ -91,7 +89,6 @@ def save(
         save_file(state, folder / WEIGHTS)
     except SafetensorError as error:  # the library's own word for a full disk
         raise OSError(f"{folder / WEIGHTS}: cannot be written ({error})") from error
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
     history = [asdict(epoch) | {"loss": finite(epoch.loss)} for epoch in epochs]
     before = {"total_epochs": 0, "total_seconds": 0.0} if start is None else start.history
     passes, seconds = course["steps"] / course["epoch_steps"], sum(epoch.seconds for epoch in epochs)
@@ -101,10 +98,7 @@ def save(
         "position": course["position"],
         "seconds": round(seconds, 3),
         "total_seconds": round(before["total_seconds"] + seconds, 3),
-        "threads": torch.get_num_threads(),
-        "processes": world(),
-        "sparse": list(sparse),
-        "versions": versions,
+        **under,
         "history": history,
     }
     (folder / HISTORY).write_text(json.dumps(record, allow_nan=False))

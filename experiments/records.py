@@ -8,11 +8,13 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pandas as pd
 
+from experiments.columns import fault_of, is_name
 from pruning.errors import RecordsError
 
 FORMAT = 1
@@ -28,15 +30,16 @@ def write(folder: str | Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     finite (the loss of a diverged network) is written as null, since JSON has no word for it; `read` gives it back as
     missing, and statistics refuse to average it. What this function accepts, `read` accepts.
 
-    Raises `RecordsError` for no rows, a row without "format", "run" and "level", or a level that comes twice, and
-    `OSError` where the folder cannot be written.
+    Raises `RecordsError` for no rows, a row without "format", "run" and "level", a level that comes twice, or a value
+    that its column cannot hold (see `experiments.columns`), and `OSError` where the folder cannot be written.
     """
     path = Path(folder) / FILE
     lines = []
-    seen: _Seen = {}
+    seen = _Seen()
     for number, row in enumerate(rows, start=1):
-        _check(row, seen, f"{path}, row {number}", number)
-        lines.append(json.dumps(_finite(row), allow_nan=False) + "\n")
+        line = json.dumps(_finite(row), allow_nan=False)
+        _row(line, seen, f"{path}, row {number}", number)
+        lines.append(line + "\n")
     if not lines:
         raise RecordsError(f"{path}: there are no rows to write; evaluate at least the dense network (level 0) first")
 
@@ -66,12 +69,11 @@ def _starts(path: Path, lines: list[str]) -> bool:
 def _others(path: Path, lines: list[str]) -> list[str]:
     """What follows in the file on rows that tell the same as `lines`, their configurations aside."""
     try:
-        known = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        there, new = ([json.loads(line) for line in part] for part in (known, lines))
-    except (OSError, ValueError):
+        there, new = _rows(path), [_parsed(line) for line in lines]
+    except (OSError, RecordsError):
         return []
     same = all(a | {"config": None} == b | {"config": None} for a, b in zip(there, new, strict=False))
-    return known[len(lines) :] if same else []
+    return [json.dumps(row, allow_nan=False) + "\n" for row in there[len(lines) :]] if same else []
 
 
 def read(folder: str | Path) -> pd.DataFrame:
@@ -81,8 +83,9 @@ def read(folder: str | Path) -> pd.DataFrame:
     and nested ones ("config", "layers") stay objects. A run that is found twice with identical rows (a copied folder)
     is counted once; found twice with different rows it is an error, so that n is never larger than what was run.
 
-    Raises `RecordsError`, which names file and line, for a missing folder, no rows, a line that is cut or not JSON, a
-    row of another format, and a run that is there twice; `OSError` where something cannot be read.
+    Raises `RecordsError`, which names file, line and column, for a missing folder, no rows, a line that is cut or not
+    JSON, a row of another format, a value that its column cannot hold (see `experiments.columns`), and a run that is
+    there twice; `OSError` where something cannot be read.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -130,30 +133,38 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     rows = []
-    seen: _Seen = {}
+    seen = _Seen()
     # Split the bytes, not the text: JSON may hold U+2028, which str.splitlines takes for the end of a line.
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not line.strip():
             continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line, parse_constant=_refuse)
-        except (ValueError, RecursionError) as error:
-            reason = getattr(error, "msg", error)  # without JSONDecodeError's own "line 1", which is not the file's
-            raise RecordsError(f"{where}: cut or not JSON ({reason}); repeat this run, or move it away") from None
-        _check(row, seen, where, number)
-        rows.append(row)
+        rows.append(_row(line, seen, f"{path}, line {number}", number))
     if not rows:
         raise RecordsError(f"{path}: the file is empty; repeat this run, or move it away")
     return rows
 
 
-_Seen = dict[tuple[str, int, str | None], int]
-"""Run, level and control of the rows of a file -> their numbers."""
+def _row(line: str | bytes, seen: "_Seen", where: str, number: int) -> dict[str, Any]:
+    try:
+        row = _parsed(line)
+    except (ValueError, RecursionError) as error:
+        reason = getattr(error, "msg", error)  # without JSONDecodeError's own "line 1", which is not the file's
+        raise RecordsError(f"{where}: cut or not JSON ({reason}); repeat this run, or move it away") from None
+    _check(row, seen, where, number)
+    found: dict[str, Any] = row
+    return found
+
+
+@dataclass
+class _Seen:
+    """Rows of a file so far: by run, level and control; and the first of each run that has layers, with their names."""
+
+    levels: dict[tuple[str, int, str | None], int] = field(default_factory=dict)
+    layers: dict[str, tuple[list[str], int]] = field(default_factory=dict)
 
 
 def _check(row: Any, seen: _Seen, where: str, number: int) -> None:
-    """What every row must have to be told from others; `seen` remembers the levels of this file."""
+    """What every row must have to be told from others, and no value that its column cannot hold."""
     if not isinstance(row, Mapping):
         raise RecordsError(f"{where}: a row is a JSON object, this is {type(row).__name__}; repeat this run")
     if type(row.get("format")) is not int or row["format"] != FORMAT:
@@ -162,18 +173,44 @@ def _check(row: Any, seen: _Seen, where: str, number: int) -> None:
             "read it with the version that wrote it, or repeat this run"
         )
     run, level = row.get("run"), row.get("level")
-    if not isinstance(run, str) or type(level) is not int or level < 0:
+    if not is_name(run) or type(level) is not int or level < 0:
         raise RecordsError(f'{where}: "run" must be a name and "level" a count from 0; repeat this run')
     control = row.get("control")
-    if control is not None and not isinstance(control, str):
+    if control is not None and not is_name(control):
         raise RecordsError(f'{where}: "control" must be a name or null; repeat this run')
-    first = seen.setdefault((run, level, control), number)
+    fault = fault_of(row)
+    if fault is not None:
+        raise RecordsError(f"{where}: {fault}; repeat this run, or move it away")
+    first = seen.levels.setdefault((run, level, control), number)
     if first != number:
         raise RecordsError(f"{where}: level {level} of run {run} was in line {first} already; repeat this run")
+    if row.get("layers"):
+        names = [layer["name"] for layer in row["layers"]]
+        known, first = seen.layers.setdefault(run, (names, number))
+        if names != known:
+            raise RecordsError(f'{where}: "layers" have other names than in line {first}; repeat this run')
+
+
+def _parsed(line: str | bytes) -> Any:
+    """A line as JSON has it, but without what it leaves open: a key that comes twice, and numbers beyond floats."""
+    return json.loads(line, parse_constant=_refuse, parse_float=_float, object_pairs_hook=_object)
 
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _refuse(text)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!a} comes twice")
+    return found
 
 
 def _finite(value: Any) -> Any:

@@ -11,8 +11,10 @@ going on.
 """
 
 import argparse
+import gc
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -39,13 +41,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = asked.output or asked.folder
     try:
         frame = records.read(asked.folder)
-        summary = statistics.summarise(frame, asked.value, asked.interval)
-        dense = statistics.dense(frame, asked.value, asked.interval)
-        compared, refused = _compared(frame, asked)
-        wanted = Wanted(asked.value, asked.interval, compared, asked.x, asked.store)
-        paths, untold = gallery(frame, wanted, output)
-        known, unknown = _states(asked.folder)
-        html = render(frame, known, asked.folder, output, asked.value, compared, refused, asked.interval)
+        with _settled():
+            summary = statistics.summarise(frame, asked.value, asked.interval)
+            dense = statistics.dense(frame, asked.value, asked.interval)
+            compared, refused = _compared(frame, asked)
+            wanted = Wanted(asked.value, asked.interval, compared, asked.x, asked.store)
+            paths, untold = gallery(frame, wanted, output)
+            known, unknown = _states(asked.folder)
+            html = render(frame, known, asked.folder, output, asked.value, compared, refused, asked.interval)
         page = output / "report.html"
         page.write_text(html, encoding="utf-8")
     except PruningError as error:
@@ -66,6 +69,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     for path in (*paths, page):
         console.print(Text(str(path)), soft_wrap=True)  # a long path stays one line; and rich bears `| head`
     return 0
+
+
+@contextmanager
+def _settled() -> Iterator[None]:
+    """Keep garbage collection to what is made from now on: figures make it run often, and modules and rows are many."""
+    theirs = gc.get_freeze_count() > 0
+    if not theirs:
+        gc.freeze()
+    try:
+        yield
+    finally:
+        if not theirs:
+            gc.unfreeze()
 
 
 def _states(folder: Path) -> tuple[list[State], list[str]]:

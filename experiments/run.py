@@ -24,9 +24,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments import jobs, records, stages
-from experiments.configuration import Configuration, arrives, densities
+from experiments.configuration import Configuration, densities
 from experiments.controls import check as check_controls
 from experiments.controls import controls
+from experiments.identity import read_code
 from experiments.jobs import JobError, check_objective, jobs_failed
 from experiments.levels import Level, evaluate
 from experiments.mistakes import told
@@ -82,9 +83,9 @@ def _levels(setting: Setting, folder: Path, name: str, tracker: Guarded) -> list
         network = stages.initial(setting) if config["when"] == "init" else dense
         steps = schedule(target)[1:]
         for number, density in enumerate(steps, start=1):
-            begun = network if arrives(config) else stages.prune(setting, network, density, scoring)
+            begun = network if stages.arrives(config) else stages.prune(setting, network, density, scoring)
             network = begun
-            if number == len(steps) or config["recovery"]["rounds"] == "every" or arrives(config):
+            if number == len(steps) or config["recovery"]["rounds"] == "every" or stages.arrives(config):
                 level = Level(next(numbers), number, len(steps), density, target)
                 network = stages.recover(setting, begun, density, title=str(level))
                 ticket = evaluate(setting, network, level, dense)
@@ -97,6 +98,7 @@ def _levels(setting: Setting, folder: Path, name: str, tracker: Guarded) -> list
 def _parts(setting: Setting) -> Callable[[float | None], tuple[float | None, ...]]:
     """The schedule, after a look at all that can be wrong before hours of training rather than after."""
     config = setting.config
+    read_code(config, "experiments.stages", "experiments.levels")
     for group in ("scorer", "compensate", "dynamic"):
         if config[group]:
             built(group, config[group])

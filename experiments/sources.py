@@ -1,92 +1,170 @@
-"""The code behind an import path, as a digest: an artefact is only as good as the function that made it.
+"""Digests of code: a result is only as good as the code that made it.
 
-Editing a scorer, model or loader, or what it imports, makes its artefacts anew. What counts is the file that defines
-the target and all that it imports, directly or not, by import statements; not installed packages, whose versions stand
-in every row.
+A file counts by what it does, so without comments, docstrings and layout, and with all that it imports, directly or
+not, by import statements. Installed packages do not count, their versions stand in every row; our own two count
+wherever they are installed. Digests are the same wherever the files lie and whatever version of Python reads them.
 """
 
-import ast
 import hashlib
-import inspect
+import sys
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache
-from importlib.util import find_spec, resolve_name
+from importlib.machinery import ModuleSpec, PathFinder
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import get_object
+from experiments.syntax import Import, read
+from pruning.errors import ConfigurationError
+
+OWN = frozenset({"experiments", "pruning"})
 
 
-def digests(config: Any) -> dict[str, str]:
-    """Import path → digest of its code, for every `_target_` in `config`, at any depth, that is no installed code."""
-    found = {target: _digest(target) for target in _targets(config)}
-    return {target: digest for target, digest in found.items() if digest is not None}
+def digests(config: Any, without: Collection[str] = ()) -> dict[str, str]:
+    """Import path → digest of its code, for every `_target_` in `config`, at any depth, that is no installed code.
+
+    Raises `ConfigurationError` for a target whose code is in no file: nobody could say whether it has changed.
+    """
+    found = {target: _behind(target) for target in _targets(config)}
+    return {target: _digest((start,), frozenset(without)) for target, start in found.items() if start is not None}
+
+
+def digest(modules: Iterable[str], without: Collection[str] = ()) -> str:
+    """16 hexadecimal digits for the code of `modules` and all that they import.
+
+    Imports of what `without` names, modules or packages with all that is in them, are not followed.
+    """
+    return _digest(tuple((module, "") for module in modules), frozenset(without))
+
+
+def reached(modules: Iterable[str], without: Collection[str] = ()) -> list[str]:
+    """The modules that `digest` is of, sorted."""
+    return sorted(_reached(tuple((module, "") for module in modules), frozenset(without))[0])
+
+
+def libraries(config: Any) -> set[str]:
+    """Top-level names of the installed packages that the code behind the `_target_`s of `config` imports."""
+    found = set()
+    for target in _targets(config):
+        start = _behind(target)
+        found |= {target.partition(".")[0]} if start is None else _reached((start,), frozenset())[1]
+    return found - sys.stdlib_module_names
 
 
 def _targets(config: Any) -> Iterator[str]:
     if isinstance(config, Mapping):
-        if isinstance(config.get("_target_"), str):
-            yield config["_target_"]
+        target = config.get("_target_")
+        if isinstance(target, str):
+            yield target
+            if target.startswith("hydra.utils.get_") and isinstance(config.get("path"), str):
+                yield config["path"]  # how Hydra names a function or a class without calling it
         config = list(config.values())
     if isinstance(config, list):
         for item in config:
             yield from _targets(item)
 
 
+def _behind(target: str) -> Import | None:
+    """The module of an import path, and what the path takes from it; None for installed code."""
+    module, _, name = target.rpartition(".")
+    while module and _counts(module):
+        if _file(module) is not None:
+            return module, name
+        module, _, name = module.rpartition(".")
+    if module:
+        return None
+    raise ConfigurationError(
+        f"_target_={target}: its code is in no file, so that a change would go unnoticed: put it into a module"
+    )
+
+
 @cache
-def _digest(target: str) -> str | None:
-    try:
-        function = inspect.unwrap(get_object(target))
-        source = inspect.getsourcefile(function)
-    except TypeError:  # built in, or an instance of something
-        return None
-    if source is None or _installed(Path(source)):
-        return None
-    digest = hashlib.sha256()
-    for path in _reached(Path(source).resolve(), function.__module__):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+def _digest(starts: tuple[Import, ...], without: frozenset[str]) -> str:
+    found, _ = _reached(starts, without)
+    text = "\n".join(f"{module} {found[module]}" for module in sorted(found))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _reached(path: Path, module: str) -> list[Path]:
-    """`path`, the file of `module`, and the files that it imports, and those that they import, in a fixed order."""
-    found = {path: module}
-    waiting = [path]
+@cache
+def _reached(starts: tuple[Import, ...], without: frozenset[str]) -> tuple[dict[str, str], frozenset[str]]:
+    """Module → digest of its own file, for all that count; and the other packages that they import."""
+    found: dict[str, str] = {}
+    others = set()
+    named = {module for module, _ in starts}
+    waiting = list(starts)
     while waiting:
-        for name, imported in _imports(waiting.pop(), found):
-            if imported not in found:
-                found[imported] = name
-                waiting.append(imported)
-    return sorted(found, key=lambda file: (found[file], file.name))  # a checkout elsewhere has the same order
-
-
-def _imports(path: Path, names: Mapping[Path, str]) -> Iterator[tuple[str, Path]]:
-    package = names[path] if path.name == "__init__.py" else names[path].rpartition(".")[0]
-    for node in ast.walk(ast.parse(path.read_bytes())):
-        if isinstance(node, ast.Import):
-            modules = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and (package or not node.level):
-            start = resolve_name("." * node.level + (node.module or ""), package)
-            modules = [start, *(f"{start}.{alias.name}" for alias in node.names)]
-        else:
+        module, name = waiting.pop()
+        if not _counts(module):
+            others.add(module.partition(".")[0])
             continue
-        for name in modules:
-            file = _file(name)
-            if file is not None and not _installed(file):
-                yield name, file
+        for origin in _origins(module, name):
+            file = _file(origin)
+            if file is not None and origin not in found and (origin in named or not _among(origin, without)):
+                source = read(file, origin)
+                found[origin] = source.digest
+                waiting += source.imports
+    return found, frozenset(others)
+
+
+def _origins(module: str, name: str) -> Iterator[str]:
+    """The modules that count where `name` is imported from `module`.
+
+    The file of a package that does nothing but import hands on what it has: only the module where that is from counts.
+    """
+    file = _file(module)
+    hands_on = {} if file is None else read(file, module).hands_on
+    if hands_on is not None and hands_on.get(name, (module, name)) != (module, name):
+        yield from _origins(*hands_on[name])
+    elif name and _file(f"{module}.{name}") is not None:
+        yield f"{module}.{name}"
+        if hands_on is None:
+            yield module
+    else:
+        yield module
+
+
+def _among(module: str, packages: Collection[str]) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+
+# Where modules lie
+
+
+@cache
+def _counts(module: str) -> bool:
+    """Whether a module is ours or the user's, or cannot be found; not Python's or that of an installed package."""
+    top = module.partition(".")[0]
+    spec = _spec(top)
+    if top in OWN or spec is None:
+        return True
+    places = [Path(place).resolve() for place in (*(spec.submodule_search_locations or ()), spec.origin) if place]
+    python = Path(sysconfig.get_path("stdlib")).resolve()
+    inside = (place.is_relative_to(python) or _PACKAGES & set(place.parts) for place in places)
+    return bool(spec.has_location or spec.submodule_search_locations) and not any(inside)
+
+
+_PACKAGES = frozenset({"site-packages", "dist-packages"})
 
 
 @cache
 def _file(module: str) -> Path | None:
-    try:
-        spec = find_spec(module)
-    except (ImportError, ValueError):  # a function of a module, say
-        return None
-    return Path(spec.origin).resolve() if spec and spec.origin and spec.origin.endswith(".py") else None
+    spec = _spec(module)
+    if spec is not None and spec.has_location and spec.origin is not None:
+        return Path(spec.origin)
+    place = getattr(sys.modules.get(module), "__file__", None) if module == "__main__" else None
+    return None if place is None else Path(place)
 
 
 @cache
-def _installed(path: Path) -> bool:
-    folders = [Path(sysconfig.get_path(kind)).resolve() for kind in ("purelib", "platlib", "stdlib")]
-    return any(path.resolve().is_relative_to(folder) for folder in folders)
+def _spec(module: str) -> ModuleSpec | None:
+    """Where Python would load `module` from. Nothing is imported, as `find_spec` would import its package."""
+    above, _, _ = module.rpartition(".")
+    if not above:
+        try:
+            return find_spec(module)
+        except ValueError:  # of a module that was not loaded from anywhere
+            return None
+    package = _spec(above)
+    places = None if package is None else package.submodule_search_locations
+    return None if places is None else PathFinder.find_spec(module, places)

@@ -12,10 +12,10 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from experiments import records
-from experiments.locks import patiently
+from experiments.locks import file_lock, patiently
 from pruning.errors import RecordsError
 
 log = logging.getLogger("experiments")
@@ -59,7 +59,7 @@ def recorded(folder: Path, command: str, hardware: str = "") -> Iterator[None]:
     if not os.access(folder, os.W_OK):
         yield
         return
-    with patiently(FileLock(folder / LOCK), f"at {folder.name}"):
+    with patiently(file_lock(folder / LOCK), f"at {folder.name}"):
         here = {"host": socket.gethostname(), "process": os.getpid(), "hardware": hardware}
         state = State(folder.name, "running", command, None, time.time(), None, **here)
         try:
@@ -93,7 +93,7 @@ def _held(path: Path) -> bool:
     if not path.exists():
         return False
     try:
-        with FileLock(path).acquire(timeout=0):
+        with file_lock(path).acquire(timeout=0):
             return False
     except Timeout:
         return True

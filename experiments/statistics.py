@@ -49,14 +49,18 @@ def points(frame: pd.DataFrame, value: str = "test_accuracy") -> pd.DataFrame:
     if final.empty:
         raise RecordsError("no level in these rows is the last round of its chain; let the runs go on")
     _numbers(final, value)
-    groups = sorted(
-        final.groupby(["method", "requested_density"], sort=False),
-        key=lambda group: (natural(group[0][0]), -group[0][1]),
-    )
-    return pd.concat(
-        [_each_once(rows, "seed", f"method {name}, density {requested}") for (name, requested), rows in groups],
-        ignore_index=True,
-    )
+    curves = dict.fromkeys(zip(final["method"], final["requested_density"], strict=True))
+    ordered = sorted(curves, key=lambda point: (natural(point[0]), -point[1]))
+    place = {point: number for number, point in enumerate(ordered)}
+    places = [place[point] for point in zip(final["method"], final["requested_density"], strict=True)]
+    final = final.iloc[np.argsort(places, kind="stable")]
+    key = ["method", "requested_density", "seed"]
+    again = final.duplicated(key)
+    if again.any():
+        several = final[final.duplicated(key, keep=False)]
+        for (name, requested), rows in several.groupby(key[:2], sort=False):
+            _each_once(rows, "seed", f"method {name}, density {requested}")
+    return final[~again].reset_index(drop=True)
 
 
 def summarise(frame: pd.DataFrame, value: str = "test_accuracy", interval: str = "t") -> pd.DataFrame:
@@ -69,13 +73,20 @@ def summarise(frame: pd.DataFrame, value: str = "test_accuracy", interval: str =
     where that is not known), `seeds` (a sorted tuple), and the means over seeds of `macs` (remaining / dense),
     `latency_ms` and `total_epochs`, NaN where they were not measured. Raises what `points` raises.
     """
-    summary = []
-    final = points(frame, value)
-    final = final.assign(collapsed=collapsed(final, frame, value))
-    for (method, requested), once in final.groupby(["method", "requested_density"], sort=False):
-        density = float(once["density"].astype(float).mean())
-        found = INTERVALS[interval](once[value].astype(float))
-        summary.append(
+    return summarise_points(points(frame, value), frame, value, interval)
+
+
+def summarise_points(final: pd.DataFrame, frame: pd.DataFrame, value: str, interval: str = "t") -> pd.DataFrame:
+    """What `summarise` returns, of the `points` of a frame that are known already."""
+    columns = {name: _numeric_column(final, name) for name in ("density", value, *_COSTS)}
+    columns["collapsed"] = collapsed(final, frame, value).to_numpy(dtype=float)
+    seeds = final["seed"].to_numpy()
+    rows = []
+    for (method, requested), at in group(final).items():
+        density, values = float(columns["density"][at].mean()), columns[value][at]
+        found = INTERVALS[interval](values)
+        share, macs, dense_macs, latency, epochs = (float(columns[name][at].mean()) for name in ("collapsed", *_COSTS))
+        rows.append(
             {
                 "method": method,
                 "requested_density": float(requested),
@@ -83,15 +94,23 @@ def summarise(frame: pd.DataFrame, value: str = "test_accuracy", interval: str =
                 "sparsity": 1 - density,
                 "compression": 1 / density if density > 0 else math.inf,
                 **{name: getattr(found, name) for name in ("n", "mean", "std", "low", "high")},
-                "median": float(once[value].astype(float).median()),
-                "collapsed": _mean(once, "collapsed"),
-                "seeds": tuple(sorted(int(seed) for seed in once["seed"])),
-                "macs": _mean(once, "macs") / _mean(once, "dense_macs"),
-                "latency_ms": _mean(once, "latency_ms"),
-                "total_epochs": _mean(once, "total_epochs"),
+                "median": float(np.median(values)),
+                "collapsed": share,
+                "seeds": tuple(sorted(int(seed) for seed in seeds[at])),
+                "macs": macs / dense_macs if dense_macs else math.nan,
+                "latency_ms": latency,
+                "total_epochs": epochs,
             }
         )
-    return pd.DataFrame(summary)
+    return pd.DataFrame(rows)
+
+
+def group(final: pd.DataFrame) -> dict[tuple[str, float], list[int]]:
+    """The places of the rows of every method and requested density, both in the order in which they appear."""
+    places: dict[tuple[str, float], list[int]] = {}
+    for place, point in enumerate(zip(final["method"], final["requested_density"], strict=True)):
+        places.setdefault(point, []).append(place)
+    return places
 
 
 def dense(frame: pd.DataFrame, value: str = "test_accuracy", interval: str = "t") -> dict[str, Interval]:
@@ -150,11 +169,13 @@ def _numeric(column: Iterable[Any]) -> bool:
     return all(isinstance(cell, Real) and not isinstance(cell, (bool, np.bool_)) for cell in column)
 
 
-def _mean(rows: pd.DataFrame, column: str) -> float:
-    """Of a column that some rows may lack: NaN then."""
-    if column not in rows or rows[column].isna().any():
-        return math.nan
-    return float(rows[column].astype(float).mean())
+_COSTS = ("macs", "dense_macs", "latency_ms", "total_epochs")
+"""Columns that some rows may lack."""
+
+
+def _numeric_column(rows: pd.DataFrame, name: str) -> np.ndarray:
+    """Its values as floats, so that a mean with a missing one is NaN; all NaN where there is no such column."""
+    return rows[name].to_numpy(dtype=float, na_value=math.nan) if name in rows else np.full(len(rows), math.nan)
 
 
 def _each_once(rows: pd.DataFrame, key: str, what: str) -> pd.DataFrame:
@@ -162,6 +183,8 @@ def _each_once(rows: pd.DataFrame, key: str, what: str) -> pd.DataFrame:
     kept: dict[Any, Mapping[str, Any]] = {}
     for row in rows.to_dict("records"):
         first = kept.setdefault(row[key], row)
+        if first is row:
+            continue
         differ = [name for name in row if name not in INCIDENTAL and _text(row[name]) != _text(first[name])]
         if differ:
             raise RecordsError(

@@ -34,11 +34,13 @@ def kept_weights(row: Mapping[str, Any], store: Path | None = None) -> dict[str,
     weights, masks = _keys(row)
     artefact = _artefact(weights, row, store)
     state = load_file(artefact.file(WEIGHTS))
-    held = Masks.load(artefact.file(MASKS)) if artefact.has(MASKS) else None
     now = masks_of(row, store) if masks else None
+    held = Masks.load(artefact.file(MASKS)) if now is not None and artefact.has(MASKS) else None
     found = {}
     for layer in row["layers"]:
         name = str(layer["name"])
+        if name not in state:
+            raise ArtefactError(f"{artefact.folder}: has no weights {name}, of which run {row['run']} tells: repeat it")
         values = state[name]
         if now is not None and held is None:
             values = values[now[name]]

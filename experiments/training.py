@@ -38,9 +38,6 @@ Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 Regime = Callable[[nn.Module, Optimizer], Held]
 """From a model and its optimizer to masks that change while it trains: see `pruning.dynamic`."""
 
-TRAINING_FORMAT = 2
-"""Of the order in which a training draws and sums: a change of it is another result."""
-
 
 @dataclass(frozen=True)
 class Recipe:

@@ -16,6 +16,7 @@ import torch
 from pruning.competition import Competition, Group, Rows
 from pruning.errors import AllocationError
 from pruning.granularity import Units
+from pruning.layouts import Layout
 from pruning.selection import kept_count
 
 
@@ -51,15 +52,16 @@ class Uniform:
 class ERK:
     """Each tensor competes within itself; densities follow Erdős-Rényi-Kernel (Evci et al. 2020, RigL, section 3).
 
-    density_l = ε · Σ dims / Π dims, of the tensor's own shape, with ε solved for the whole; tensors that would exceed 1
-    stay dense and ε is solved again.
+    density_l = ε · Σ dims / Π dims, of the tensor's own shape (of one expert's matrix, where they are stacked), with ε
+    solved for the whole; tensors that would exceed 1 stay dense and ε is solved again.
     """
 
     minimum: int = 0
 
     def groups(self, units: Mapping[str, Units], density: float | None) -> list[Competition]:
         shapes = {name: u.shape for name, u in units.items()}
-        return _each_tensor(units, erk_densities(shapes, _given(density)), self.minimum)
+        copies = {name: u.copies for name, u in units.items()}
+        return _each_tensor(units, erk_densities(shapes, _given(density), copies), self.minimum)
 
 
 @dataclass(frozen=True)
@@ -114,42 +116,44 @@ class Rates:
 
 @dataclass(frozen=True)
 class PerRow:
-    """Each index of dimension 0, all else flattened, competes within itself: the output rows that Wanda asks for.
+    """The weights of each output, its inputs and kernel, compete: the rows that Wanda asks for.
 
-    Of transposed convolutions, whose dimension 0 are the inputs, it is the input channels.
+    Rows follow the layout that scores bring along (`pruning.layouts`): of Conv1D of transformers, experts and
+    transposed convolutions too. Scores in a plain dict are [outputs, …].
     """
 
     def groups(self, units: Mapping[str, Units], density: float | None) -> list[Competition]:
         found: list[Competition] = []
         for name, unit in units.items():
-            _check_rows(name, unit, 1, "PerRow")
-            keep = kept_count(_given(density), unit.scores[0].numel())
+            _check_rows(name, unit, unit.layout, "PerRow")
+            keep = kept_count(_given(density), unit.layout.shape(unit.scores.shape)[1:].numel())
             if unit.alive is not None:
-                lowest = int(unit.alive.reshape(unit.alive.shape[0], -1).sum(1).min())
+                lowest = int(unit.layout.rows(unit.alive).flatten(1).sum(1).min())
                 if lowest < keep:
                     raise AllocationError(
                         f"{name}: asked to keep {keep} units of every row, but a row has only {lowest} alive: "
                         "ask for a lower density, or leave out within= to let removed ones return"
                     )
-            found.append(Rows(name, keep, flatten=True))
+            found.append(Rows(name, keep, layout=unit.layout))
         return found
 
 
 @dataclass(frozen=True)
 class NofM:
-    """Of every `m` consecutive units along `dim` at most `n` stay (N:M sparsity, Zhou et al. 2021).
+    """Of every `m` consecutive inputs of an output at most `n` stay (N:M sparsity, Zhou et al. 2021).
 
-    `dim` 1 are the inputs of linear and convolution weights; transposed convolutions have theirs at 0. A shorter last
-    group of r units keeps round_half_even(r · n / m). The density is n / m; asking for another is an error, and so is a
-    tensor that this would empty.
+    `dim` None are the inputs, by the layout that scores bring along (`pruning.layouts`; in a plain dict dimension 1);
+    else the dimension along which `m` follow each other. A shorter last group of r units keeps
+    round_half_even(r · n / m). The density is n / m; asking for another is an error, and so is a tensor that this
+    would empty.
     """
 
     n: int
     m: int
-    dim: int = 1
+    dim: int | None = None
 
     def __post_init__(self) -> None:
-        if any(isinstance(v, bool) or not isinstance(v, int) for v in (self.n, self.m, self.dim)):
+        if any(isinstance(v, bool) or not isinstance(v, int) for v in (self.n, self.m, self.dim or 0)):
             raise AllocationError(f"NofM({self.n}, {self.m}, dim={self.dim}): n, m and dim must be whole numbers")
         if not 0 < self.n <= self.m:
             raise AllocationError(f"NofM({self.n}, {self.m}): n must lie between 1 and m")
@@ -162,25 +166,36 @@ class NofM:
             )
         found: list[Competition] = []
         for name, unit in units.items():
-            _check_rows(name, unit, self.dim, "NofM")
-            length = unit.scores.shape[self.dim]
+            layout = unit.layout if self.dim is None else self._along(name, unit, self.dim)
+            _check_rows(name, unit, layout, "NofM")
+            length = layout.shape(unit.scores.shape)[1]
             rest = kept_count(share, length % self.m)
             if length < self.m and rest == 0:
                 raise AllocationError(
-                    f"{name}: NofM({self.n}, {self.m}) keeps none of {length} units along dimension {self.dim}, and so "
-                    "would empty it: exclude it"
+                    f"{name}: NofM({self.n}, {self.m}) keeps none of {length} inputs of an output, and so would empty "
+                    "it: exclude it"
                 )
-            found.append(Rows(name, self.n, self.dim, self.m, rest))
+            found.append(Rows(name, self.n, self.m, rest, layout))
         return found
 
+    def _along(self, name: str, unit: Units, dim: int) -> Layout:
+        """A layout in which `dim` alone are the inputs."""
+        dims = unit.scores.dim()
+        if not 0 <= dim < dims:
+            raise AllocationError(f"{name}: NofM(dim={dim}): these units have shape {list(unit.scores.shape)}")
+        return Layout(outputs=tuple(other for other in range(dims) if other != dim))
 
-def erk_densities(shapes: Mapping[str, Sequence[int]], density: float) -> dict[str, float]:
+
+def erk_densities(
+    shapes: Mapping[str, Sequence[int]], density: float, copies: Mapping[str, int] | None = None
+) -> dict[str, float]:
     """Erdős-Rényi-Kernel densities, per tensor name, whose weights sum to `density` of all.
 
-    Counts are rounded tensor by tensor, so that their sum may be off by half a weight a tensor.
+    Counts are rounded tensor by tensor, so that their sum may be off by half a weight a tensor. Of each shape there
+    are `copies` (None: one), which is how experts count.
     """
-    sizes = {name: _product(shape) for name, shape in shapes.items()}
-    raw = {name: sum(shape) / max(1, sizes[name]) for name, shape in shapes.items()}
+    raw = {name: sum(shape) / max(1, _product(shape)) for name, shape in shapes.items()}
+    sizes = {name: _product(shape) * (1 if copies is None else copies[name]) for name, shape in shapes.items()}
     budget = density * sum(sizes.values())
     dense: set[str] = set()
     while True:
@@ -231,11 +246,16 @@ def _each_tensor(units: Mapping[str, Units], densities: Mapping[str, float], min
     return found
 
 
-def _check_rows(name: str, unit: Units, dim: int, allocation: str) -> None:
-    if unit.scores.dim() < 2 or not 0 <= dim < unit.scores.dim() or unit.scores.numel() == 0:
+def _check_rows(name: str, unit: Units, layout: Layout, allocation: str) -> None:
+    if unit.scores.dim() < 2 or unit.scores.numel() == 0:
         raise AllocationError(
             f"{name}: {allocation} needs units in at least two dimensions, these have shape "
             f"{list(unit.scores.shape)}: exclude the tensor, or use another granularity"
+        )
+    if not layout.known:
+        raise AllocationError(
+            f"{name}: {allocation} needs to know which of its dimensions are outputs, and its module does not say: "
+            "exclude it, or use another allocation"
         )
 
 

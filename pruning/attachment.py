@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pruning.errors import MaskError
+
 ELEMENTWISE = frozenset(
     getattr(torch.optim, name)
     for name in (
@@ -36,17 +38,22 @@ class Attachment:
     def __init__(
         self, parameters: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor], optimizers: Iterable[Optimizer]
     ):
-        """`masks` must fit `parameters`, name by name; `Masks.attach` has checked it."""
+        """`masks` must fit `parameters`, name by name; `Masks.attach` has checked it. If it fails, nothing is held."""
         self._held = [(parameters[name], _Bits(mask)) for name, mask in masks.items()]
-        self._optimizers = tuple(optimizers)
+        self._optimizers = tuple(inner for optimizer in optimizers for inner in optimizers_in(optimizer))
         self._removers: list[Callable[[], None]] = []
-        for parameter, bits in self._held:
-            self._removers.append(_on_gradient(parameter, bits))
-        for optimizer in self._optimizers:
-            self._removers.append(optimizer.register_step_pre_hook(self._before_step).remove)
-            self._removers.append(optimizer.register_step_post_hook(self._after_step).remove)
-            self._removers.append(optimizer.register_load_state_dict_post_hook(self._mask_state).remove)
-        self.apply_()
+        try:
+            for parameter, bits in self._held:
+                self._removers.append(_on_gradient(parameter, bits))
+            for optimizer in self._optimizers:
+                if _is_watched(optimizer):
+                    self._removers.append(optimizer.register_step_pre_hook(self._before_step).remove)
+                    self._removers.append(optimizer.register_step_post_hook(self._after_step).remove)
+                    self._removers.append(optimizer.register_load_state_dict_post_hook(self._mask_state).remove)
+            self.apply_()
+        except BaseException:
+            self._remove_hooks()
+            raise
 
     @torch.no_grad()
     def apply_(self) -> None:
@@ -65,6 +72,9 @@ class Attachment:
         """Stop holding. Weights and state stay as they are, removed ones zero; calling it again does nothing."""
         if self._removers and self._versions() != self._seen:
             self._mask_weights()
+        self._remove_hooks()
+
+    def _remove_hooks(self) -> None:
         while self._removers:
             self._removers.pop()()
 
@@ -119,6 +129,33 @@ class Attachment:
         vectors = [state.get("d"), state.get("prev_flat_grad"), *state.get("old_dirs", ()), *state.get("old_stps", ())]
         if any(vector is not None and bool(vector[removed].any()) for vector in vectors):
             optimizer.state.clear()
+
+
+def optimizers_in(optimizer: Optimizer) -> tuple[Optimizer, ...]:
+    """`optimizer` and those that it wraps, as accelerate's, timm's Lookahead and SAM do, the outermost first.
+
+    Raises:
+        MaskError: none of them is a torch.optim.Optimizer whose steps can be watched.
+    """
+    found = [optimizer]
+    for each in found:  # it grows meanwhile
+        for inner in (vars(each).get(name) for name in _WRAPPED):
+            if isinstance(inner, Optimizer) and all(inner is not known for known in found):
+                found.append(inner)
+    if not any(_is_watched(each) for each in found):
+        raise MaskError(
+            f"{type(optimizer).__name__}: its steps cannot be watched: give the torch.optim.Optimizer that it wraps"
+        )
+    return tuple(found)
+
+
+_WRAPPED = ("optimizer", "_optimizer", "base_optimizer", "_base_optimizer", "optim")
+"""Attributes under which optimizers keep the one that they wrap."""
+
+
+def _is_watched(optimizer: Optimizer) -> bool:
+    """Whether it was made as optimizers are, so that hooks on its steps run; some wrappers were not."""
+    return getattr(type(optimizer).step, "hooked", False) and "_optimizer_load_state_dict_post_hooks" in vars(optimizer)
 
 
 def _keeps_zeros(optimizer: Optimizer) -> bool:

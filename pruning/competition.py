@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pruning.errors import AllocationError
 from pruning.granularity import Units
+from pruning.layouts import STANDARD, Layout
 from pruning.selection import count, elements, top, top_of_rows
 
 
@@ -69,27 +70,27 @@ class Group:
 
 @dataclass(frozen=True)
 class Rows:
-    """In one tensor, seen as [rows, length] along `dim`, every `length` consecutive units compete and `keep` stay.
+    """In one tensor, every `length` consecutive units along the inputs of an output compete, and `keep` stay.
 
-    `length` None is the whole row. A shorter last part of a row keeps `keep_rest` units. With `flatten` a row is all
-    that one index of dimension 0 holds.
+    Attributes:
+        name: of the tensor.
+        keep: units that stay.
+        length: None: all inputs of an output, kernel included, are one row. Else along the first dimension of the
+            inputs; a shorter last part of a row keeps `keep_rest` units.
+        layout: of the tensor.
     """
 
     name: str
     keep: int
-    dim: int = 1
     length: int | None = None
     keep_rest: int = 0
-    flatten: bool = False
+    layout: Layout = STANDARD
 
     def select(self, units: Mapping[str, Units]) -> dict[str, Tensor]:
         unit = units[self.name]
-        mask = torch.zeros(unit.scores.shape, dtype=torch.bool, device=unit.scores.device)
-        scores, alive, target = (
-            None if tensor is None else self._rows(tensor) for tensor in (unit.scores, unit.alive, mask)
-        )
-        assert scores is not None
-        assert target is not None
+        scores = self._rows(unit.scores)
+        alive = None if unit.alive is None else self._rows(unit.alive)
+        mask = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
         size = scores.shape[-1]
         length = size if self.length is None else self.length
         body = size - size % length
@@ -97,13 +98,16 @@ class Rows:
             if stop > start:
                 part = scores[..., start:stop].reshape(-1, width)
                 live = None if alive is None else alive[..., start:stop].reshape(-1, width)
-                picked = top_of_rows(part, keep, live)
-                target[..., start:stop] = picked.view(*target.shape[:-1], stop - start)
-        return {self.name: mask}
+                mask[..., start:stop] = top_of_rows(part, keep, live).view(*mask.shape[:-1], stop - start)
+        return {self.name: self._restored(mask, unit.scores.shape)}
 
     def _rows(self, tensor: Tensor) -> Tensor:
-        """A view (for the mask, which is contiguous) with the competing units along the last dimension."""
-        return tensor.reshape(tensor.shape[0], -1) if self.flatten else tensor.movedim(self.dim, -1)
+        """The tensor with the competing units along the last dimension."""
+        rows = self.layout.rows(tensor)
+        return rows.flatten(1) if self.length is None else rows.movedim(1, -1)
+
+    def _restored(self, mask: Tensor, shape: torch.Size) -> Tensor:
+        return self.layout.restored(mask if self.length is None else mask.movedim(-1, 1), shape)
 
 
 def _alive(unit: Units) -> Tensor:

@@ -15,7 +15,8 @@ from pruning.decomposed import decomposed
 from pruning.evidence import untouched
 from pruning.inputs import Inputs, arguments_for
 from pruning.masks import Masks
-from pruning.parameters import named, prunable, storage, unwrapped
+from pruning.parameters import check_values, kernels, named, storage, unwrapped
+from pruning.products import copied_mask, flop_formulas, saved
 
 
 @dataclass(frozen=True)
@@ -44,29 +45,34 @@ def cost(model: nn.Module, masks: Masks | None, inputs: Inputs) -> Cost:
     """Count parameters, MACs and bytes of `model` under `masks`; None: with all of its weights, as after a removal.
 
     `inputs` are a tensor, a tuple of positional or a mapping of keyword arguments (one example for MACs of one).
-    Counted are matrix products and convolutions, as torch counts them; additions, norms and activations are not, nor
-    what happens inside a fused recurrent kernel or Bilinear. A removed weight is followed through views and slices of
-    its tensor, so attention projections and tied weights count; not through copies, as a parametrization makes.
+    Counted are matrix products and convolutions, those of recurrent layers, Bilinear and experts too; additions, norms
+    and activations are not, nor what happens inside operators of other packages. A removed weight is followed through
+    views, slices and plain copies of its tensor, so attention projections, tied weights and experts count; not through
+    arithmetic, as a parametrization does.
     """
     model = unwrapped(model)
-    masks = Masks.dense(prunable(model)) if masks is None else masks
-    masks.check(model)
-    every = named(model)
-    saved = _Saved({name: every[name] for name in masks}, masks)
-    with untouched(model), decomposed(), torch.no_grad(), FlopCounterMode(display=False) as counter, saved:
+    check_values(named(model))
+    if masks is not None:
+        masks.check(model)
+        weights, kept = masks.total, masks.kept
+    else:
+        weights = kept = sum(parameter.numel() for parameter in kernels(model).values())
+    uses = _Saved(named(model), {} if masks is None else masks)
+    counter = FlopCounterMode(display=False, custom_mapping=flop_formulas())
+    with untouched(model), decomposed(), torch.no_grad(), counter, uses:
         model.eval()
         args, kwargs = arguments_for(model, inputs)
         model(*args, **kwargs)
     dense = counter.get_total_flops() // 2
     parameters = sum({storage(p): p.numel() for p in model.parameters()}.values())
-    stored = {storage(t): t.nbytes for t in (*model.parameters(), *model.buffers())}
+    stored = {storage(t): _bytes(t) for t in (*model.parameters(), *model.buffers())}
     return Cost(
-        prunable=masks.total,
-        kept=masks.kept,
+        prunable=weights,
+        kept=kept,
         parameters=parameters,
-        nonzero=parameters - (masks.total - masks.kept),
+        nonzero=parameters - (weights - kept),
         dense_macs=dense,
-        macs=dense - saved.macs,
+        macs=dense - uses.macs,
         stored_bytes=sum(stored.values()),
     )
 
@@ -100,47 +106,51 @@ def latency(model: nn.Module, inputs: Inputs, *, warmup: int = 3, repeats: int =
     return 1000 * median(times[warmup:])
 
 
+def _bytes(tensor: Tensor) -> int:
+    """What a tensor takes; of a sparse one its places too."""
+    if tensor.layout is torch.strided:
+        return tensor.nbytes
+    if tensor.layout is torch.sparse_coo:
+        return tensor._indices().nbytes + tensor._values().nbytes
+    parts = ("crow_indices", "col_indices") if tensor.layout is torch.sparse_csr else ("ccol_indices", "row_indices")
+    return tensor.values().nbytes + sum(int(getattr(tensor, part)().nbytes) for part in parts)
+
+
 class _Saved(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
     """Adds up, over the products of a forward pass, the uses of removed weights."""
+
+    supports_higher_order_operators = True
 
     def __init__(self, parameters: Mapping[str, Tensor], masks: Mapping[str, Tensor]):
         super().__init__()  # type: ignore[no-untyped-call]  # torch's own
         self.macs = 0
         self._removed: dict[int, list[tuple[int, Tensor]]] = {}
-        for name, p in parameters.items():
-            # laid out as the parameter is, so that a view of one is the same view of the other
-            removed = torch.empty_strided(p.shape, p.stride(), dtype=torch.bool, device=p.device)
-            removed.copy_(~masks[name].to(p.device))
-            self._removed.setdefault(p.untyped_storage().data_ptr(), []).append((int(p.storage_offset()), removed))
+        self._copies: list[Tensor] = []  # an address is unique only among the living
+        for name, mask in masks.items():
+            self._know(parameters[name], ~mask.to(parameters[name].device))
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = function(*args, **(kwargs or {}))
-        if function in _PRODUCTS:
-            first = _PRODUCTS[function]
-            left, right = args[first], args[first + 1]
-            if function is torch.ops.aten.convolution.default:
-                transposed = args[6]
-                uses = left.numel() // left.shape[1] if transposed else output.numel() // output.shape[1]
-                self.macs += uses * self._gone(right)
-            else:
-                self.macs += right.shape[-1] * self._gone(left) + left.shape[-2] * self._gone(right)
+        self.macs += saved(function, args, output, self._gone)
+        copied = copied_mask(function, args, kwargs or {}, self._gone)
+        if copied is not None:
+            self._copies.append(output)
+            self._know(output, copied)
         return output
 
-    def _gone(self, view: Tensor) -> int:
-        """How many entries of `view` are removed weights."""
+    def _know(self, tensor: Tensor, removed: Tensor) -> None:
+        # laid out as the tensor is, so that a view of one is the same view of the other
+        laid_out = torch.empty_strided(tensor.shape, tensor.stride(), dtype=torch.bool, device=tensor.device)
+        laid_out.copy_(removed)
+        known = self._removed.setdefault(tensor.untyped_storage().data_ptr(), [])
+        known.append((int(tensor.storage_offset()), laid_out))
+
+    def _gone(self, view: Tensor) -> Tensor | None:
+        """Which entries of `view` are removed weights."""
+        if view.layout is not torch.strided:
+            return None
         for start, removed in self._removed.get(view.untyped_storage().data_ptr(), ()):
             offset = view.storage_offset() - start
             if 0 <= offset < removed.untyped_storage().nbytes():
-                return int(removed.as_strided(view.shape, view.stride(), offset).sum())
-        return 0
-
-
-_aten = torch.ops.aten
-_PRODUCTS = {
-    _aten.mm.default: 0,
-    _aten.bmm.default: 0,
-    _aten.addmm.default: 1,
-    _aten.baddbmm.default: 1,
-    _aten.convolution.default: 0,
-}
-"""The products whose factors may be weights, and where in their arguments the first factor is."""
+                return removed.as_strided(view.shape, view.stride(), offset)
+        return None

@@ -1,20 +1,22 @@
 """All that a scorer may look at, and the promise that looking leaves no trace."""
 
+import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property, wraps
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pruning.batches import Batch, examples
 from pruning.errors import ScoreError
-from pruning.parameters import storage
-
-Batch = Any
-"""Whatever the loss takes, mostly (inputs, targets). Its first tensor's first dimension counts the examples."""
+from pruning.layouts import STANDARD, LaidOut, Layout, layouts
+from pruning.parameters import check_whole, storage
+from pruning.processes import parallel
 
 Scores = dict[str, Tensor]
 
@@ -25,14 +27,18 @@ class Evidence:
 
     Raises:
         ScoreError: two Parameters of the model, not one in two places, share the memory of a prunable weight.
+        ParameterError: a weight is sharded over processes.
 
     Attributes:
-        model: in the mode (train or eval) in which it is to be scored; scorers do not change it.
+        model: in the mode (train or eval) in which it is to be scored; scorers do not change it. Inside a
+            DistributedDataParallel scores are of the data of all its processes.
         parameters: the prunable ones, as `prunable` gives them.
         batches: re-iterable; data-free scorers ignore it.
         loss: mean over the batch's examples, all of equal weight, as the mean over all batches weights them so.
         masks: what is still alive, name → bool tensor; None: everything. Removed weights are zero in the model.
         initial: the prunable weights at initialisation, by name, for scorers that compare with them.
+        count: what the loss of a batch is the mean over, above 0: its weight in the mean over batches. None: its
+            examples, by `pruning.batches.examples`.
     """
 
     model: nn.Module
@@ -41,8 +47,10 @@ class Evidence:
     loss: Callable[[nn.Module, Batch], Tensor] | None = None
     masks: Mapping[str, Tensor] | None = None
     initial: Mapping[str, Tensor] | None = None
+    count: Callable[[Batch], float] | None = None
 
     def __post_init__(self) -> None:
+        check_whole(self.model, self.parameters)
         prunable = {storage(p): (name, p) for name, p in self.parameters.items()}
         for other, parameter in self.model.named_parameters():
             name, known = prunable.get(storage(parameter), (other, parameter))
@@ -52,49 +60,48 @@ class Evidence:
                     "as in decoder.weight = encoder.weight"
                 )
 
+    @cached_property
+    def layouts(self) -> Mapping[str, Layout]:
+        """How each prunable weight is seen as rows of inputs, one for each output."""
+        return dict.fromkeys(self.parameters, STANDARD) | layouts(self.model, self.parameters)
+
+    @property
+    def local(self) -> nn.Module:
+        """The model as this process runs it alone: without its DDP wrapper, whose passes wait for all processes."""
+        wrapper = parallel(self.model)
+        return self.model if wrapper is None else wrapper.module
+
+    def size(self, batch: Batch) -> float:
+        """The weight of `batch` in a mean over all data: `count` of it, or its number of examples."""
+        if self.count is None:
+            return examples(batch)
+        found = float(self.count(batch))
+        if not 0.0 < found < math.inf:
+            raise ScoreError(
+                f"Evidence count= returned {found}: give how many examples or tokens the loss averages over, above 0"
+            )
+        return found
+
 
 Scorer = Callable[[Evidence], Scores]
+_AnyScorer = TypeVar("_AnyScorer", bound=Callable[..., Scores])
 
 
-def gradients(evidence: Evidence) -> Iterator[tuple[Scores, int]]:
-    """∂L/∂w of the mean loss on each batch, as (name → tensor in at least float32, examples in the batch).
+def laid_out(scorer: _AnyScorer) -> _AnyScorer:
+    """A decorator of scorers: where weights are not [outputs, …], their scores bring the layouts along."""
 
-    Weights, gradients, buffers, train and eval flags and random state of the model are as before when the iterator is
-    exhausted or closed. A parameter that the loss does not reach has gradient 0.
+    @wraps(scorer)
+    def scored(evidence: Evidence, *args: Any, **kwargs: Any) -> Scores:
+        return with_layouts(scorer(evidence, *args, **kwargs), evidence)
 
-    Raises:
-        ScoreError: no loss, no batches, or batches that can be iterated only once.
-    """
-    if evidence.loss is None:
-        raise ScoreError("this scorer needs gradients: give Evidence a loss")
-    names, parameters = list(evidence.parameters), list(evidence.parameters.values())
-    seen = 0
-    with untouched(evidence.model, parameters):
-        for batch in evidence.batches:
-            seen += 1
-            with torch.enable_grad():
-                loss = scalar_loss(evidence, batch)
-                found = torch.autograd.grad(loss, parameters, allow_unused=True)
-            yield (
-                {
-                    name: torch.zeros_like(accumulated(p)) if g is None else accumulated(g)
-                    for name, p, g in zip(names, parameters, found, strict=True)
-                },
-                examples(batch),
-            )
-    if not seen:
-        raise ScoreError("this scorer needs data: batches is empty, or could be iterated only once (give a list)")
+    return cast(_AnyScorer, scored)
 
 
-def mean_gradient(evidence: Evidence) -> Scores:
-    """∂L/∂w of the mean loss over all examples, however the data are cut into batches. See `gradients`."""
-    total: Scores = {}
-    count = 0
-    for batch, size in gradients(evidence):
-        count += size
-        for name, gradient in batch.items():
-            total[name] = total[name].add_(gradient, alpha=size) if name in total else gradient * size
-    return {name: gradient.div_(count) for name, gradient in total.items()}
+def with_layouts(scores: Scores, evidence: Evidence) -> Scores:
+    """`scores` of the weights of `evidence` with their layouts, where any is not the standard one."""
+    if isinstance(scores, LaidOut) or all(layout == STANDARD for layout in evidence.layouts.values()):
+        return scores
+    return LaidOut(scores, evidence.layouts)
 
 
 @contextmanager
@@ -109,6 +116,7 @@ def untouched(model: nn.Module, parameters: Iterable[nn.Parameter] = ()) -> Iter
     modes = [(module, module.training) for module in model.modules()]
     accumulated_before = [(p, p.grad) for p in model.parameters()]
     frozen = [p for p in parameters if not p.requires_grad]
+    hooks = [(h, dict(h)) for p in model.parameters() if (h := getattr(p, "_post_accumulate_grad_hooks", None))]
     devices = sorted(
         {t.device.index for t in model.parameters() if t.device.type == "cuda" and t.device.index is not None}
     )
@@ -119,6 +127,8 @@ def untouched(model: nn.Module, parameters: Iterable[nn.Parameter] = ()) -> Iter
                 parameter.requires_grad_(True)
             for parameter, _ in accumulated_before:
                 parameter.grad = None  # a backward pass would add to a gradient that exists, in place
+            for each, _ in hooks:
+                each.clear()  # a backward pass would run them: they hold masks, or step an optimizer
             yield
         finally:
             random.setstate(python)
@@ -127,6 +137,8 @@ def untouched(model: nn.Module, parameters: Iterable[nn.Parameter] = ()) -> Iter
                 parameter.requires_grad_(False)
             for module, training in modes:
                 module.training = training
+            for each, registered in hooks:
+                each.update(registered)
             for parameter, gradient in accumulated_before:
                 parameter.grad = gradient
             for module, owned in assigned:
@@ -140,7 +152,7 @@ def untouched(model: nn.Module, parameters: Iterable[nn.Parameter] = ()) -> Iter
 def scalar_loss(evidence: Evidence, batch: Batch) -> Tensor:
     """The loss of `batch`, in the graph; `ScoreError` if it is not what a gradient can be taken of."""
     assert evidence.loss is not None
-    loss = evidence.loss(evidence.model, batch)
+    loss = evidence.loss(evidence.local, batch)
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         what = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise ScoreError(f"the loss is no single number but {what}: give the mean over the batch")
@@ -161,28 +173,26 @@ def output_tensor(outputs: Any) -> Tensor:
 
 
 def _writable(buffer: Tensor) -> bool:
-    """Whether a forward pass can write to it at all: not to one that is expanded, or made in inference mode."""
+    """Whether a forward pass can write to it at all: not to one that is expanded, sparse or made in inference mode."""
+    if buffer.layout is not torch.strided:
+        return False
     expanded = any(step == 0 and size > 1 for step, size in zip(buffer.stride(), buffer.shape, strict=True))
     return not expanded and not buffer.is_inference()
 
 
 def accumulated(tensor: Tensor) -> Tensor:
-    """`tensor`, detached, in at least float32: products of halves underflow (1e-3 · 1e-5 is 0 in float16)."""
-    tensor = tensor.detach()
+    """`tensor`, detached, dense, in at least float32: products of halves underflow (1e-3 · 1e-5 is 0 in float16)."""
+    tensor = tensor.detach() if tensor.layout is torch.strided else tensor.detach().to_dense()
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-def examples(batch: Batch) -> int:
-    """How many examples `batch` holds: the first dimension of the first tensor in it."""
-    if isinstance(batch, Tensor):
-        if batch.dim() and not len(batch):
-            raise ScoreError("a batch holds no examples: leave it out")
-        return len(batch) if batch.dim() else 1
-    parts = batch.values() if isinstance(batch, Mapping) else batch
-    if isinstance(parts, Iterable) and not isinstance(parts, str | bytes):
-        for part in parts:
-            if isinstance(part, Tensor | Mapping | list | tuple):
-                return examples(part)
-    raise ScoreError(
-        f"a batch of type {type(batch).__name__} holds no tensor: give tensors, or tuples or dicts of them"
-    )
+def effect(gradient: Tensor, weight: Tensor) -> Tensor:
+    """g·w, minus the change of the loss when w goes, to first order; of complex weights Re(ḡ·w)."""
+    return (gradient.conj() * weight).real if weight.is_complex() else gradient * weight
+
+
+def check_real(parameters: Mapping[str, Tensor], what: str) -> None:
+    """Raise `ScoreError` for complex weights, where `what` is defined for real ones."""
+    for name, parameter in parameters.items():
+        if parameter.is_complex():
+            raise ScoreError(f"{name}: is complex, and {what} is defined for real weights: exclude it")

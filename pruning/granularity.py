@@ -7,14 +7,15 @@ weight mask (bool, `shape`) in which every kept unit is True.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
-from typing import Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from pruning.errors import GranularityError
+from pruning.layouts import STANDARD, Layout, layout_of
 
 Pooling = Literal["sum", "mean", "max", "l2"]
 _POOLINGS = ("sum", "mean", "max", "l2")
@@ -27,9 +28,12 @@ class Units:
     Attributes:
         scores: one a unit.
         alive: which of them live; None: all.
-        shape: of the tensor itself, from which allocations may take a density.
+        shape: of the tensor itself, from which allocations may take a density; of one of its matrices, if several are
+            stacked in it.
+        copies: how many matrices there are.
         minimum: how many must stay.
         members: [units, n], for units of a traced structure: the numbers that each stands for, filled up with -1.
+        layout: of `scores`, where units are single weights: which dimensions are the inputs of an output.
     """
 
     scores: Tensor
@@ -37,6 +41,8 @@ class Units:
     shape: torch.Size
     minimum: int = 0
     members: Tensor | None = None
+    copies: int = 1
+    layout: Layout = STANDARD
 
     @property
     def live(self) -> int:
@@ -62,20 +68,49 @@ class Granularity(Protocol):
 
 @runtime_checkable
 class TensorGranularity(Protocol):
-    """A granularity whose units lie in one tensor each; see the module's docstring."""
+    """A granularity whose units lie in one tensor each; see the module's docstring.
+
+    Attributes:
+        by_rows: whether `pool` and `expand` are of the matrix [outputs, *inputs] that the tensor's layout makes of it.
+    """
+
+    by_rows: ClassVar[bool] = False
 
     def pool(self, name: str, scores: Tensor, alive: Tensor | None) -> Units: ...
 
     def expand(self, unit_mask: Tensor, shape: torch.Size) -> Tensor: ...
 
+    def units(self, name: str, scores: Tensor, alive: Tensor | None, layout: Layout = STANDARD) -> Units:
+        """`pool` of a tensor that has any layout."""
+        if layout == STANDARD:
+            return self.pool(name, scores, alive)
+        if self.by_rows:
+            _check_layout(name, layout)
+            found = self.pool(name, layout.rows(scores), None if alive is None else layout.rows(alive))
+        else:
+            found = self.pool(name, scores, alive)
+        single = found.scores.shape == scores.shape and not self.by_rows
+        one = layout.matrix(scores.shape)
+        copies = scores.numel() // max(1, one.numel())
+        return replace(found, shape=one, copies=copies, layout=layout if single else STANDARD)
+
+    def mask(self, unit_mask: Tensor, shape: torch.Size, layout: Layout = STANDARD) -> Tensor:
+        """`expand` to a tensor that has any layout."""
+        if self.by_rows and layout != STANDARD:
+            return layout.restored(self.expand(unit_mask, layout.shape(shape)), shape)
+        return self.expand(unit_mask, shape)
+
     def gather(self, scores: Mapping[str, Tensor], within: Mapping[str, Tensor] | None) -> Pooled:
         """The units of each tensor."""
         units = {
-            name: self.pool(name, score, None if within is None else within[name]) for name, score in scores.items()
+            name: self.units(name, score, None if within is None else within[name], layout_of(scores, name))
+            for name, score in scores.items()
         }
 
         def expand(chosen: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {name: self.expand(chosen[name], score.shape) for name, score in scores.items()}
+            return {
+                name: self.mask(chosen[name], score.shape, layout_of(scores, name)) for name, score in scores.items()
+            }
 
         return Pooled(units, expand)
 
@@ -95,9 +130,11 @@ class Weights(TensorGranularity):
 class Blocks(TensorGranularity):
     """Blocks of `shape` = (rows, columns) in the matrix [outputs, all else flattened]; odd edges give smaller blocks.
 
-    A linear weight [out, in] is that matrix itself, a kernel [out, in, h, w] is seen as [out, in·h·w].
+    A linear weight [out, in] is that matrix itself, a kernel [out, in, h, w] is seen as [out, in·h·w], experts as their
+    matrices one below the other.
     """
 
+    by_rows: ClassVar[bool] = True
     shape: tuple[int, int]
     pooling: Pooling = "sum"
 
@@ -182,6 +219,11 @@ class Vectors(TensorGranularity):
         assert isinstance(self.dim, tuple)
         aligned = [size if d in self.dim else 1 for d, size in enumerate(shape)]
         return unit_mask.view(aligned).expand(shape).contiguous()
+
+
+def _check_layout(name: str, layout: Layout) -> None:
+    if not layout.known:
+        raise GranularityError(f"{name}: its module does not say which dimensions are its outputs: exclude it")
 
 
 def _check_pooling(pooling: str) -> None:

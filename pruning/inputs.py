@@ -1,7 +1,7 @@
 """What a model is called with, and the tensors in it."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -62,7 +62,7 @@ def mapped(value: Any, function: Callable[[Tensor], Any]) -> Any:
     """`value` with `function` of every tensor in its tuples, lists and mappings, which stay of their kinds."""
     if isinstance(value, Tensor):
         return function(value)
-    if isinstance(value, dict):
+    if isinstance(value, MutableMapping):
         made = copy.copy(value)
         made.update({key: mapped(part, function) for key, part in value.items()})
         return made

@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 from pruning.attachment import Attachment
 from pruning.coding import decode, encode
 from pruning.errors import ArtefactError, MaskError
-from pruning.parameters import first_names, named, storage
+from pruning.parameters import check_whole, first_names, named, storage
+from pruning.processes import of_first_process
 
 _FORMAT = "pruning.masks/3"
 
@@ -130,20 +131,35 @@ class Masks(Mapping[str, Tensor]):
 
     @torch.no_grad()
     def apply_(self, model: nn.Module) -> None:
-        """Set removed weights of `model` to zero, once; `attach` holds them there."""
+        """Set removed weights of `model` to zero, once; `attach` holds them there.
+
+        Over the processes of a DDP-wrapped model by the masks of the first one.
+        """
         parameters = self._fitting(model)
-        for name, mask in self.items():
+        for name, mask in self.agreed(model).items():
             parameters[name].masked_fill_(~mask.to(parameters[name].device), 0)
 
     def attach(self, model: nn.Module, *optimizers: Optimizer) -> Attachment:
         """Hold the masks on `model` while it trains: see `pruning.attachment`.
 
         Use it as `with masks.attach(model, optimizer): …`, or keep the handle and call `detach()`. Attach before the
-        first step; give every optimizer that updates the masked parameters.
+        first step; give every optimizer that updates the masked parameters. Optimizers that wrap another, as
+        accelerate's do, are looked through. Over the processes of a DDP-wrapped model the masks of the first one hold.
 
         Raises:
-            MaskError: the masks do not fit, a masked parameter is on the meta device, or an optimizer has none of them.
+            MaskError: the masks do not fit, a masked parameter is on the meta device, or an optimizer has none of them
+                or cannot be watched.
+            ParameterError: masked parameters are sharded over processes.
         """
+        check_whole(model, named(model))
+        return self.agreed(model).hold(model, *optimizers)
+
+    def agreed(self, model: nn.Module) -> "Masks":
+        """Those of the first process of a DDP-wrapped model; these, for any other."""
+        return Masks(of_first_process(model, self))
+
+    def hold(self, model: nn.Module, *optimizers: Optimizer) -> Attachment:
+        """As `attach`, of masks on which processes have agreed."""
         parameters = self._fitting(model)
         masked = {storage(parameters[name]) for name in self}
         for optimizer in optimizers:

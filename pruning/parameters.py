@@ -1,12 +1,15 @@
 """Which parameters may be pruned: names and storages, each storage once."""
 
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 
+import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from pruning.errors import ParameterError
+from pruning.errors import CoverageWarning, ParameterError
+from pruning.processes import parallel
 
 Predicate = Callable[[str, nn.Parameter], bool]
 Choice = str | Iterable[str] | Predicate
@@ -22,9 +25,9 @@ def prunable(
     """The parameters of `model` that pruning may touch, by name, in the model's order.
 
     Without `include` these are the weight matrices and kernels of Linear, Conv1-3d and their transposed forms,
-    Bilinear, recurrent layers and attention in-projections: no biases, norms, embeddings or position tables. A
-    tensor that an embedding shares with a linear layer counts as an embedding. Tied weights appear once, under the
-    first of their names, as in `model.named_parameters()`.
+    Bilinear, recurrent layers, attention in-projections, the Conv1D of transformers and experts that are stacked in
+    one tensor: no biases, norms, embeddings or position tables. A tensor that an embedding shares with a linear layer
+    counts as an embedding. Tied weights appear once, under the first of their names, as in `model.named_parameters()`.
 
     Args:
         include: a glob, several globs, or a predicate of (name, parameter); chooses among *all* parameters.
@@ -33,12 +36,16 @@ def prunable(
 
     Raises:
         ParameterError: nothing is left, a glob matches no parameter, or a parameter has no shape yet (lazy modules).
+
+    Warns:
+        CoverageWarning: without `include`, more than a hundredth of the weights in matrices are in no such layer, as
+            where layers are reparametrised (weight_norm, spectral_norm, torch.nn.utils.prune).
     """
     model = unwrapped(model)
     names = _names_by_storage(model)
     if include is None:
-        default = _kernel_storages(model)
-        included = {key for key in names if key in default}
+        layers, rest = ([k for k in keys if frozen or names[k][1].requires_grad] for keys in _by_default(model, names))
+        included = set(layers)
     else:
         included = set(_chosen(names, include, "include"))
     excluded = set() if exclude is None else set(_chosen(names, exclude, "exclude"))
@@ -53,7 +60,16 @@ def prunable(
             f"{type(model).__name__}: nothing to prune among {len(names)} parameters; "
             f"choose some with include='*.weight'{unfrozen}"
         )
+    if include is None:
+        _report_coverage(model, [names[key] for key in layers], [names[key] for key in rest])
     return parameters
+
+
+def kernels(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What `prunable` gives by default; nothing, without an error or a warning, where there is nothing."""
+    names = _names_by_storage(unwrapped(model))
+    included, _ = _by_default(unwrapped(model), names)
+    return {names[key][0][0]: names[key][1] for key in included if names[key][1].requires_grad}
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -70,6 +86,40 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
         assert isinstance(inner, nn.Module)
         model = inner
+
+
+def check_whole(model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
+    """Raise `ParameterError` for weights that are sharded over processes, none of which can score or mask them."""
+    for name, module in model.named_modules():
+        if _is_named(module, "FullyShardedDataParallel"):
+            raise ParameterError(
+                f"{name or type(module).__name__}: is sharded by FSDP, so no process sees its weights: take the "
+                "model before it is wrapped"
+            )
+        if isinstance(module, nn.parallel.DistributedDataParallel) and parallel(model) is not module:
+            raise ParameterError(
+                f"{name}: is a DistributedDataParallel inside of the model, which would be taken for one process: wrap "
+                "the whole model in it"
+            )
+    for name, parameter in parameters.items():
+        if _is_named(parameter, "DTensor") or hasattr(parameter, "ds_id"):
+            kind = "DeepSpeed" if hasattr(parameter, "ds_id") else "a DTensor"
+            raise ParameterError(f"{name}: is sharded ({kind}), so no process sees it whole: take the unsharded model")
+
+
+def check_values(parameters: Mapping[str, Tensor]) -> None:
+    """Raise `ParameterError` for parameters on the meta device, where offloading leaves them too."""
+    for name, parameter in parameters.items():
+        if parameter.is_meta:
+            raise ParameterError(
+                f"{name}: is on the meta device, without values (offloaded, or never loaded): load the model whole, "
+                "without offloading"
+            )
+
+
+def _is_named(value: object, kind: str) -> bool:
+    """Whether one of the classes of `value` has this name; its package may not be there to be imported."""
+    return any(base.__name__ == kind for base in type(value).__mro__)
 
 
 def named(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -90,17 +140,19 @@ def within(module: str, name: str) -> str:
 
 
 _Key = tuple[object, ...]
+_Named = tuple[list[str], nn.Parameter]
+"""A parameter with its names."""
 
 
 def storage(parameter: Tensor) -> _Key:
     """What is equal exactly for parameters over the same memory, transposed views included."""
-    if parameter.device.type == "meta" or parameter.numel() == 0:
+    if parameter.device.type == "meta" or parameter.numel() == 0 or parameter.layout is not torch.strided:
         return (id(parameter),)
     return (parameter.untyped_storage().data_ptr(), parameter.storage_offset(), parameter.numel())
 
 
-def _names_by_storage(model: nn.Module) -> dict[_Key, tuple[list[str], nn.Parameter]]:
-    names: dict[_Key, tuple[list[str], nn.Parameter]] = {}
+def _names_by_storage(model: nn.Module) -> dict[_Key, _Named]:
+    names: dict[_Key, _Named] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise ParameterError(f"{name}: a lazy parameter has no shape yet: run the model once before pruning it")
@@ -108,27 +160,69 @@ def _names_by_storage(model: nn.Module) -> dict[_Key, tuple[list[str], nn.Parame
     return names
 
 
-def _kernel_storages(model: nn.Module) -> set[_Key]:
-    kernels: set[_Key] = set()
-    others: set[_Key] = set()
+def _by_default(model: nn.Module, names: Mapping[_Key, _Named]) -> tuple[list[_Key], list[_Key]]:
+    """The kernels of `model`, and what is neither a kernel nor an embedding, in the order of `names`."""
+    found: set[_Key] = set()
+    embeddings: set[_Key] = set()
     for module in model.modules():
-        own = {name: p for name, p in module._parameters.items() if p is not None}
-        kernels.update(storage(own[name]) for name in _kernel_names(module) if name in own)
+        found.update(storage(parameter) for parameter in _kernels(module))
         if isinstance(module, nn.Embedding | nn.EmbeddingBag):
-            others.add(storage(module.weight))
-    return kernels - others
+            embeddings.add(storage(module.weight))
+    found -= embeddings
+    return [key for key in names if key in found], [key for key in names if key not in found | embeddings]
 
 
-def _kernel_names(module: nn.Module) -> Iterator[str]:
-    if isinstance(module, _KERNELS):
-        yield "weight"
+def _kernels(module: nn.Module) -> Iterator[nn.Parameter]:
+    own = {name: parameter for name, parameter in module._parameters.items() if parameter is not None}
+    if isinstance(module, _KERNELS) or is_conv1d(module):
+        yield from (own[name] for name in ("weight",) if name in own)
     elif isinstance(module, _RECURRENT):
-        yield from (name for name in module._parameters if name.startswith("weight_"))
+        yield from (parameter for name, parameter in own.items() if name.startswith("weight_"))
     elif isinstance(module, nn.MultiheadAttention):
-        yield from _ATTENTION
+        yield from (own[name] for name in _ATTENTION if name in own)
+    else:
+        yield from (parameter for _, parameter in experts_in(module))
 
 
-def _chosen(names: dict[_Key, tuple[list[str], nn.Parameter]], choice: Choice, argument: str) -> Iterator[_Key]:
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether this is the linear layer of transformers that has its weight the other way round, [inputs, outputs]."""
+    return {"nx", "nf", "_parameters"} <= set(vars(module)) and "weight" in module._parameters
+
+
+def experts_in(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The matrices of all experts, stacked in one tensor each, that `module` itself holds, by their names in it."""
+    own = [(name, p) for name, p in module._parameters.items() if p is not None and p.dim() == 3 and min(p.shape) > 1]
+    counts = {value for name, value in vars(module).items() if "expert" in name and type(value) is int}
+    named_alike = [(name, p) for name, p in own if not any(part in name for part in _VECTORS)]
+    yield from ((name, p) for name, p in named_alike if p.is_floating_point() and p.shape[0] in counts)
+
+
+_VECTORS = ("pos", "embed", "token", "bias")
+"""Parts of the names of parameters that are vectors, or tables of them, not weights of a product."""
+
+
+def _report_coverage(model: nn.Module, included: Iterable[_Named], rest: Iterable[_Named]) -> None:
+    """Warn if more than 1 % of the weights in matrices are in layers that `prunable` does not know."""
+    left = {
+        names[0]: parameter.numel()
+        for names, parameter in rest
+        if sum(size > 1 for size in parameter.shape) > 1 and not any(part in names[0] for part in _VECTORS)
+    }
+    total = sum(left.values()) + sum(parameter.numel() for _, parameter in included)
+    if sum(left.values()) <= 0.01 * total:
+        return
+    largest = sorted(left, key=lambda name: -left[name])
+    more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+    warnings.warn(
+        f"{type(model).__name__}: {sum(left.values()) / total:.1%} of the weights in matrices are not prunable: "
+        f"{', '.join(largest[:3])}{more} belong to layers that are not recognised: choose them with include=, or take "
+        "reparametrisations (weight_norm, torch.nn.utils.prune) off first",
+        CoverageWarning,
+        stacklevel=3,
+    )
+
+
+def _chosen(names: Mapping[_Key, _Named], choice: Choice, argument: str) -> Iterator[_Key]:
     """Storages of which any name is chosen."""
     if callable(choice):
         for key, (aliases, parameter) in names.items():

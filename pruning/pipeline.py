@@ -25,7 +25,8 @@ def prune(
     """Masks that keep the highest-scored units.
 
     Args:
-        scores: parameter name → tensor of the parameter's shape, any real dtype; higher = keep.
+        scores: parameter name → tensor of the parameter's shape, any real dtype; higher = keep. What scorers return
+            knows which dimensions are outputs (`pruning.layouts.LaidOut`); in a plain dict the first one is.
         density: share of units kept, in (0, 1], cumulative (of all units, not of those still alive). None only where
             the allocation has a density of its own (`NofM`, `Rates`).
         granularity: what is removed together; `Weights()` if None.
@@ -91,8 +92,10 @@ def _are_plain(scores: Collection[Tensor]) -> bool:
 def _check_score(name: str, score: Tensor) -> None:
     if not isinstance(score, Tensor):
         raise ScoreError(f"{name}: a score is a tensor, this is {type(score).__name__}: return torch tensors")
-    if score.is_complex() or score.layout is not torch.strided or score.device.type == "meta":
-        kind = "meta" if score.device.type == "meta" else score.dtype if score.is_complex() else score.layout
+    if score.is_meta:
+        raise ScoreError(f"{name}: the score is on the meta device, without values: load the weights, and score again")
+    if score.is_complex() or score.layout is not torch.strided:
+        kind = score.dtype if score.is_complex() else score.layout
         raise ScoreError(f"{name}: {kind} scores have no order: return dense real numbers")
     if score.dtype in (torch.int64, torch.uint64) and score.numel():
         low, high = torch.aminmax(score.view(torch.int64))  # beyond 2^63, uint64 reads as negative

@@ -7,10 +7,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pruning.curvature.approximations import Approximation, approximated, layer_hessian
-from pruning.curvature.linear_maps import column_sums, forward_uses
+from pruning.curvature.calls import empty_use, forward_uses
+from pruning.curvature.linear_maps import column_sums, modules_with_columns
 from pruning.errors import MaskError
 from pruning.evidence import Evidence, accumulated
 from pruning.masks import Masks
+from pruning.processes import sum_, sum_of
 
 
 @torch.no_grad()
@@ -62,21 +64,25 @@ def compensate_bias(evidence: Evidence, masks: Mapping[str, Tensor]) -> None:
         ScoreError: no data, or a prunable weight that is not used by a Linear or a convolution.
     """
     kept = _checked(evidence, masks)
-    sums: dict[nn.Module, tuple[str, Tensor, int]] = {}
+    sums: dict[nn.Module, tuple[str, Tensor, float]] = {
+        module: (name, column_sums(module, empty_use(module).inputs).double(), 0.0)
+        for module, name in modules_with_columns(evidence).items()
+    }
     for by_name, _ in forward_uses(evidence):
         for name, calls in by_name.items():
             for call in calls:
-                total = column_sums(call.module, accumulated(call.unchanged()).double())
-                count = call.outputs.numel() // evidence.parameters[name].shape[0]
-                if call.module in sums:
-                    _, earlier, seen = sums[call.module]
-                    total, count = total.add(earlier), count + seen
+                _, total, count = sums[call.module]
+                total = total + column_sums(call.module, accumulated(call.unchanged()).double())
+                count += call.outputs.numel() // len(evidence.layouts[name].rows(evidence.parameters[name]))
                 sums[call.module] = name, total, count
+    sum_(evidence.model, [found for _, found, _ in sums.values()])
     for module, (name, total, count) in sums.items():
         bias, weight = getattr(module, "bias", None), evidence.parameters[name]
-        if isinstance(bias, nn.Parameter):
+        count = sum_of(evidence.model, count)
+        if isinstance(bias, nn.Parameter) and count:
             groups, columns = total.shape
-            removed = weight.double().masked_fill(kept[name], 0).reshape(groups, -1, columns)
+            rows = evidence.layouts[name].rows(weight.double().masked_fill(kept[name], 0))
+            removed = rows.reshape(groups, -1, columns)
             bias.add_((removed @ (total / count)[:, :, None]).reshape(-1).to(bias.dtype))
     kept.apply_(evidence.model)
 

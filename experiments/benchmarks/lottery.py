@@ -12,11 +12,13 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -38,6 +40,7 @@ from pruning import Evidence, Masks, prunable, prune, scorers
 from pruning.execution.timing import in_turn
 
 DENSITY = 0.8
+TITLES = {"ours": "stages", "tensors": "DataLoader of tensors", "pictures": "DataLoader of pictures"}
 Loading = Callable[[Examples], Dataset[Any]]
 
 
@@ -74,7 +77,7 @@ def level(setting: Setting, folder: Path) -> float:
     return float(row["test_accuracy"])
 
 
-def loop(setting: Setting, load: Loading, folder: Path) -> float:
+def loop(load: Loading, setting: Setting, folder: Path) -> float:
     """The same level by a loop as it is mostly written; its test accuracy."""
     splits, size = setting.splits, setting.config["training"]["batch_size"]
     model = setting.new_model()
@@ -133,61 +136,81 @@ def timed_batches(seconds: list[float]) -> Callable[..., Iterator[tuple[Tensor, 
     return timed
 
 
-def main() -> None:
+@dataclass(frozen=True)
+class Seconds:
+    """Of one contender.
+
+    Attributes:
+        levels: each turn's seconds, warm-up left out.
+        steps: what they took inside training steps.
+        gathering: what they took to gather batches.
+        accuracy: on the test data, of the last turn.
+    """
+
+    levels: list[float]
+    steps: list[float]
+    gathering: list[float]
+    accuracy: float
+
+
+def measured(setting: Setting, turns: int, folder: Path) -> dict[str, Seconds]:
+    """All contenders in turn; those beside "ours" tell neither their steps nor their gathering: zeros."""
+    names, accuracies = count(), {}
+    steps: dict[str, list[float]] = {name: [] for name in TITLES}
+    gathering: dict[str, list[float]] = {name: [] for name in TITLES}
+
+    def call(name: str, run: Callable[[Setting, Path], float]) -> None:
+        steps[name].append(0.0)
+        gathering[name].append(0.0)
+        with (
+            patch.object(training, "_step", timed_steps(steps[name])),
+            patch.object(training, "batches", timed_batches(gathering[name])),
+        ):
+            accuracies[name] = run(setting, folder / str(next(names)))
+
+    runs = {"ours": level, "tensors": partial(loop, tensors), "pictures": partial(loop, Pictures)}
+    seconds = in_turn({name: partial(call, name, run) for name, run in runs.items()}, turns, warmup=1)
+    return {
+        name: Seconds(levels, steps[name][-turns:], gathering[name][-turns:], accuracies[name])
+        for name, levels in seconds.items()
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     """Run it; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--turns", type=int, default=3)
-    options = parser.parse_args()
+    parser.add_argument("--data", default="mnist5k", help="digits is smaller")
+    options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
-    folders, accuracies = _folders(), {}
-    in_steps: list[float] = []
-    gathering: list[float] = []
-    training._step, training.batches = timed_steps(in_steps), timed_batches(gathering)
+    overrides = [f"data={options.data}", "model=lenet_300_100", "optimizer=adam", "optimizer.lr=1.2e-3"]
+    overrides += ["recovery=rewind", f"training.epochs={options.epochs}"]
     with tempfile.TemporaryDirectory() as place:
-        overrides = ["data=mnist5k", "model=lenet_300_100", "optimizer=adam", "optimizer.lr=1.2e-3", "recovery=rewind"]
-        overrides += [f"training.epochs={options.epochs}"]
         setting = composed.setting(Store(Path(place)), overrides)
-
-        def ours() -> None:
-            in_steps.append(0.0)
-            gathering.append(0.0)
-            accuracies["ours"] = level(setting, Path(place) / next(folders))
-
-        def peer(name: str, load: Loading) -> Callable[[], None]:
-            def call() -> None:
-                accuracies[name] = loop(setting, load, Path(place) / next(folders))
-
-            return call
-
-        contenders = {"ours": ours, "tensors": peer("tensors", tensors), "pictures": peer("pictures", Pictures)}
-        seconds = in_turn(contenders, options.turns)
-    shares = [[s / t for s, t in zip(part[1:], seconds["ours"], strict=True)] for part in (in_steps, gathering)]
-    outside, gathered = 1 - statistics.median(shares[0]), statistics.median(shares[1])
-    ratios = {name: median_ratio(seconds[name], seconds["ours"]) for name in contenders}
-    names = {"ours": "stages", "tensors": "DataLoader of tensors", "pictures": "DataLoader of pictures"}
+        found = measured(setting, options.turns, Path(place))
+    ours = found["ours"]
+    ratios = {name: median_ratio(one.levels, ours.levels) for name, one in found.items()}
     rows = []
-    for name, title in names.items():
-        median = statistics.median(seconds[name])
-        cells = f"{median:.2f}", f"{median / options.epochs:.3f}", f"{ratios[name]:.2f}", f"{accuracies[name]:.3f}"
-        rows.append((title, *cells))
+    for name, one in found.items():
+        median = statistics.median(one.levels)
+        cells = f"{median:.2f}", f"{median / options.epochs:.3f}", f"{ratios[name]:.2f}", f"{one.accuracy:.3f}"
+        rows.append((TITLES[name], *cells))
     show(
-        f"a level of LeNet-300-100, {options.epochs} epochs of 3,600 digits, {options.threads} thread(s), medians",
+        f"a level of LeNet-300-100, {options.epochs} epochs of {len(setting.splits.train):,} digits, "
+        f"{options.threads} thread(s), medians",
         ("", "s a level", "s an epoch", "ratio", "test accuracy"),
         rows,
         {
-            "seconds_level": round(statistics.median(seconds["ours"]), 3),
-            "seconds_epoch": round(statistics.median(seconds["ours"]) / options.epochs, 4),
+            "seconds_level": round(statistics.median(ours.levels), 3),
+            "seconds_epoch": round(statistics.median(ours.levels) / options.epochs, 4),
             "speedup": {name: round(ratios[name], 2) for name in ("tensors", "pictures")},
-            "outside_steps": round(outside, 4),
-            "gathering": round(gathered, 4),
+            "outside_steps": round(1 - median_ratio(ours.steps, ours.levels), 4),
+            "gathering": round(median_ratio(ours.gathering, ours.levels), 4),
+            "accuracy": {name: one.accuracy for name, one in found.items()},
         },
     )
-
-
-def _folders() -> Iterator[str]:
-    return map(str, count())
 
 
 if __name__ == "__main__":

@@ -4,12 +4,16 @@ import gc
 import json
 import statistics
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+Row = tuple[str, ...]
+"""What a line of a table shows."""
+
+_WIDTH = 44
+"""Of the first column, in characters: rows are printed before all of them are known."""
 
 
 def median_ratio(numerator: list[float], denominator: list[float]) -> float:
@@ -31,20 +35,24 @@ def peak_bytes(call: Callable[[], Any]) -> tuple[Any, int]:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    result = call()
-    done.set()
-    watcher.join()
+    try:
+        result = call()
+    finally:
+        done.set()
+        watcher.join()
     return result, max(highest, _resident()) - before
 
 
-def show(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]], summary: Mapping[str, Any]) -> None:
-    """The table, and the last line: `summary` as JSON."""
-    table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column, justify="left" if column == columns[0] else "right")
-    for row in rows:
-        table.add_row(*row)
-    Console(width=110).print(table)
+def show(title: str, columns: Row, rows: Iterable[Row], summary: Mapping[str, Any]) -> None:
+    """Print a table, each row as soon as `rows` gives it, and in the last line `summary` as JSON.
+
+    `rows` may be a generator that measures a row, writes into `summary` what it found, and yields it.
+    """
+    widths = [_WIDTH, *(max(len(column), 8) for column in columns[1:])]
+    print(title)
+    for name, *numbers in chain((columns, tuple("-" * width for width in widths)), rows):
+        cells = [cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True)]
+        print("  ".join([name.ljust(widths[0]), *cells]), flush=True)
     print(json.dumps(summary))
 
 

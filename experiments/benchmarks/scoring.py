@@ -7,7 +7,8 @@ of the empirical Fisher beside a loop over single examples, with equal values; O
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,14 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from experiments import models
-from experiments.benchmarks.measuring import median_ratio, show
+from experiments.benchmarks.measuring import Row, median_ratio, show
 from pruning import Evidence, prunable, prune, scorers
 from pruning.curvature import layer_hessian
 from pruning.evidence import Scores
 from pruning.execution.timing import in_turn
 from pruning.recovery import compensate
-
-Row = tuple[str, ...]
 
 
 def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -66,10 +65,10 @@ def loop(evidence: Evidence) -> Scores:
     return {name: value / count for name, value in total.items()}
 
 
-def passes(rows: list[Row]) -> dict[str, float]:
+def passes(rounds: int, scale: float, ratios: dict[str, float]) -> Iterator[Row]:
     """Ratios to forward + backward of the same batches; of SynFlow, which sees no data, of one batch."""
-    ratios = {}
-    for name, batches, size, rounds in (("lenet_300_100", 10, 100, 30), ("resnet20", 2, 64, 8)):
+    for name, batches, full, turns in (("lenet_300_100", 10, 100, rounds), ("resnet20", 2, 64, max(1, rounds // 4))):
+        size = max(2, round(scale * full))
         evidence, one = case(name, batches, size), case(name, 1, size)
         contenders = {
             "snip": (scorers.snip, evidence),
@@ -79,32 +78,30 @@ def passes(rows: list[Row]) -> dict[str, float]:
         }
         for scorer, (score, seen) in contenders.items():
             calls = {"plain": plain(seen), scorer: lambda score=score, seen=seen: score(seen)}
-            seconds = in_turn(calls, rounds, warmup=2)
+            seconds = in_turn(calls, turns)
             ratio = median_ratio(seconds[scorer], seconds["plain"])
             ratios[f"{scorer}, {name}"] = round(ratio, 2)
             medians = [f"{statistics.median(seconds[kind]) * 1e3:.1f}" for kind in ("plain", scorer)]
-            rows.append((f"{scorer}, {name}, {len(list(seen.batches))} x {size}", *medians, f"{ratio:.2f}"))
-    return ratios
+            yield f"{scorer}, {name}, {len(list(seen.batches))} x {size}", *medians, f"{ratio:.2f}"
 
 
-def fisher(rows: list[Row]) -> tuple[dict[str, float], dict[str, float]]:
+def fisher(rounds: int, scale: float, ratios: dict[str, float], differences: dict[str, float]) -> Iterator[Row]:
     """How many times as fast as the loop, and the largest difference relative to a tensor's largest value."""
-    ratios, differences = {}, {}
+    size = max(2, round(scale * 100))
     # the first batch is checked besides, whatever their number: few batches show that cost, many hide it
     for name, batches in (("lenet_300_100", 2), ("lenet_300_100", 10), ("lenet_5", 2), ("lenet_5", 10)):
-        evidence, title = case(name, batches, 100), f"{name}, {batches} x 100"
+        evidence, title = case(name, batches, size), f"{name}, {batches} x {size}"
         calls: dict[str, Callable[[], Any]] = {
             "loop": lambda evidence=evidence: loop(evidence),
             "fisher": lambda evidence=evidence: scorers.fisher(evidence),
         }
-        seconds = in_turn(calls, 5)
+        seconds = in_turn(calls, max(1, rounds // 6))
         ratio = median_ratio(seconds["loop"], seconds["fisher"])
         ratios[title] = round(ratio, 1)
         want, found = loop(evidence), scorers.fisher(evidence)
         differences[title] = max(float((found[n] - want[n]).abs().max() / want[n].max()) for n in want)
         medians = [f"{statistics.median(seconds[kind]) * 1e3:.1f}" for kind in ("loop", "fisher")]
-        rows.append((f"fisher, {title}; left: the loop", *medians, f"{ratio:.1f} x as fast"))
-    return ratios, differences
+        yield f"fisher, {title}; left: the loop", *medians, f"{ratio:.1f} x as fast"
 
 
 class Attention(nn.Module):
@@ -118,9 +115,8 @@ class Attention(nn.Module):
         return self.q(x) + self.k(x) + self.v(x)
 
 
-def obs(rows: list[Row], width: int = 768, examples: int = 2048) -> dict[str, float]:
+def obs(width: int, examples: int, found: dict[str, float]) -> Iterator[Row]:
     """Seconds of scoring by one inverse, of selection, and of the update of what stays at half the weights."""
-    found = {}
     x = torch.randn(examples, width) @ torch.randn(width, width) / width**0.5
     for name, model in (("one layer", nn.Linear(width, width)), ("q, k, v", Attention(width))):
         evidence = Evidence(model, prunable(model), [x], lambda model, batch: model(batch).square().mean())
@@ -129,29 +125,35 @@ def obs(rows: list[Row], width: int = 768, examples: int = 2048) -> dict[str, fl
         scored = time.perf_counter()
         compensate(evidence, masks)
         end = time.perf_counter()
-        found[f"{name}: score"] = round(scored - start, 2)
-        found[f"{name}: compensate"] = round(end - scored, 2)
+        found[f"{name}: score"] = round(scored - start, 4)
+        found[f"{name}: compensate"] = round(end - scored, 4)
         inverses = len(layer_hessian(evidence))
-        text = f"obs, {name} of {width} x {width}, {examples} rows, {inverses} inverse; score, compensate"
-        rows.append((text, f"{(scored - start) * 1e3:.0f}", f"{(end - scored) * 1e3:.0f}", f"{end - start:.1f} s"))
-    return found
+        text = f"obs, {name}, {width} x {width}; left: compensate"
+        yield text, f"{(end - scored) * 1e3:.0f}", f"{(scored - start) * 1e3:.0f}", f"{inverses} inverse"
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run it; see the module's docstring."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--threads", type=int, default=1)
-    threads = parser.parse_args().threads
-    torch.set_num_threads(threads)
+    parser.add_argument("--rounds", type=int, default=30, help="turns (of what is slow fewer)")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the batches' sizes")
+    parser.add_argument("--width", type=int, default=768, help="of the layers that OBS scores")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    rows: list[Row] = []
-    ratios = passes(rows)
-    speed, differences = fisher(rows)
-    seconds = obs(rows)
+    ratios: dict[str, float] = {}
+    speed: dict[str, float] = {}
+    differences: dict[str, float] = {}
+    seconds: dict[str, float] = {}
     show(
-        f"scoring, {threads} thread(s), medians of turns",
+        f"scoring, {options.threads} thread(s), medians of turns",
         ("scorer, network, batches", "forward + backward ms", "score ms", "ratio"),
-        rows,
+        chain(
+            passes(options.rounds, options.scale, ratios),
+            fisher(options.rounds, options.scale, speed, differences),
+            obs(options.width, 2048, seconds),
+        ),
         {
             "ratio": ratios,
             "fisher_times_as_fast": speed,

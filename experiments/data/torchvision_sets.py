@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from experiments.data.examples import Splits
 from experiments.data.splitting import check_validation, splits
+from experiments.locks import file_lock, patiently
 from pruning.errors import DataError
 
 # Long enough for a slow mirror, short enough for a node of a cluster whose firewall drops packets silently
@@ -85,7 +85,8 @@ def _alone(folder: Path) -> Iterator[None]:
     """Only one process at a time downloads into `folder`: the others of a sweep wait, then find the files."""
     folder.mkdir(parents=True, exist_ok=True)
     # A shared folder that may only be read has its files already, and cannot hold a lock
-    with FileLock(folder / ".download.lock") if os.access(folder, os.W_OK) else nullcontext():
+    lock = folder / ".download.lock"
+    with patiently(file_lock(lock), f"downloading into {folder}") if os.access(folder, os.W_OK) else nullcontext():
         yield
 
 

@@ -31,7 +31,7 @@ def compression_axis(axes: list[Axes], summary: pd.DataFrame) -> None:
     with np.errstate(divide="ignore"):
         requested = 1 / finite["requested_density"].to_numpy(dtype=float)
     points = np.log(_points(requested, realised, 0.02 * realised))
-    ticks = np.exp(_apart(points, [max(ratio(point), _percent(point), key=len) for point in np.exp(points)]))
+    ticks = np.exp(apart(points, [max(ratio(point), _percent(point), key=len) for point in np.exp(points)]))
     axes[-1].set_xscale("log")  # the panels share scale, limits and ticks
     _ticks(axes[-1], ticks, [ratio(tick) for tick in ticks], np.exp(points))
     if len(points):
@@ -51,7 +51,7 @@ def sparsity_axis(axes: list[Axes], summary: pd.DataFrame) -> None:
     realised = 100 * summary["sparsity"].to_numpy(dtype=float)
     points = _points(100 * (1 - summary["requested_density"].to_numpy(dtype=float)), realised, 0.5)
     label = {point: percent(1 - point / 100).removesuffix(" %") for point in points}
-    ticks = _apart(points, list(label.values()))
+    ticks = apart(points, list(label.values()))
     _ticks(axes[-1], ticks, [label[tick] for tick in ticks], points)
     margin = 0.045 * (points[-1] - points[0]) or 1.0
     axes[-1].set_xlim(points[0] - margin, points[-1] + margin)
@@ -68,12 +68,15 @@ def _percent(compression: float) -> str:
     return percent(1 / compression)
 
 
-def _apart(points: np.ndarray, labels: list[str]) -> np.ndarray:
-    """As many of the sorted points as have room for their labels, taken from the last one down."""
+def apart(points: np.ndarray, labels: list[str], characters: float = AXIS_CHARACTERS) -> np.ndarray:
+    """As many of the sorted points as have room for their labels, taken from the last one down.
+
+    Between the first point and the last there is room for so many `characters`.
+    """
     kept: list[int] = []
     for place in reversed(range(len(points))):
         if kept:
-            room = (points[kept[-1]] - points[place]) / (points[-1] - points[0]) * AXIS_CHARACTERS
+            room = (points[kept[-1]] - points[place]) / (points[-1] - points[0]) * characters
             if room < (len(labels[kept[-1]]) + len(labels[place])) / 2 + 1.5:
                 continue
         kept.append(place)

@@ -9,10 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from experiments.figures.style import STYLE, WIDTH, wrapped
+from experiments.figures.axes import apart
+from experiments.figures.style import STYLE, WIDTH, panel_title
 from pruning.errors import RecordsError
 
 COLOURMAP = "cividis"  # made for the colour-blind, and as well in grey
+PANEL_CHARACTERS = 70  # of the ticks' font, over the width of the figure that is left to the panels
 
 
 def layer_densities(points: pd.DataFrame) -> pd.DataFrame:
@@ -23,21 +25,29 @@ def layer_densities(points: pd.DataFrame) -> pd.DataFrame:
     """
     if "layers" not in points or not points["layers"].map(lambda told: isinstance(told, list) and len(told) > 0).all():
         raise RecordsError("some row does not tell its layers: repeat that run")
+    found: dict[tuple[str, float, str], list[tuple[int, int]]] = {}
+    first: dict[tuple[str, float], tuple[str, list[str]]] = {}
+    columns = (points[column] for column in ("run", "method", "requested_density", "layers"))
+    for run, method, requested, told in zip(*columns, strict=True):
+        names = [layer["name"] for layer in told]
+        other, known = first.setdefault((method, requested), (run, names))
+        if names != known:
+            raise RecordsError(f"runs {other} and {run}: their layers have other names: move one away")
+        for layer in told:
+            found.setdefault((method, requested, layer["name"]), []).append((layer["total"], layer["kept"]))
     rows = []
-    for (method, requested), once in points.groupby(["method", "requested_density"], sort=False):
-        layers = [pd.DataFrame(found) for found in once["layers"]]
-        whole = pd.concat(layers).groupby("name", sort=False)[["total", "kept"]].mean()
-        for name, line in whole.iterrows():
-            rows.append(
-                {
-                    "method": method,
-                    "requested_density": requested,
-                    "layer": name,
-                    "total": line["total"],
-                    "kept": line["kept"],
-                    "density": line["kept"] / line["total"],
-                }
-            )
+    for (method, requested, name), counts in found.items():
+        total, kept = np.mean(counts, axis=0)
+        rows.append(
+            {
+                "method": method,
+                "requested_density": requested,
+                "layer": name,
+                "total": total,
+                "kept": kept,
+                "density": kept / total,
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -65,8 +75,11 @@ def layers(densities: pd.DataFrame) -> Figure:
             found = table.to_numpy(dtype=float)
             image = panel.imshow(np.ma.masked_equal(found, 0), aspect="auto", cmap=COLOURMAP, norm=norm)
             _numbers(panel, found, norm)
-            panel.set_title(wrapped(str(method), columns))
-            panel.set_xticks(range(found.shape[1]), [f"{100 * at:.3g} %" for at in table.columns])
+            panel_title(panel, str(method), columns)
+            asked = [f"{100 * at:.3g} %" for at in table.columns]
+            room = PANEL_CHARACTERS / columns * (len(asked) - 1) / len(asked)
+            shown = apart(np.arange(len(asked)), asked, room)
+            panel.set_xticks(shown, [asked[place] for place in shown])
             panel.set_yticks(range(len(table)), [name.removesuffix(".weight") for name in table.index])
             panel.tick_params(length=0)
         for panel in panels[len(methods) :]:

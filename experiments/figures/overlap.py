@@ -23,13 +23,15 @@ def overlap(overlaps: pd.DataFrame) -> Figure:
     densities = sorted(set(overlaps["requested_density"]), reverse=True)
     if len(densities) > PANELS:
         densities = [densities[place] for place in np.linspace(0, len(densities) - 1, PANELS).round().astype(int)]
-    columns = min(3, len(densities))
+    columns = min(3 if len(names) <= 10 else 2, len(densities))
     down = math.ceil(len(densities) / columns)
     places = list(range(len(names)))
     highest = math.ceil(10 * overlaps["jaccard"].max()) / 10 or 1.0
     labels = [name if len(name) <= 18 else f"{name[:17]}…" for name in names]
     with style.context(["default", STYLE, {"axes.grid": False}]):
-        height = 0.75 + down * (0.25 + (WIDTH - 2) / columns)
+        side = (WIDTH - 2) / columns
+        height = 0.75 + down * (0.25 + side)
+        size = min(8.0, 0.85 * 72 * side / len(names))  # points: no label reaches over the next
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         panels = figure.subplots(down, columns, squeeze=False).ravel()
         for place, (panel, density) in enumerate(zip(panels, densities, strict=False)):
@@ -43,7 +45,7 @@ def overlap(overlaps: pd.DataFrame) -> Figure:
                 if not math.isnan(value) and len(names) <= 8:
                     colour = "white" if value < 0.55 * highest else "black"
                     panel.text(b, a, f"{value:.2f}", ha="center", va="center", fontsize=6.5, color=colour)
-            panel.set_title(f"{100 * density:.3g} % kept (chance {at['chance'].median():.2g})")
+            panel.set_title(f"{100 * density:.3g} % kept (chance {at['chance'].median():.2g})", y=1.0)
             below, left = place + columns >= len(densities), place % columns == 0
             panel.set_xticks(places if below else [])
             panel.set_yticks(places if left else [])
@@ -51,7 +53,7 @@ def overlap(overlaps: pd.DataFrame) -> Figure:
                 panel.set_xticklabels(labels, rotation=45, ha="right", rotation_mode="anchor")
             if left:
                 panel.set_yticklabels(labels)
-            panel.tick_params(length=0)
+            panel.tick_params(length=0, labelsize=size)
         for panel in panels[len(densities) :]:
             panel.set_axis_off()
         figure.colorbar(

@@ -5,11 +5,16 @@ Figures are values: they are built without pyplot or any global state.
 
 import math
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib import style
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
@@ -37,6 +42,7 @@ STYLE = {
     "text.parse_math": False,  # a "$" in a label is a "$"
     "pdf.fonttype": 42,  # TrueType: journals refuse Type 3
 }
+DPI = 200
 WIDTH = 6.5  # inches, the text width of most papers
 NO_LABEL = "_nolegend_"  # matplotlib's own word for it
 LEGEND_CHARACTERS = 104  # of the legend's font, over that width
@@ -50,12 +56,34 @@ def save(figure: Figure, path: str | Path, table: pd.DataFrame) -> list[Path]:
     """
     path = Path(path)
     pdf, png, csv = (path.with_name(f"{path.name}.{suffix}") for suffix in ("pdf", "png", "csv"))
-    with style.context(["default", STYLE]):
-        figure.savefig(pdf, format="pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
-        figure.savefig(png, format="png", dpi=200, metadata={"Software": None})
-    flat = table.map(lambda cell: " ".join(map(str, cell)) if isinstance(cell, tuple) else cell)
+    with style.context(["default", STYLE]), _laid_out(figure):
+        # Not by savefig: it draws a figure once more, for its layout, whether that is done or not.
+        FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
+        FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None, "Creator": None, "Producer": None})
+    flat = table.apply(lambda column: column.map(_flat) if column.dtype == object else column)
     flat.to_csv(csv, index=False, lineterminator="\n", encoding="utf-8")
     return [pdf, png, csv]
+
+
+def _flat(cell: Any) -> Any:
+    return " ".join(map(str, cell)) if isinstance(cell, tuple) else cell
+
+
+@contextmanager
+def _laid_out(figure: Figure) -> Iterator[None]:
+    """The figure at the resolution of the .png, its axes placed once for both files; afterwards it is as before."""
+    engine, dpi, canvas = figure.get_layout_engine(), figure.dpi, figure.canvas
+    FigureCanvasAgg(figure)
+    figure.set_dpi(DPI)
+    try:
+        if engine is not None:
+            engine.execute(figure)
+            figure.set_layout_engine("none")
+        yield
+    finally:
+        figure.set_layout_engine(engine)
+        figure.set_dpi(dpi)
+        figure.set_canvas(canvas)
 
 
 def describe(value: str) -> tuple[str, float]:
@@ -80,9 +108,12 @@ def legend_below(figure: Figure, axes: list[Axes], title: str) -> None:
     figure.set_figheight(0.9 + 2.3 * len(axes) + 0.17 * (rows + 1))
 
 
-def wrapped(title: str, columns: int) -> str:
-    """The title of one of so many panels side by side, in as many lines as it takes."""
-    return textwrap.fill(title, 84 // columns)
+def panel_title(panel: Axes, title: str, columns: int) -> None:
+    """The title of one of so many panels side by side, in as many lines as it takes.
+
+    It stands on the panel, which has nothing above it; without a place, matplotlib would look for one at every drawing.
+    """
+    panel.set_title(textwrap.fill(title, 84 // columns), y=1.0)
 
 
 def log_ticks(panel: Axes) -> None:

@@ -6,9 +6,10 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib import style
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.figures.style import NO_LABEL, STYLE, WIDTH, legend_below, log_ticks, wrapped
+from experiments.figures.style import NO_LABEL, STYLE, WIDTH, legend_below, log_ticks, panel_title
 from experiments.statistics import start_of
 from pruning.errors import RecordsError
 
@@ -73,10 +74,10 @@ def training(losses: pd.DataFrame) -> Figure:
                 of = losses[(losses["method"] == method) & (losses["requested_density"] == density)]
                 alone = "o" if len(of) == 1 else None
                 panel.plot(of["epoch"], of["loss"], color=colour, marker=alone, label=f"{100 * density:.3g} % kept")
-                for at in of["begin"].unique():
-                    panel.axvline(at, color="#777777", linestyle=":", linewidth=1, zorder=1, label=NO_LABEL)
-            log_ticks(panel)
-            panel.set_title(wrapped(str(method), columns))
+            for at in losses.loc[losses["method"] == method, "begin"].unique():
+                _mark(panel, at)
+            panel_title(panel, str(method), columns)
+        log_ticks(panels[0])  # the panels share scale, limits and ticks
         for panel in panels[len(methods) :]:
             panel.set_axis_off()
         for place, panel in enumerate(panels[: len(methods)]):
@@ -88,3 +89,9 @@ def training(losses: pd.DataFrame) -> Figure:
         legend_below(figure, [panels[0]], "Mean over seeds; dotted: a pruning")
         figure.set_figheight(figure.get_figheight() + (down - 1) * 2.1)
     return figure
+
+
+def _mark(panel: Axes, at: float) -> None:
+    """A dotted line from the lower to the upper edge. (`axvline` would find the limits of all panels each time.)"""
+    look = {"color": "#777777", "linestyle": ":", "linewidth": 1, "zorder": 1, "label": NO_LABEL}
+    panel.plot([at, at], [0, 1], transform=panel.get_xaxis_transform(), **look)

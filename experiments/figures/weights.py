@@ -1,17 +1,18 @@
 """What weights there are before and after: histograms of those that are kept."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib import style
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from experiments.figures.style import STYLE, WIDTH, legend_below, log_ticks, wrapped
+from experiments.figures.style import NO_LABEL, STYLE, WIDTH, legend_below, log_ticks, panel_title
 from experiments.statistics import start_of
 
 BINS = 81
@@ -61,22 +62,22 @@ def weights(histograms: pd.DataFrame) -> Figure:
     columns = min(2, len(methods))
     down = math.ceil(len(methods) / columns)
     first = histograms[histograms["method"] == histograms["dense"].iloc[0]]
+    counts = dict(iter(histograms.groupby(["method", "requested_density"])["count"]))
     edges = [*first["low"], first["high"].iloc[-1]]
     with style.context(["default", STYLE]):
         figure = Figure(figsize=(WIDTH, 1), layout="constrained")
         panels = figure.subplots(down, columns, squeeze=False, sharex=True, sharey=True).ravel()
         for panel, method in zip(panels, methods, strict=False):
-            before = histograms.loc[histograms["method"] == starts[method], "count"]
-            panel.stairs(before, edges, fill=True, color="#cccccc")
-            panel.plot([], [], color="#cccccc", linewidth=5, label="before")
+            panel.stairs(counts[starts[method], 1.0], edges, fill=True, color="#cccccc")
             for colour, density in zip(colours, densities, strict=True):
-                of = (histograms["method"] == method) & (histograms["requested_density"] == density)
-                if of.any():
-                    panel.stairs(histograms.loc[of, "count"], edges, color=colour, linewidth=1.1)
-                panel.plot([], [], color=colour, label=f"{100 * density:.3g} % kept")
-            log_ticks(panel)
-            panel.set_ylim(bottom=0.3)
-            panel.set_title(wrapped(str(method), columns))
+                if (method, density) in counts:
+                    _steps(panel, counts[method, density], edges, colour)
+            panel_title(panel, str(method), columns)
+        log_ticks(panels[0])  # the panels share scale, limits and ticks
+        panels[0].set_ylim(bottom=0.3)
+        panels[0].plot([], [], color="#cccccc", linewidth=5, label="before")
+        for colour, density in zip(colours, densities, strict=True):
+            panels[0].plot([], [], color=colour, label=f"{100 * density:.3g} % kept")
         for panel in panels[len(methods) :]:
             panel.set_axis_off()
         for place, panel in enumerate(panels[: len(methods)]):
@@ -88,6 +89,13 @@ def weights(histograms: pd.DataFrame) -> Figure:
         legend_below(figure, [panels[0]], "Prunable weights before and, those kept, after; mean over seeds")
         figure.set_figheight(figure.get_figheight() + (down - 1) * 2.1)
     return figure
+
+
+def _steps(panel: Axes, counts: pd.Series, edges: Sequence[float], colour: Any) -> None:
+    """The outline of a histogram. (`stairs` would look at every side of it by itself for the limits.)"""
+    heights = np.repeat(counts.to_numpy(dtype=float), 2)
+    look = {"color": colour, "linewidth": 1.1, "solid_joinstyle": "miter", "label": NO_LABEL}
+    panel.plot(np.repeat(edges, 2), [0.0, *heights, 0.0], **look)
 
 
 def _values(found: Mapping[str, Tensor]) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -34,7 +33,11 @@ def torchvision_model(name: str, inputs: Sequence[int], classes: int, **kwargs: 
         ModelError: torchvision is missing, the name or an argument is unknown, or the model cannot read such images.
     """
     channels, _, _ = image_shape(name, inputs, classes)
-    models = _package("torchvision.models", name)
+    try:
+        import torchvision.models  # noqa: PLC0415  # an optional extra
+    except ImportError as error:
+        raise _missing("torchvision", name) from error
+    models = torchvision.models
     known = models.list_models(module=models)
     if name not in known:
         raise ModelError(unknown_name("torchvision", name, known))
@@ -68,7 +71,10 @@ def timm_model(name: str, inputs: Sequence[int], classes: int, **kwargs: Any) ->
         ModelError: timm is missing, the name or an argument is unknown, or the model cannot read such images.
     """
     channels, _, _ = image_shape(name, inputs, classes)
-    timm = _package("timm", name)
+    try:
+        import timm  # noqa: PLC0415  # an optional extra
+    except ImportError as error:
+        raise _missing("timm", name) from error
     if not timm.is_model(name):
         raise ModelError(unknown_name("timm", name, timm.list_models()))
     try:
@@ -78,13 +84,8 @@ def timm_model(name: str, inputs: Sequence[int], classes: int, **kwargs: Any) ->
     return _checked(model, name, inputs, classes)
 
 
-def _package(package: str, name: str) -> Any:
-    try:
-        return import_module(package)
-    except ImportError as error:
-        raise ModelError(
-            f"{name}: {package.partition('.')[0]} is not installed: pip install 'sparse-subnetworks[vision]'"
-        ) from error
+def _missing(package: str, name: str) -> ModelError:
+    return ModelError(f"{name}: {package} is not installed: pip install 'sparse-subnetworks[vision]'")
 
 
 def _refused(package: str, name: str, error: Exception) -> ModelError:

@@ -30,7 +30,7 @@ def curves(frame: pd.DataFrame, value: str) -> dict[str, Any]:
     final = statistics.points(frame, value)
     label, scale = figures.describe(value)
     methods = list(dict.fromkeys(final["method"]))
-    summary = statistics.summarise(frame, value)
+    summary = statistics.summarise_points(final, frame, value)
     start = frame[frame["level"] == 0].drop_duplicates("dense")
     setups = baselines(frame)[start.index]
     most = max(2, int(final.groupby(["method", "requested_density"])["seed"].nunique().max()), len(start))

@@ -5,24 +5,24 @@ python -m experiments.store verify                    every file against its che
 python -m experiments.store rm 4c81f0a2               by key, or the first digits of one
 python -m experiments.store rm --unreferenced         all that no row below --runs needs
 python -m experiments.store rm --unfinished           what processes that died have left
+python -m experiments.store rm --damaged              what was damaged and has been made again
 """
 
 import argparse
 import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from filelock import Timeout
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from experiments.locks import at_once
 from experiments.mistakes import told
-from experiments.store.artefacts import UNFINISHED, Store
-from experiments.store.inventory import Entry, age, free, inventory, unfinished
+from experiments.store.artefacts import SCRATCH, Store
+from experiments.store.inventory import Entry, age, free, inventory, kept_aside, unfinished
 from pruning.errors import ArtefactError, PruningError
 
 
@@ -56,12 +56,21 @@ def _list(store: Store, runs: Path) -> int:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     console.print(table)
     for path, busy in unfinished(store):
-        state = "a process is at work on it" if busy else "left by a process that ended; a repetition goes on with it"
-        console.print(Text(f"{path}: {state}"), soft_wrap=True)
+        console.print(Text(f"{path}: {_state(path, busy, entries)}"), soft_wrap=True)
+    for path in kept_aside(store):
+        console.print(Text(f"{path}: was damaged, and has been made again"), soft_wrap=True)
     idle = [entry for entry in entries if not entry.needed]
     total, spare = (decimal(sum(entry.size for entry in some)) for some in (entries, idle))
     console.print(Text(f"{len(entries)} artefacts, {total}; {len(idle)} of them, {spare}, no row below {runs} needs"))
     return 0
+
+
+def _state(unfinished: Path, busy: bool, entries: Sequence[Entry]) -> str:
+    if busy:
+        return "a process is at work on it"
+    complete = any(f"{e.artefact.kind}-{e.artefact.key}{SCRATCH}" == unfinished.name for e in entries)
+    continued = unfinished.name.endswith(SCRATCH) and not complete
+    return "left by a process that ended" + ("; a repetition goes on with it" if continued else "")
 
 
 def _verify(store: Store, runs: Path) -> int:
@@ -81,8 +90,8 @@ def _verify(store: Store, runs: Path) -> int:
 
 
 def _remove(store: Store, arguments: argparse.Namespace) -> int:
-    if not (arguments.keys or arguments.unreferenced or arguments.unfinished):
-        raise ArtefactError("rm: nothing to remove: give keys, --unreferenced or --unfinished")
+    if not (arguments.keys or arguments.unreferenced or arguments.unfinished or arguments.damaged):
+        raise ArtefactError("rm: nothing to remove: give keys, --unreferenced, --unfinished or --damaged")
     entries = inventory(store, arguments.runs)
     chosen = [_one(entries, key) for key in arguments.keys]
     if arguments.unreferenced:
@@ -94,27 +103,26 @@ def _remove(store: Store, arguments: argparse.Namespace) -> int:
             raise ArtefactError(f"{entry.artefact.kind} {entry.artefact.key}: {who} come from it; add --force")
     removed = [entry for entry in chosen if _take(store, entry)]
     left = [path for path, _ in unfinished(store) if arguments.unfinished and free(store, path)]
-    for path in left:
-        shutil.rmtree(path)
+    aside = kept_aside(store) if arguments.damaged else []
+    for path in (*left, *aside):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     size = decimal(sum(entry.size for entry in removed))
-    print(f"removed {len(removed)} artefacts, {size}" + (f", and {len(left)} unfinished" if left else ""))
+    besides = [f"{len(paths)} {what}" for paths, what in ((left, "unfinished"), (aside, "damaged")) if paths]
+    print(", ".join([f"removed {len(removed)} artefacts, {size}", *besides]))
     return 0
 
 
 def _take(store: Store, entry: Entry) -> bool:
     """Remove an artefact whole: it leaves its place in one step, so that a kill leaves none cut."""
     kind, key = entry.artefact.kind, entry.artefact.key
-    try:
-        with store.lock(kind, key).acquire(blocking=False):
-            place = store.root / UNFINISHED
-            place.mkdir(exist_ok=True)
-            aside = Path(tempfile.mkdtemp(prefix=f"{kind}-{key}-", dir=place))
+    with at_once(store.lock(kind, key)) as alone:
+        if alone:
+            aside = store.temporary(kind, key)
             entry.artefact.folder.rename(aside / "removed")
             shutil.rmtree(aside)
-            return True
-    except Timeout:
-        print(f"{kind} {key}: a process holds it, it stays")
-        return False
+        else:
+            print(f"{kind} {key}: a process holds it, it stays")
+        return alone
 
 
 def _one(entries: Sequence[Entry], key: str) -> Entry:
@@ -124,6 +132,9 @@ def _one(entries: Sequence[Entry], key: str) -> Entry:
         many = "no artefact has this key" if not found else f"{len(found)} artefacts begin so"
         raise ArtefactError(f"{key}: {many}; see `python -m experiments.store ls`")
     return found[0]
+
+
+_LEFT = "what processes that ended have left; on a disk without shared locks, wait for the runs of other machines"
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -142,7 +153,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         if name == "rm":
             command.add_argument("keys", nargs="*", help="keys, their first digits, or kind/key")
             command.add_argument("--unreferenced", action="store_true", help="all that no row needs")
-            command.add_argument("--unfinished", action="store_true", help="what processes that ended have left")
+            command.add_argument("--unfinished", action="store_true", help=_LEFT)
+            command.add_argument("--damaged", action="store_true", help="what was damaged and has been made again")
             command.add_argument("--force", action="store_true", help="also what others need: it is made again")
     return parser.parse_args(argv)
 

@@ -1,59 +1,70 @@
 """Artefacts addressed by the configuration that determines them: made once, whole or not at all, checked when read.
 
-An artefact is a folder `<root>/<kind>/<key>/` with a manifest that names format, kind, identity and, for every file,
-its size and SHA-256, and its own. It is written into a temporary folder and renamed when complete. A lock makes two
-processes that need the same artefact make it once; the operating system drops the lock of a process that dies.
+An artefact is a folder `<root>/<kind>/<key>/` with a manifest (see `experiments.store.manifest`). It is written into a
+temporary folder and renamed when complete. A lock makes two processes that need the same artefact make it once; the
+operating system drops the lock of a process that dies. Where locks are not shared, as on some network disks, two may
+make it: the first to finish counts. What is found damaged is made again, and the damaged folder kept aside.
 """
 
-import hashlib
+import errno
 import json
 import logging
 import os
-import shlex
 import shutil
+import socket
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any
+from uuid import uuid4
 
 from filelock import FileLock
 
 from experiments import processes
-from experiments.locks import patiently
+from experiments.locks import file_lock, patiently
+from experiments.store import manifest
+from experiments.store.manifest import DamageError, artefact_key
 from pruning.errors import ArtefactError
 
 log = logging.getLogger("experiments")
 
-FORMAT = "experiments.artefact/3"
-UNFINISHED, SCRATCH = "unfinished", ".scratch"
-_MANIFEST = "manifest.json"
+UNFINISHED, DAMAGED, LOCKS = "unfinished", "damaged", "locks"
+SCRATCH = ".scratch"
+_OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 @dataclass(frozen=True)
 class Artefact:
-    """A complete artefact on disk."""
+    """A complete artefact on disk. `again` makes it again; None where what made it is not known."""
 
     kind: str
     key: str
     folder: Path
+    again: Callable[[], None] | None = field(default=None, compare=False, repr=False)
 
     def file(self, name: str) -> Path:
-        """The path of one of its files, after checking size and SHA-256. Raises `ArtefactError`."""
-        path = self.folder / name
-        expected = _manifest(self.folder)["files"].get(name)
-        if expected is None:
-            raise ArtefactError(f"{self.folder}: holds no {name}; {_mend(self.folder)}")
+        """The path of one of its files, after checking size and SHA-256. A damaged artefact is made again.
+
+        Raises:
+            ArtefactError: it cannot be read or made again, or comes out with another content, as by other versions
+                or threads: what was read of it before, or made from it, would not belong to it.
+        """
+        written = None
         try:
-            found = _described(path)
-        except OSError as error:
-            raise ArtefactError(f"{path}: {error.strerror or error}; {_mend(self.folder)}") from error
-        if found != expected:
-            raise ArtefactError(
-                f"{path}: damaged: {found['bytes']} bytes, checksum {found['sha256'][:12]}…, written were "
-                f"{expected['bytes']} bytes, {expected['sha256'][:12]}…; {_mend(self.folder)}"
-            )
-        return path
+            written = self._written(name)
+            manifest.check_file(self.folder, name, written)
+        except DamageError:
+            if self.again is None:
+                raise
+            self.again()
+            if self._written(name) != written:
+                said = "was damaged, and has another content now that it is made again"
+                raise ArtefactError(f"{self.folder / name}: {said}: repeat the command") from None
+        return self.folder / name
 
     def json(self, name: str) -> Any:
         """The content of a checked JSON file."""
@@ -61,24 +72,31 @@ class Artefact:
 
     def has(self, name: str) -> bool:
         """Whether it has a file of this name."""
-        return name in _manifest(self.folder)["files"]
+        return name in self.files
 
     def size(self, name: str) -> int:
         """Bytes of one of its files, as written."""
-        return int(_manifest(self.folder)["files"][name]["bytes"])
+        return int(self._written(name)["bytes"])
 
     @property
     def identity(self) -> dict[str, Any]:
         """What determines it. Raises `ArtefactError` if the manifest is damaged, or lies under another key."""
-        identity: dict[str, Any] = _manifest(self.folder)["identity"]
-        if _key(identity) != self.key:
-            raise ArtefactError(f"{self.folder}: belongs to another configuration; {_mend(self.folder)}")
+        identity: dict[str, Any] = manifest.read(self.folder)["identity"]
+        if artefact_key(identity) != self.key:
+            raise DamageError(f"{self.folder}: belongs to another configuration", self.folder)
         return identity
 
     @property
     def files(self) -> tuple[str, ...]:
         """The names of its files."""
-        return tuple(_manifest(self.folder)["files"])
+        return tuple(manifest.read(self.folder)["files"])
+
+    def _written(self, name: str) -> dict[str, Any]:
+        """Size and checksum of one of its files, as written."""
+        files: dict[str, dict[str, Any]] = manifest.read(self.folder)["files"]
+        if name not in files:
+            raise ArtefactError(f"{self.folder}: holds no {name}, only {', '.join(files)}")
+        return files[name]
 
 
 @dataclass(frozen=True)
@@ -88,7 +106,7 @@ class Store:
     root: Path
 
     def obtain(self, kind: str, identity: Mapping[str, Any], make: Callable[[Path], None]) -> Artefact:
-        """The artefact of `identity`; if it is not there, `make(folder)` writes its files first.
+        """The artefact of `identity`; if it is not there, or damaged, `make(folder)` writes its files first.
 
         Args:
             identity: plain data (JSON) that determines the content; its hash is the key.
@@ -96,124 +114,139 @@ class Store:
         Processes that train together (see `experiments.processes`) make it together; the first one writes.
 
         Raises:
-            ArtefactError: what lies there is damaged, foreign or of another format.
-            OSError: it cannot be written (read-only, full). Then nothing is left behind.
+            ArtefactError: it cannot be read, or not be written (read-only, full). Then nothing new is left behind.
         """
-        key = _key(identity)
-        artefact = Artefact(kind, key, self.root / kind / key)
+        key = artefact_key(identity)
+        folder = self.root / kind / key
+        check = partial(manifest.check, folder, kind, identity)
         if not processes.first():
             if processes.broadcast(None):
-                with tempfile.TemporaryDirectory() as folder:
-                    make(Path(folder))
-        elif artefact.folder.exists():
+                with tempfile.TemporaryDirectory() as elsewhere:
+                    make(Path(elsewhere))
+        elif _damage(check) is None:
             processes.broadcast(False)
         else:
-            with patiently(self.lock(kind, key), f"making {kind} {key}"):
-                if processes.broadcast(not artefact.folder.is_dir()):  # another run may have made it meanwhile
-                    self._make(artefact, identity, make)
+            self._obtain_alone(Artefact(kind, key, folder), identity, make, check)
         processes.broadcast(None)  # it is there: nobody reads it before
-        _check(artefact, identity)
-        return artefact
+        check()
+        thoroughly = partial(check, thoroughly=True)
+        again = partial(self._obtain_alone, Artefact(kind, key, folder), identity, make, thoroughly)
+        return Artefact(kind, key, folder, again if processes.world() == 1 else None)
 
     def scratch(self, kind: str, identity: Mapping[str, Any]) -> Path:
         """A folder for what a maker wants to find again after it was killed; it goes when the artefact is complete."""
-        folder = self.root / UNFINISHED / f"{kind}-{_key(identity)}{SCRATCH}"
+        folder = self._scratch(kind, artefact_key(identity))
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def lock(self, kind: str, key: str) -> FileLock:
         """Whoever makes or removes an artefact holds its lock; the operating system frees that of a dead process."""
-        locks = self.root / "locks"
+        locks = self.root / LOCKS
         locks.mkdir(parents=True, exist_ok=True)
-        return FileLock(locks / f"{kind}-{key}.lock")
+        return file_lock(locks / f"{kind}-{key}.lock")
 
-    def _make(self, artefact: Artefact, identity: Mapping[str, Any], make: Callable[[Path], None]) -> None:
-        unfinished = self.root / UNFINISHED
-        unfinished.mkdir(exist_ok=True)
-        prefix = f"{artefact.kind}-{artefact.key}-"
-        for left in unfinished.glob(f"{prefix}*"):  # of a process that was killed: we hold its lock now
-            shutil.rmtree(left, ignore_errors=True)
-        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=unfinished))
+    def temporary(self, kind: str, key: str) -> Path:
+        """A new folder, to be renamed or removed soon. Who may read the store may read it, unlike tempfile's."""
+        folder = self.root / UNFINISHED / f"{_here(kind, key)}{uuid4().hex[:8]}"
+        folder.parent.mkdir(exist_ok=True)
+        folder.mkdir()
+        return folder
+
+    def _obtain_alone(
+        self, artefact: Artefact, identity: Mapping[str, Any], make: Callable[[Path], None], check: Callable[[], None]
+    ) -> None:
+        """Make an artefact unless another process has made it meanwhile, which `check` says."""
+        kind, key = artefact.kind, artefact.key
+        with ExitStack() as stack:
+            with self._writing(artefact):
+                locked = stack.enter_context(patiently(self.lock(kind, key), f"making {kind} {key}"))
+            damage = _damage(check)
+            if processes.broadcast(damage is not None):
+                if os.path.lexists(artefact.folder):
+                    log.warning("%s: made again, the damaged one goes to %s", damage, self.root / DAMAGED)
+                with self._writing(artefact):
+                    _check_writable(artefact.folder.parent)
+                    folder = self.temporary(kind, key)
+                    if locked:  # no other process on this machine is at it
+                        self._remove_leftovers(kind, key, folder)
+                self._make(folder, artefact, identity, make)
+
+    def _make(
+        self, folder: Path, artefact: Artefact, identity: Mapping[str, Any], make: Callable[[Path], None]
+    ) -> None:
         try:
-            make(folder)
-            files = {path.name: _described(path) for path in sorted(folder.iterdir())}
-            manifest = {"format": FORMAT, "kind": artefact.kind, "identity": identity, "files": files}
-            manifest["sha256"] = _content(manifest)
-            (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
-            for path in folder.iterdir():
-                _sync(path)
-            _sync(folder)
-            artefact.folder.parent.mkdir(exist_ok=True)
-            folder.rename(artefact.folder)
-            _sync(artefact.folder.parent)
-            shutil.rmtree(unfinished / f"{artefact.kind}-{artefact.key}{SCRATCH}", ignore_errors=True)
+            with self._writing(artefact):
+                make(folder)
+                manifest.write(folder, artefact.kind, identity)
+                artefact.folder.parent.mkdir(exist_ok=True)
+                self._place(folder, artefact, identity)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(self._scratch(artefact.kind, artefact.key), ignore_errors=True)
+
+    def _remove_leftovers(self, kind: str, key: str, folder: Path) -> None:
+        """Remove temporary folders, besides `folder`, of processes that were killed on this machine."""
+        for left in (self.root / UNFINISHED).glob(f"{_here(kind, key)}*"):
+            if left != folder:
+                shutil.rmtree(left, ignore_errors=True)
+
+    def _place(self, folder: Path, artefact: Artefact, identity: Mapping[str, Any]) -> None:
+        """Rename `folder` to its place. What is there already counts if it is whole, and is kept aside if not."""
+        place = artefact.folder
+        while True:
+            try:
+                folder.rename(place)
+            except OSError as error:
+                if error.errno not in _OCCUPIED:
+                    raise
+            else:
+                manifest.synchronise(place.parent)
+                return
+            if _damage(partial(manifest.check, place, artefact.kind, identity, thoroughly=True)) is None:
+                log.info("%s %s: another process was faster, what it made counts", artefact.kind, artefact.key)
+                return
+            (self.root / DAMAGED).mkdir(exist_ok=True)
+            with suppress(FileNotFoundError):  # another process, without a shared lock, was faster with this too
+                place.rename(self.root / DAMAGED / f"{artefact.kind}-{artefact.key}-{uuid4().hex[:8]}")
+
+    def _scratch(self, kind: str, key: str) -> Path:
+        return self.root / UNFINISHED / f"{kind}-{key}{SCRATCH}"
+
+    @contextmanager
+    def _writing(self, artefact: Artefact) -> Iterator[None]:
+        """Say of an error of this store's disk what could not be made, and what helps."""
+        try:
+            yield
+        except OSError as error:
+            path = error.filename
+            here = isinstance(path, str) and Path(path).is_relative_to(self.root)
+            if not here and (path is not None or error.errno not in _DISK):
+                raise
+            there = "is damaged" if os.path.lexists(artefact.folder) else "is not in this store"
+            reason = f"{path}: {error.strerror}" if here else error.strerror
+            raise ArtefactError(
+                f"{self.root}: {artefact.kind} {artefact.key} {there} and cannot be made ({reason}): make room, give "
+                "write access, move away what is in the way, or set store= to another folder"
+            ) from error
 
 
-def _key(identity: Mapping[str, Any]) -> str:
-    """Artefacts of other formats have other keys, and so are left alone."""
-    return identity_key({"format": FORMAT, "identity": identity})
+def _here(kind: str, key: str) -> str:
+    """How temporary folders of this machine begin: those of another may be in use, where locks are not shared."""
+    return f"{kind}-{key}-{socket.gethostname()}@"
 
 
-def identity_key(identity: Mapping[str, Any]) -> str:
-    """16 hexadecimal digits of the SHA-256 of `identity` as canonical JSON."""
-    return hashlib.sha256(_canonical(identity).encode()).hexdigest()[:16]
+def _check_writable(folder: Path) -> None:
+    """Raise `OSError`, before hours of training rather than after, where nothing could be written into `folder`."""
+    if os.path.lexists(folder):
+        wrong = errno.ENOTDIR if not folder.is_dir() else errno.EACCES if not os.access(folder, os.W_OK) else 0
+        if wrong:
+            raise OSError(wrong, os.strerror(wrong), str(folder))
 
 
-def _canonical(identity: Mapping[str, Any]) -> str:
-    return json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
+def _damage(check: Callable[[], None]) -> str | None:
+    """What `check` finds damaged, in words."""
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text(), parse_constant=_refuse)
-        whole = isinstance(manifest, dict) and manifest.pop("sha256", None) == _content(manifest)
-    except OSError as error:
-        raise ArtefactError(f"{folder}: no readable manifest ({error.strerror}); {_mend(folder)}") from error
-    except (ValueError, RecursionError) as error:
-        raise ArtefactError(f"{folder / _MANIFEST}: cut or damaged; {_mend(folder)}") from error
-    if isinstance(manifest, dict) and manifest.get("format") != FORMAT:
-        raise ArtefactError(f"{folder}: not an artefact of format {FORMAT}; {_mend(folder)}")
-    if not whole:
-        raise ArtefactError(f"{folder / _MANIFEST}: cut or damaged; {_mend(folder)}")
-    return manifest
-
-
-def _content(manifest: Mapping[str, Any]) -> str:
-    """A manifest is guarded like the files of which it tells the checksums."""
-    return hashlib.sha256(_canonical(manifest).encode()).hexdigest()
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")
-
-
-def _check(artefact: Artefact, identity: Mapping[str, Any]) -> None:
-    manifest = _manifest(artefact.folder)
-    if manifest.get("kind") != artefact.kind or _canonical(manifest.get("identity", {})) != _canonical(identity):
-        raise ArtefactError(f"{artefact.folder}: belongs to another configuration; {_mend(artefact.folder)}")
-
-
-def _described(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": _sha256(file)}
-
-
-def _sha256(file: BinaryIO) -> str:
-    digest = hashlib.sha256()  # hashlib.file_digest needs Python 3.11
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _mend(folder: Path) -> str:
-    return f"remove it with `rm -r {shlex.quote(str(folder))}` and repeat the command to make it again"
+        check()
+    except DamageError as damaged:
+        return str(damaged.args[0])
+    return None

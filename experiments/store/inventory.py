@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import Timeout
-
+from experiments.locks import at_once
 from experiments.records import FILE
-from experiments.store.artefacts import SCRATCH, UNFINISHED, Artefact, Store
+from experiments.store.artefacts import DAMAGED, LOCKS, SCRATCH, UNFINISHED, Artefact, Store
 from pruning.errors import ArtefactError
 
 
@@ -69,12 +68,17 @@ def unfinished(store: Store) -> list[tuple[Path, bool]]:
 def free(store: Store, path: Path) -> bool:
     """Whether nobody holds the lock of the artefact to which `path`, in `unfinished/`, belongs."""
     kind, _, rest = path.name.removesuffix(SCRATCH).partition("-")
-    lock = store.lock(kind, rest.partition("-")[0])
     try:
-        with lock.acquire(blocking=False):
-            return True
-    except Timeout:
+        with at_once(store.lock(kind, rest.partition("-")[0])) as alone:
+            return alone
+    except OSError:  # where nothing can be written, nothing can be found out
         return False
+
+
+def kept_aside(store: Store) -> list[Path]:
+    """What was damaged and has been made again."""
+    place = store.root / DAMAGED
+    return sorted(place.iterdir()) if place.is_dir() else []
 
 
 def age(seconds: float) -> str:
@@ -86,7 +90,7 @@ def age(seconds: float) -> str:
     return f"{passed:.0f} s"
 
 
-_OWN = ("locks", UNFINISHED)
+_OWN = (LOCKS, UNFINISHED, DAMAGED)
 
 
 def _parents(identity: Mapping[str, Any]) -> tuple[str, ...]:
@@ -116,7 +120,7 @@ def _networks(runs: Path) -> set[str]:
         for line in path.read_bytes().split(b"\n"):
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(row, dict):
                 found |= {row[name] for name in ("network", "dense") if isinstance(row.get(name), str)}

@@ -5,12 +5,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pruning.curvature.calls import Use, forward_uses
 from pruning.curvature.cotangents import Curvature, check_curved, cotangents
 from pruning.curvature.examples import example_gradients
-from pruning.curvature.linear_maps import Use, columns, forward_uses
+from pruning.curvature.linear_maps import batched, column_sums, columns
 from pruning.curvature.quadratic import Quadratic
 from pruning.errors import ScoreError
-from pruning.evidence import Evidence, accumulated
+from pruning.evidence import Evidence, accumulated, check_real
+from pruning.processes import parallel, sum_, sum_of
 
 Approximation = Callable[[Evidence], list[Quadratic]]
 
@@ -42,18 +44,20 @@ def full_hessian(
     Raises:
         ScoreError: more weights than `LARGEST`, no curvature at all; else see `example_gradients`.
     """
-    total = sum(p.numel() for p in evidence.parameters.values())
-    if total > LARGEST:
-        raise ScoreError(f"full_hessian: {total} weights are more than {LARGEST}: use layer_hessian or block_hessian")
+    size = sum(p.numel() for p in evidence.parameters.values())
+    if size > LARGEST:
+        raise ScoreError(f"full_hessian: {size} weights are more than {LARGEST}: use layer_hessian or block_hessian")
     matrix: Tensor | None = None
     count = 0
-    for chunk, size in example_gradients(evidence, cotangents(curvature, samples, seed)):
+    for chunk, number in example_gradients(evidence, cotangents(curvature, samples, seed)):
         rows = torch.cat([gradient.flatten(1) for gradient in chunk.values()], 1).double()
         matrix = rows.T @ rows if matrix is None else matrix.addmm_(rows.T, rows)
-        count += size
+        count += number
     assert matrix is not None
+    sum_(evidence.model, [matrix])
     check_curved([matrix])
-    return [Quadratic(tuple(evidence.parameters), matrix[None] / count, total, damping, relative)]
+    seen = sum_of(evidence.model, count)
+    return [Quadratic(tuple(evidence.parameters), matrix[None] / seen, size, damping, relative)]
 
 
 def block_hessian(
@@ -80,7 +84,7 @@ def block_hessian(
     if size < 1:
         raise ScoreError(f"block_hessian: size={size}: give at least 1")
     blocks = {name: -(-p.numel() // size) for name, p in evidence.parameters.items()}
-    total = {
+    sums = {
         name: torch.zeros(blocks[name], size, size, dtype=torch.float64, device=p.device)
         for name, p in evidence.parameters.items()
     }
@@ -91,11 +95,13 @@ def block_hessian(
             flat = gradient.flatten(1).double()
             padded = torch.nn.functional.pad(flat, (0, blocks[name] * size - flat.shape[1]))
             by_block = padded.view(len(flat), blocks[name], size).transpose(0, 1)
-            total[name].baddbmm_(by_block.mT, by_block)
-    check_curved(total.values())
+            sums[name].baddbmm_(by_block.mT, by_block)
+    sum_(evidence.model, sums.values())
+    check_curved(sums.values())
+    seen = sum_of(evidence.model, count)
     return [
-        Quadratic((name,), matrix / count, evidence.parameters[name].numel(), damping, relative)
-        for name, matrix in total.items()
+        Quadratic((name,), matrix / seen, evidence.parameters[name].numel(), damping, relative)
+        for name, matrix in sums.items()
     ]
 
 
@@ -112,11 +118,16 @@ def layer_hessian(evidence: Evidence, damping: float = 1e-2, relative: bool = Tr
     Raises:
         ScoreError: no data, or a weight that no Linear or convolution uses.
     """
+    check_real(evidence.parameters, "a Hessian")
     sums: dict[str, Tensor] = {}
-    count = 0
+    count = 0.0
     for by_name, size in forward_uses(evidence):
         count += size
         sums = _added(sums, by_name)
+    if parallel(evidence.model) is not None:  # processes may share other tensors
+        sums = {name: sums[name].clone() for name in evidence.parameters}
+        sum_(evidence.model, sums.values())
+    count = sum_of(evidence.model, count)
     sharing: dict[object, list[str]] = {}
     for name in evidence.parameters:  # rows of one group can share a factor across tensors
         sharing.setdefault(id(sums[name]) if len(sums[name]) == 1 else name, []).append(name)
@@ -127,6 +138,7 @@ def layer_hessian(evidence: Evidence, damping: float = 1e-2, relative: bool = Tr
             sum(evidence.parameters[name].numel() for name in names),
             damping,
             relative,
+            evidence.layouts,
         )
         for names in sharing.values()
     ]
@@ -157,7 +169,10 @@ _GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_
 
 def _second_moment(call: Use) -> Tensor:
     """Σ over examples and positions of xxᵀ, [groups, inputs of a row, inputs of a row]; float64, as sums are long."""
-    x = accumulated(call.unchanged())
+    x = batched(call.module, accumulated(call.unchanged()))
+    if not x.numel():
+        groups, size = column_sums(call.module, x).shape
+        return x.new_zeros(groups, size, size, dtype=torch.float64)
     total: Tensor | None = None
     patch = columns(call.module, x[:1])[0].numel()
     for part in torch.split(x, max(1, _ELEMENTS // patch)):

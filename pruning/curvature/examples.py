@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.utils._pytree import tree_map
 
-from pruning.curvature.linear_maps import Use
+from pruning.batches import Batch, examples
+from pruning.curvature.calls import Use
 from pruning.curvature.passes import Pass, one_by_one, output_gradients, passes, read_off, sliced
-from pruning.evidence import Batch, Evidence, Scores, accumulated, examples, output_tensor
+from pruning.evidence import Evidence, Scores, accumulated, output_tensor
 from pruning.parameters import unwrapped
+from pruning.processes import sum_, sum_of
 
 Cotangents = Callable[[Tensor, Tensor], Iterable[Tensor]]
 """From the mean loss and the outputs [examples, …], both in the graph, to cotangents of the outputs' shape."""
@@ -36,8 +38,10 @@ def mean_squares(evidence: Evidence, cotangents: Cotangents, memory: int = MEMOR
     Raises:
         ScoreError: as `example_gradients`.
     """
-    total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in evidence.parameters.items()}
-    count = 0
+    summed = {
+        name: torch.zeros(p.shape, dtype=torch.float64, device=p.device) for name, p in evidence.parameters.items()
+    }
+    count = 0.0
     for taken in passes(evidence):
         count += taken.size
         for whole in cotangents(taken.loss, taken.outputs):
@@ -50,12 +54,14 @@ def mean_squares(evidence: Evidence, cotangents: Cotangents, memory: int = MEMOR
             for name in outer:
                 ((use, gradient),) = found.pop(name)
                 rows, columns = accumulated(gradient).square(), accumulated(use.unchanged()).square()
-                total[name].add_(rows.flatten(0, -2).T @ columns.flatten(0, -2), alpha=largest**2)
+                summed[name].add_(rows.flatten(0, -2).T @ columns.flatten(0, -2), alpha=largest**2)
             rest = [name for name in evidence.parameters if name not in outer]
             for chunk in _chunks(evidence, taken, cotangent, found, rest, memory):
                 for name, gradients in chunk.items():
-                    total[name].add_(gradients.square().sum(0), alpha=largest**2)
-    return {name: value.div_(count) for name, value in total.items()}
+                    summed[name].add_(gradients.square().sum(0), alpha=largest**2)
+    sum_(evidence.model, summed.values())
+    count = sum_of(evidence.model, count)
+    return {name: value.div_(count) for name, value in summed.items()}
 
 
 def example_gradients(evidence: Evidence, cotangents: Cotangents, memory: int = MEMORY) -> Iterator[tuple[Scores, int]]:

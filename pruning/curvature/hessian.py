@@ -5,10 +5,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pruning.errors import ScoreError
-from pruning.evidence import Evidence, Scores, accumulated, examples, mean_gradient, scalar_loss, untouched
+from pruning.evidence import Evidence, Scores, accumulated, check_real, scalar_loss, untouched
+from pruning.gradients import Unreached, check_graph, mean_gradient, nodes
+from pruning.parameters import check_values
+from pruning.processes import parallel, sum_, sum_of
 
 
 def hessian_product(evidence: Evidence, vectors: Mapping[str, Tensor] | None = None) -> Scores:
@@ -25,15 +29,25 @@ def hessian_product(evidence: Evidence, vectors: Mapping[str, Tensor] | None = N
         batches = list(evidence.batches)
     if evidence.loss is None or not batches:
         raise ScoreError("curvature needs a loss and data: give Evidence a loss and batches")
-    if vectors is None and len(batches) > 1:
+    if vectors is None and (len(batches) > 1 or parallel(evidence.model) is not None):
         vectors = mean_gradient(evidence)
+    check_real(evidence.parameters, "a Hessian")
+    check_values(evidence.parameters)
     names, parameters = list(evidence.parameters), list(evidence.parameters.values())
     products = {name: torch.zeros_like(accumulated(p)) for name, p in evidence.parameters.items()}
-    count = sum(examples(batch) for batch in batches)
-    # the fused kernels of attention cannot be differentiated twice, its plain arithmetic can
-    with untouched(evidence.model, parameters), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-        for batch in batches:
-            first = torch.autograd.grad(scalar_loss(evidence, batch), parameters, create_graph=True, allow_unused=True)
+    sizes = [evidence.size(batch) for batch in batches]
+    count = sum_of(evidence.model, sum(sizes))
+    unreached = Unreached(evidence, evidence.parameters)
+    # neither the fused kernels of attention nor compiled code can be differentiated twice, plain arithmetic can
+    plain = torch.compiler.set_stance("force_eager")
+    with untouched(evidence.model, parameters), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), plain:
+        for batch, size in zip(batches, sizes, strict=True):
+            with unreached.watched():
+                loss = scalar_loss(evidence, batch)
+            check_graph(loss)
+            _check_twice(loss)
+            first = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+            unreached.refuse(batch, {name for name, g in zip(names, first, strict=True) if g is None})
             # what does not require a gradient is constant: the loss is linear in that parameter
             reached = [(name, g) for name, g in zip(names, first, strict=True) if g is not None and g.requires_grad]
             if not reached:
@@ -42,8 +56,24 @@ def hessian_product(evidence: Evidence, vectors: Mapping[str, Tensor] | None = N
             second = torch.autograd.grad([g for _, g in reached], parameters, along, allow_unused=True)
             for name, product in zip(names, second, strict=True):
                 if product is not None:
-                    products[name].add_(accumulated(product), alpha=examples(batch) / count)
+                    products[name].add_(accumulated(product), alpha=size / count)
+    sum_(evidence.model, products.values())
     return products
+
+
+def _check_twice(loss: Tensor) -> None:
+    """Raise `ScoreError` for an operator that is differentiable once: torch takes its gradient for a constant."""
+    for node in nodes(loss):
+        backward = getattr(getattr(type(node), "_forward_cls", None), "backward", None)
+        if getattr(backward, "__code__", None) is _ONCE:
+            raise ScoreError(
+                f"{type(node)._forward_cls.__name__}: can be differentiated once alone (once_differentiable), so this "
+                "model has no Hessian: replace it by torch's own operators, or use a scorer of gradients"
+            )
+
+
+_ONCE = once_differentiable(lambda ctx: ctx).__code__
+"""What all functions that torch's decorator has wrapped have in common."""
 
 
 @dataclass(frozen=True)

@@ -4,41 +4,19 @@ Every use of such a layer is, per group, `outputs[:, l] = weight @ columns[:, l]
 gradient of one example is Σ_l rows[:, l] columns[:, l]ᵀ, with `rows` the gradient of the outputs.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from pruning.errors import ScoreError
-from pruning.evidence import Evidence, examples, untouched
-from pruning.parameters import storage, unwrapped
+from pruning.evidence import Evidence
+from pruning.parameters import is_conv1d, storage, unwrapped
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _KINDS = (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED)
-
-
-@dataclass(frozen=True)
-class Use:
-    """One call of `module`: what went in (detached) and what came out (in the graph)."""
-
-    module: nn.Module
-    inputs: Tensor
-    outputs: Tensor
-    version: int
-
-    def unchanged(self) -> Tensor:
-        """The inputs; an error if somebody has written over them since."""
-        if self.inputs._version != self.version:
-            raise ScoreError(
-                f"{type(self.module).__name__}: its input was changed in place after it was read: "
-                "use the out-of-place form of the next operation (inplace=False)"
-            )
-        return self.inputs
 
 
 def linear_modules(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[nn.Module, str]:
@@ -46,7 +24,7 @@ def linear_modules(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> 
     names = {storage(parameter): name for name, parameter in parameters.items()}
     found = {}
     for module in unwrapped(model).modules():
-        weight = getattr(module, "weight", None)
+        weight = module._parameters.get("weight")
         if _is_linear_map(module) and isinstance(weight, nn.Parameter) and storage(weight) in names:
             name = names[storage(weight)]
             if weight.shape == parameters[name].shape:  # a transposed view over the same storage is not
@@ -55,78 +33,43 @@ def linear_modules(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> 
 
 
 def _is_linear_map(module: nn.Module) -> bool:
-    """Linear and convolutions; subclasses only with the same forward."""
+    """Linear, convolutions and the Conv1D of transformers; subclasses only with the same forward."""
+    if is_conv1d(module):
+        return type(module).__module__ == "transformers.pytorch_utils"
     return any(isinstance(module, kind) and type(module).forward is kind.forward for kind in _KINDS)
 
 
-@contextmanager
-def uses(modules: Iterable[nn.Module]) -> Iterator[list[Use]]:
-    """The calls of `modules` in the forward passes within the block, in their order."""
-    found: list[Use] = []
-
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], outputs: Tensor) -> Tensor:
-        entered = (inputs[0] if inputs else named["input"]).detach()
-        found.append(Use(module, entered, outputs, entered._version))
-        return outputs.clone()  # an in-place activation must not write over what is differentiated
-
-    handles = [module.register_forward_hook(hook, with_kwargs=True) for module in modules]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def forward_uses(evidence: Evidence) -> Iterator[tuple[dict[str, list[Use]], int]]:
-    """The uses of every prunable weight in one forward pass of a batch, by name, and the batch's number of examples.
-
-    One pass of all batches, no gradient. Transposed convolutions are not among the layers: `columns` has none of them.
-
-    Raises:
-        ScoreError: no loss, no data, or a weight that no Linear or convolution uses.
-    """
-    if evidence.loss is None:
-        raise ScoreError("the inputs of layers need a forward pass: give Evidence a loss, which runs the model")
+def modules_with_columns(evidence: Evidence) -> dict[nn.Module, str]:
+    """Those of `linear_modules` that `columns` knows: no transposed convolutions."""
     known = linear_modules(evidence.model, evidence.parameters)
-    modules = {module: name for module, name in known.items() if not isinstance(module, _ConvTransposeNd)}
-    seen: set[str] = set()
-    empty = True
-    with untouched(evidence.model):
-        for batch in evidence.batches:
-            empty = False
-            with torch.no_grad(), uses(modules) as calls:
-                evidence.loss(evidence.model, batch)
-            by_name: dict[str, list[Use]] = {}
-            for call in calls:
-                by_name.setdefault(modules[call.module], []).append(call)
-            seen |= by_name.keys()
-            yield by_name, examples(batch)
-    if empty:
-        raise ScoreError(
-            "the inputs of layers need data: batches is empty, or could be iterated only once (give a list)"
-        )
-    for name in evidence.parameters:
-        if name not in seen:
-            raise ScoreError(f"{name}: no Linear or convolution uses it, so it has no rows of inputs: exclude it")
+    return {module: name for module, name in known.items() if not isinstance(module, _ConvTransposeNd)}
 
 
 def columns(module: nn.Module, inputs: Tensor) -> Tensor:
     """What the weight of a Linear or a convolution multiplies: [examples, groups, inputs of a row, positions].
 
-    The order of the inputs of a row is that of `weight.reshape(rows, -1)`.
+    The order of the inputs of a row is that of its layout's `rows(weight)`.
     """
-    if isinstance(module, nn.Linear):
+    inputs = batched(module, inputs)
+    if _takes_last(module):
         return inputs.reshape(len(inputs), 1, -1, inputs.shape[-1]).transpose(2, 3)
     assert isinstance(module, _CONVOLUTIONS)
     padded = _padded(module, inputs)
     return _windows(padded, module).reshape(len(inputs), module.groups, -1, _positions(padded, module))
 
 
+def batched(module: nn.Module, inputs: Tensor) -> Tensor:
+    """The inputs of a layer with a dimension for examples, which they may lack."""
+    least = 2 if _takes_last(module) else len(module.kernel_size) + 2  # type: ignore[arg-type]  # a convolution
+    return inputs[None] if inputs.dim() < least else inputs
+
+
 def column_sums(module: nn.Module, inputs: Tensor) -> Tensor:
     """Σ over examples and positions of `columns(module, inputs)`, [groups, inputs of a row], without making them."""
-    if isinstance(module, nn.Linear):
+    if _takes_last(module):
         return inputs.reshape(-1, inputs.shape[-1]).sum(0, keepdim=True)
     assert isinstance(module, _CONVOLUTIONS)
+    inputs = batched(module, inputs)
     dimensions = len(module.kernel_size)
     windows = _windows(_padded(module, inputs), module)
     return windows.sum((0, *range(-dimensions, 0))).reshape(module.groups, -1)
@@ -135,10 +78,12 @@ def column_sums(module: nn.Module, inputs: Tensor) -> Tensor:
 def factors(module: nn.Module, inputs: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """(rows, columns) with per-example gradient `rows @ columnsᵀ` per group; `gradient` is that of the outputs.
 
-    A transposed convolution is the adjoint of a convolution: inputs and outputs change places.
+    A transposed convolution is the adjoint of a convolution: inputs and outputs change places. So do they in the weight
+    of a Conv1D.
     """
-    if isinstance(module, nn.Linear):
-        return gradient.reshape(len(gradient), 1, -1, gradient.shape[-1]).transpose(2, 3), columns(module, inputs)
+    if _takes_last(module):
+        rows = gradient.reshape(len(gradient), 1, -1, gradient.shape[-1]).transpose(2, 3)
+        return (columns(module, inputs), rows) if is_conv1d(module) else (rows, columns(module, inputs))
     assert isinstance(module, nn.modules.conv._ConvNd)
     if not isinstance(module, _ConvTransposeNd):
         return gradient.reshape(len(gradient), module.groups, gradient.shape[1] // module.groups, -1), columns(
@@ -152,6 +97,11 @@ def factors(module: nn.Module, inputs: Tensor, gradient: Tensor) -> tuple[Tensor
         windows = windows.narrow(axis, 0, size)  # output_padding may leave room for one more
     rows = inputs.reshape(len(inputs), module.groups, inputs.shape[1] // module.groups, -1)
     return rows, windows.reshape(len(inputs), module.groups, -1, rows.shape[-1])
+
+
+def _takes_last(module: nn.Module) -> bool:
+    """Whether the weight multiplies the last dimension of the inputs."""
+    return isinstance(module, nn.Linear) or is_conv1d(module)
 
 
 def _padded(module: nn.modules.conv._ConvNd, inputs: Tensor) -> Tensor:

@@ -2,8 +2,9 @@
 
 The inputs of a linear layer or convolution and the gradients of its outputs hold the gradient of every example. That is
 not so where a weight is also used outside its module, or something else than examples comes first within; and nothing
-can be read off at all where the loss sees the weights past the model's outputs. The first batch is checked for it: its
-first example against its gradient alone, the sum of all against the gradient of the batch.
+can be read off at all where the loss sees the weights past the model's outputs. The first batch is checked in full: its
+first example against its gradient alone, the sum of all against the gradient of the batch. Every pass that runs
+otherwise, or goes by the data, is checked for rows that hold something of several examples, as those of an expert do.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,22 +16,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
-from torch.utils._pytree import tree_map
 
-from pruning.curvature.linear_maps import Use, factors, linear_modules, uses
-from pruning.errors import ScoreError
-from pruning.evidence import Batch, Evidence, Scores, accumulated, examples, output_tensor, untouched
+from pruning.batches import Batch, examples
+from pruning.curvature.calls import Use, uses
+from pruning.curvature.linear_maps import factors, linear_modules
+from pruning.errors import ScoreError, first_line
+from pruning.evidence import Evidence, Scores, accumulated, check_real, output_tensor, untouched
+from pruning.gradients import Unreached, check_graph, leaves
+from pruning.inputs import mapped
+from pruning.parameters import check_values
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One forward pass: the batch, its outputs, and the calls of each parameter's modules."""
+    """One forward pass: the batch, its outputs, and the calls of each parameter's modules.
+
+    `signature` is equal for passes that run the same operators on the same shapes, so that rows hold the same examples;
+    None if an operator depended on data.
+    """
 
     batch: Batch
     size: int
     loss: Tensor
     outputs: Tensor
     calls: Mapping[str, list[Use]]
+    signature: int | None
 
 
 def passes(evidence: Evidence) -> Iterator[Pass]:
@@ -42,6 +52,8 @@ def passes(evidence: Evidence) -> Iterator[Pass]:
     """
     if evidence.loss is None:
         raise ScoreError("curvature needs gradients: give Evidence a loss")
+    if evidence.count is not None:
+        raise ScoreError("curvature of single examples weighs each of them by 1: leave out Evidence(count=...)")
     for name, module in evidence.model.named_modules():
         mixing = isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
         if mixing and not module.training:
@@ -49,33 +61,53 @@ def passes(evidence: Evidence) -> Iterator[Pass]:
         if mixing or (module.training and isinstance(module, _DropoutNd) and module.p > 0):
             raise ScoreError(f"{name}: {type(module).__name__} in train mode mixes examples: call model.eval() first")
     modules = linear_modules(evidence.model, evidence.parameters)
+    check_real(evidence.parameters, "curvature")
+    check_values(evidence.parameters)
     trusted: set[str] | None = None
+    unreached = Unreached(evidence, evidence.parameters)
+    known: dict[int | None, set[str]] = {}  # signature of a pass → parameters whose calls mix examples
     with untouched(evidence.model, evidence.parameters.values()), torch.enable_grad():
         for batch in evidence.batches:
-            taken = _forward(evidence, batch, modules)
+            with unreached.watched():
+                taken = _forward(evidence, batch, modules)
+            check_graph(taken.loss)
+            reached = {id(leaf) for leaf in leaves(taken.loss)}
+            unreached.refuse(batch, {name for name, p in evidence.parameters.items() if id(p) not in reached})
+            _check_loss(evidence, taken)
+            if taken.signature not in known:
+                _check_alone(evidence, taken)
             if trusted is None:
-                _check_loss(evidence, taken)
                 trusted = _trusted(evidence, taken)
             calls = {name: found for name, found in _by_example(taken).items() if name in trusted}
-            yield replace(taken, calls=calls)
+            mixes = known[taken.signature] if taken.signature in known else _mixing(replace(taken, calls=calls))
+            if taken.signature is not None:
+                known[taken.signature] = mixes
+            yield replace(taken, calls={name: found for name, found in calls.items() if name not in mixes})
     if trusted is None:
         raise ScoreError("curvature needs data: batches is empty, or could be iterated only once (give a list)")
 
 
 def _forward(evidence: Evidence, batch: Batch, modules: Mapping[nn.Module, str]) -> Pass:
+    with uses(evidence.local, modules, described=True) as found:
+        loss, whole = _run(evidence, batch)
+    by_name = {name: calls for name, calls in found.by_name(modules).items() if name not in found.elsewhere}
+    size = len(whole)
+    signature = None if found.by_data else hash((size, *(found.operators or ())))
+    return Pass(batch, size, loss, whole, by_name, signature)
+
+
+def _run(evidence: Evidence, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The loss of `batch`, and the outputs on which it depends, examples first."""
     assert evidence.loss is not None
-    with uses(modules) as calls, _outputs(evidence.model) as outputs:
-        loss = evidence.loss(evidence.model, batch)
-    by_name: dict[str, list[Use]] = {}
-    for use in calls:
-        by_name.setdefault(modules[use.module], []).append(use)
+    with _outputs(evidence.local) as outputs:
+        loss = evidence.loss(evidence.local, batch)
     size = examples(batch)
     whole = output_tensor(outputs[-1] if outputs else None)
     if not whole.dim() or len(whole) != size:
         raise ScoreError(f"the model's output has shape {list(whole.shape)} for {size} examples: put examples first")
     if not whole.requires_grad:
         raise ScoreError("the model's output has no gradient: its weights are used under no_grad, or detached")
-    return Pass(batch, size, loss, whole, by_name)
+    return loss, whole
 
 
 @contextmanager
@@ -129,14 +161,64 @@ def _trusted(evidence: Evidence, taken: Pass) -> set[str]:
     first = slice(0, 1)
     alone = one_by_one(evidence, taken.batch, cotangent, list(calls), first)
     together = torch.autograd.grad(
-        taken.outputs, [evidence.parameters[name] for name in calls], cotangent, retain_graph=True
+        taken.outputs, [evidence.parameters[name] for name in calls], cotangent, retain_graph=True, allow_unused=True
     )
     return {
         name
         for name, whole in zip(calls, together, strict=True)
-        if _close(read_off(found[name], first, whole.shape), alone[name])
+        if whole is not None
+        and _close(read_off(found[name], first, whole.shape), alone[name])
         and _close(_summed(found[name], whole.shape), accumulated(whole))
     }
+
+
+def _check_alone(evidence: Evidence, taken: Pass) -> None:
+    """Raise `ScoreError` if the first example has other outputs alone than in its batch: then it has no gradient of
+    its own."""
+    if taken.size == 1:
+        return
+    with torch.no_grad():
+        try:
+            assert evidence.loss is not None
+            with _outputs(evidence.local) as found:
+                evidence.loss(evidence.local, sliced(taken.batch, slice(0, 1), taken.size))
+            alone = output_tensor(found[-1] if found else None)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            raise ScoreError(
+                f"the model does not run on one example of a batch ({first_line(error)}), so examples have no "
+                "gradients of their own: use a scorer of the whole batch, as taylor"
+            ) from error
+    tolerance = 1e-3 if torch.finfo(alone.dtype).bits >= 32 else 0.05
+    whole = taken.outputs.detach()[:1]
+    if alone.shape != whole.shape or not _close(accumulated(alone), accumulated(whole), tolerance):
+        raise ScoreError(
+            "an example has other outputs alone than in its batch: the model mixes examples, so they have no gradients "
+            "of their own: use a scorer of the whole batch, as taylor"
+        )
+
+
+def _mixing(taken: Pass) -> set[str]:
+    """The parameters whose calls mix examples: whose rows reach the outputs of others than their own.
+
+    Where cotangents of examples are scaled by random factors, gradients of rows of one example are scaled by its own.
+    """
+    if taken.size == 1 or not taken.calls:
+        return set()
+    generator = torch.Generator().manual_seed(1)
+    cotangent = torch.randn(taken.outputs.shape, generator=generator).to(taken.outputs)
+    scales = 0.5 + torch.rand(taken.size, generator=generator).to(taken.outputs)
+    plain = output_gradients(taken, cotangent)
+    scaled = output_gradients(taken, cotangent * _along_first(scales, cotangent))
+    return {
+        name
+        for name, calls in plain.items()
+        for (_, gradient), (_, other) in zip(calls, scaled[name], strict=True)
+        if not _close(accumulated(other), accumulated(gradient * _along_first(scales, gradient)))
+    }
+
+
+def _along_first(values: Tensor, like: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (like.dim() - 1))
 
 
 def _check_loss(evidence: Evidence, taken: Pass) -> None:
@@ -146,8 +228,8 @@ def _check_loss(evidence: Evidence, taken: Pass) -> None:
     (cotangent,) = torch.autograd.grad(taken.loss, taken.outputs, retain_graph=True, allow_unused=True)
     if cotangent is None:
         raise ScoreError("the loss does not depend on what the model gave last: call the model once in the loss")
-    beside = _reached_beside(taken.loss, taken.outputs)
-    suspects = {name: p for name, p in evidence.parameters.items() if any(p is leaf for leaf in beside)}
+    beside = {id(leaf) for leaf in leaves(taken.loss, {(taken.outputs.grad_fn, taken.outputs.output_nr)})}
+    suspects = {name: p for name, p in evidence.parameters.items() if id(p) in beside}
     if not suspects:
         return
     parameters = list(suspects.values())
@@ -159,21 +241,6 @@ def _check_loss(evidence: Evidence, taken: Pass) -> None:
             raise ScoreError(
                 f"{name}: the loss sees it past the model's outputs: call the model once in the loss, without penalties"
             )
-
-
-def _reached_beside(loss: Tensor, outputs: Tensor) -> list[Tensor]:
-    """The leaves to which a path leads from `loss` in the graph of operators that does not pass through `outputs`."""
-    leaves, waiting, seen = [], [(loss.grad_fn, 0)], {(outputs.grad_fn, outputs.output_nr)}
-    while waiting:
-        edge = waiting.pop()
-        node = edge[0]
-        if node is None or edge in seen:
-            continue
-        seen.add(edge)
-        if hasattr(node, "variable"):
-            leaves.append(node.variable)
-        waiting += node.next_functions
-    return leaves
 
 
 def read_off(calls: list[tuple[Use, Tensor]], part: slice, shape: torch.Size) -> Tensor:
@@ -209,8 +276,8 @@ def one_by_one(evidence: Evidence, batch: Batch, cotangent: Tensor, names: list[
     rows = []
     for number in range(part.start, part.stop):
         one = slice(number, number + 1)
-        taken = _forward(evidence, sliced(batch, one, examples(batch)), {})
-        rows.append(torch.autograd.grad(taken.outputs, parameters, cotangent[one], allow_unused=True))
+        _, outputs = _run(evidence, sliced(batch, one, examples(batch)))
+        rows.append(torch.autograd.grad(outputs, parameters, cotangent[one], allow_unused=True))
     return {
         name: torch.stack([accumulated(torch.zeros_like(p) if row[i] is None else row[i]) for row in rows])
         for i, (name, p) in enumerate(zip(names, parameters, strict=True))
@@ -219,4 +286,4 @@ def one_by_one(evidence: Evidence, batch: Batch, cotangent: Tensor, names: list[
 
 def sliced(batch: Batch, part: slice, size: int) -> Batch:
     """The examples `part` of a batch of `size`."""
-    return tree_map(lambda t: t[part] if isinstance(t, Tensor) and t.dim() and len(t) == size else t, batch)
+    return mapped(batch, lambda t: t[part] if t.dim() and len(t) == size else t)

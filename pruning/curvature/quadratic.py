@@ -5,12 +5,13 @@ H is never inverted as a whole but for the weights that live: a removed weight c
 
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from pruning.errors import DampingWarning, ScoreError
+from pruning.layouts import STANDARD, Layout
 
 _ELEMENTS = 2**24
 """How many numbers the matrices of a chunk of rows may hold."""
@@ -26,6 +27,7 @@ class Quadratic:
         weights: how many there are; the last row may lack some, which count as removed.
         damping: added to the diagonal: as it is, or as a share of the mean of its matrix' diagonal.
         relative: whether it is a share.
+        layouts: of tensors whose rows are not those of [outputs, …], by name; they are flattened row by row.
     """
 
     names: tuple[str, ...]
@@ -33,6 +35,7 @@ class Quadratic:
     weights: int
     damping: float
     relative: bool
+    layouts: Mapping[str, Layout] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.damping >= 0:
@@ -91,14 +94,18 @@ class Quadratic:
         return self.hessian.diagonal(dim1=1, dim2=2).sum(1) / present
 
     def _matrix(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        flat = torch.cat([tensors[name].detach().reshape(-1).to(self.hessian) for name in self.names])
+        rows = (self.layouts.get(name, STANDARD).rows(tensors[name].detach()) for name in self.names)
+        flat = torch.cat([part.reshape(-1).to(self.hessian) for part in rows])
         size = self.hessian.shape[1]
         return torch.nn.functional.pad(flat, (0, self.rows * size - len(flat))).view(self.rows, size)
 
     def _tensors(self, matrix: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
         sizes = [like[name].numel() for name in self.names]
         parts = torch.split(matrix.reshape(-1)[: sum(sizes)], sizes)
-        return {name: part.view(like[name].shape) for name, part in zip(self.names, parts, strict=True)}
+        return {
+            name: self.layouts.get(name, STANDARD).restored(part, like[name].shape)
+            for name, part in zip(self.names, parts, strict=True)
+        }
 
     def _parts(self, live: Tensor) -> Iterator["_Part"]:
         """Rows with equal matrices and live weights share a factor; as many factors at a time as memory allows."""

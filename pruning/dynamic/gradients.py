@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from pruning.dynamic.processes import average_
 from pruning.evidence import Scores, accumulated
+from pruning.processes import average_
 
 
 class DenseGradients:

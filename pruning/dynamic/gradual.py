@@ -11,10 +11,9 @@ from torch.optim import Optimizer
 from pruning.allocation import Allocation
 from pruning.dynamic.held import Held, moment, starting
 from pruning.errors import ScheduleError
-from pruning.evidence import Evidence, Scorer, untouched
+from pruning.evidence import Evidence, Scorer, untouched, with_layouts
 from pruning.granularity import Granularity
 from pruning.masks import Masks
-from pruning.parameters import unwrapped
 from pruning.pipeline import prune
 from pruning.schedules import Shape, during_training
 
@@ -94,11 +93,10 @@ class Gradual(Held):
             self.replace(self._pruned(density))
 
     def _pruned(self, density: float) -> Masks:
-        # unwrapped, as DDP averages the gradients of whole backward passes alone
-        evidence = replace(self._evidence, model=unwrapped(self.model), masks=None if self._regrow else self.masks)
+        evidence = replace(self._evidence, masks=None if self._regrow else self.masks)
         with untouched(self.model), self._all_weights():
             self.model.train(self._mode == "train")
-            scores = self._scorer(evidence)
+            scores = with_layouts(self._scorer(evidence), evidence)
         return prune(scores, density, self._granularity, self._allocation, evidence.masks)
 
     @contextmanager

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pruning.attachment import Attachment
-from pruning.dynamic.processes import of_first_process
+from pruning.attachment import Attachment, optimizers_in
 from pruning.errors import ScheduleError
 from pruning.evidence import Evidence, Scores
 from pruning.masks import Masks
@@ -40,18 +39,19 @@ class Held:
         Args:
             model: with the weights as they are; wrappers (DDP, `torch.compile`) are looked through.
             optimizer: updates the masked parameters.
-            masks: on the parameters' devices.
+            masks: on the parameters' devices. Over the processes of a DDP-wrapped model those of the first one hold.
             resting: removed weights keep the values that they had, aside, and return with them; else they return as 0.
 
         Raises:
             MaskError: the masks do not fit.
         """
         masks.check(model)
+        masks = masks.agreed(model)
         self.model, self.optimizer, self.masks, self.step = model, optimizer, masks, 0
         self.parameters: dict[str, nn.Parameter] = {}
         self._resting: dict[str, Tensor] | None = {} if resting else None
         self._take(masks)
-        self._attachment = masks.attach(model, optimizer)
+        self._attachment = masks.hold(model, optimizer)
 
     def before_step(self) -> None:
         """Call it after the backward pass, before the optimizer's step."""
@@ -76,12 +76,12 @@ class Held:
             return
         held = {id(self.parameters[name]) for name in left}
         trained = any(id(p) in held for group in self.optimizer.param_groups for p in group["params"])
-        self._attachment = Masks(left).attach(self.model, *([self.optimizer] if trained else []))  # or they are frozen
+        self._attachment = Masks(left).hold(self.model, *([self.optimizer] if trained else []))  # or they are frozen
 
     def rebind(self) -> None:
         """Hold all masks again."""
         self._attachment.detach()
-        self._attachment = self.masks.attach(self.model, self.optimizer)
+        self._attachment = self.masks.hold(self.model, self.optimizer)
 
     def finish(self) -> Masks:
         """End holding: the masks at the end; removed weights are zero."""
@@ -104,7 +104,7 @@ class Held:
         They may be of more parameters than before, as channels reach into biases and norms, but not of fewer.
         Over the processes of a DDP-wrapped model those of the first one hold.
         """
-        masks = of_first_process(self.model, masks)
+        masks = masks.agreed(self.model)
         if masks == self.masks:
             return
         self._attachment.detach()
@@ -119,7 +119,7 @@ class Held:
                 resting.copy_(torch.where(before & ~after, parameter, resting))
             self._forget(parameter, returning)
         self.masks = masks
-        self._attachment = masks.attach(self.model, self.optimizer)
+        self._attachment = masks.hold(self.model, self.optimizer)
 
     def whole(self) -> Scores:
         """The weights, with removed ones at their resting values."""
@@ -137,20 +137,22 @@ class Held:
         self._attachment.detach()
         self.step = state["step"]
         self._take(state["masks"])
-        self.masks = Masks({name: mask.to(self.parameters[name].device) for name, mask in state["masks"].items()})
+        masks = {name: mask.to(self.parameters[name].device) for name, mask in state["masks"].items()}
+        self.masks = Masks(masks).agreed(self.model)
         if self._resting is not None:
             for name, value in state["resting"].items():
                 self._resting[name].copy_(value)
-        self._attachment = self.masks.attach(self.model, self.optimizer)
+        self._attachment = self.masks.hold(self.model, self.optimizer)
 
     def _forget(self, parameter: nn.Parameter, returning: Tensor) -> None:
         """The optimizer's state of `returning` as before their first step: zero, but for two optimizers."""
-        for group in self.optimizer.param_groups:
-            if not any(p is parameter for p in group["params"]):
-                continue
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    value.masked_fill_(returning, _initial(self.optimizer, group, key))
+        for optimizer in optimizers_in(self.optimizer):
+            for group in optimizer.param_groups:
+                if not any(p is parameter for p in group["params"]):
+                    continue
+                for key, value in optimizer.state.get(parameter, {}).items():
+                    if isinstance(value, Tensor) and value.shape == parameter.shape:
+                        value.masked_fill_(returning, _initial(optimizer, group, key))
 
 
 def _initial(optimizer: Optimizer, group: Mapping[str, Any], key: str) -> float:

@@ -73,7 +73,7 @@ class Movement(Held):
         self._penalty, self._allocation = penalty, allocation
         if density is not None:
             self._wanted(0)
-        self.learned = Learned(evidence.parameters, rate, 0.0, granularity)
+        self.learned = Learned(evidence.parameters, rate, 0.0, granularity, evidence.layouts)
         if threshold is not None:
             self.learned.soft(threshold)  # says now what is wrong with the granularity
         super().__init__(evidence.model, optimizer, self._alive, resting=True)

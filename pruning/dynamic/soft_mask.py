@@ -14,6 +14,7 @@ from pruning.dynamic.held import Held, moment, starting
 from pruning.errors import ScheduleError, ScoreError
 from pruning.evidence import Evidence, Scores, accumulated
 from pruning.granularity import TensorGranularity, Vectors
+from pruning.layouts import LaidOut
 from pruning.masks import Masks
 from pruning.pipeline import prune
 
@@ -81,6 +82,7 @@ class SoftMask(Held):
         if getattr(self._granularity, "pooling", "sum") != "sum":
             raise ScoreError("soft_mask: what a gate multiplies adds up over its weights: set pooling=sum")
         self._alive = starting(evidence)
+        self._layouts = evidence.layouts
         super().__init__(evidence.model, optimizer, self._alive)
         self._density, self._penalty, self.seed = density, penalty, seed
         self._temperature, self._low, self._high = temperature, low, high
@@ -176,14 +178,15 @@ class SoftMask(Held):
     def _close(self) -> None:
         gates = {name: self._stretched(value.sigmoid()) for name, value in self.log_alpha.items()}
         if self._density is None:
-            chosen = {name: self._granularity.expand(z > 0, self._shape(name)) for name, z in gates.items()}
-            masks = Masks(chosen) & self._alive
+            masks = Masks({name: self._expanded(name, z > 0) for name, z in gates.items()}) & self._alive
         else:
             scores = {
                 name: self._expanded(name, log_alpha / self._sizes[name].clamp(min=1))
                 for name, log_alpha in self.log_alpha.items()
             }
-            masks = prune(scores, self._density, self._granularity, self._allocation, self._alive)
+            masks = prune(
+                LaidOut(scores, self._layouts), self._density, self._granularity, self._allocation, self._alive
+            )
         for name, z in gates.items():
             self._multiply(name, z)
         self.replace(masks)
@@ -200,10 +203,7 @@ class SoftMask(Held):
         return (s * (self._high - self._low) + self._low).clamp(0, 1)
 
     def _pooled(self, name: str, values: Tensor) -> Tensor:
-        return self._granularity.pool(name, values, None).scores
+        return self._granularity.units(name, values, None, self._layouts[name]).scores
 
     def _expanded(self, name: str, values: Tensor) -> Tensor:
-        return self._granularity.expand(values, self._shape(name))
-
-    def _shape(self, name: str) -> torch.Size:
-        return self.parameters[name].shape
+        return self._granularity.mask(values, self.parameters[name].shape, self._layouts[name])

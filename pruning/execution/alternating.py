@@ -1,7 +1,7 @@
 """A training that runs sparsely whenever its regime has no use for the dense weights."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping
 
 from pruning.dynamic.held import Held
 from pruning.errors import ExecutionError
@@ -38,7 +38,8 @@ class Execution:
     every step and stay dense while they do.
 
     Attributes:
-        layers: the names of the weights that run sparsely now; None: the network is in its dense form.
+        layers: the names of the weights that run sparsely now, each with the columns up to which its products are MKL's
+            CSR ones (`Pattern.few`); None: the network is in its dense form.
     """
 
     def __init__(self, regime: Held, choose: Choose, inputs: Inputs, structure: Structure | None = None):
@@ -60,8 +61,8 @@ class Execution:
         if not callable(choose):
             raise ExecutionError(f"choose={choose!r}: give one of pruning.execution.auto, sparse, masked")
         self.regime, self._choose, self._inputs, self._structure = regime, choose, inputs, structure
-        self.layers: tuple[str, ...] | None = None
-        self._chosen: tuple[Masks, tuple[str, ...]] | None = None
+        self.layers: dict[str, int] | None = None
+        self._chosen: tuple[Masks, Collection[str]] | None = None
         self._layouts: dict[tuple[str, ...], tuple[str, ...]] = {}  # of which layers, which are features first
 
     def ready(self) -> None:
@@ -76,7 +77,7 @@ class Execution:
                 self._chosen = masks, self._choose(self.regime.model, masks, self._inputs)
             self.sparse(self._chosen[1])
 
-    def sparse(self, layers: Sequence[str]) -> None:
+    def sparse(self, layers: Collection[str]) -> None:
         """Let these layers run sparsely, and others without dead units, until the regime needs their weights.
 
         An optimizer that cannot is told once.
@@ -88,15 +89,17 @@ class Execution:
                 raise ExecutionError(f"{name}: is no layer that can run sparsely (see candidates()): choose others")
         regime.release(layers)
         try:
-            self.layers = sparse_execution(regime.model, regime.masks, regime.optimizer, layers=layers)
+            names = sparse_execution(regime.model, regime.masks, regime.optimizer, layers=layers)
         except ExecutionError as error:
             regime.rebind()
             self._choose = masked
             log.warning("masked execution: %s", error)
             return
-        if self.layers and self.layers not in self._layouts:
-            self._layouts[self.layers] = features_first(regime.model, self._inputs)
-        for path in self._layouts.get(self.layers, ()):
+        few = layers if isinstance(layers, Mapping) else {}
+        self.layers = {name: few.get(name, 0) for name in names}
+        if names and names not in self._layouts:
+            self._layouts[names] = features_first(regime.model, self._inputs)
+        for path in self._layouts.get(names, ()):
             vars(unwrapped(regime.model).get_submodule(path))["row_major"] = False
         cut_dead(regime.model, regime.masks, self._structure)
 
@@ -108,4 +111,4 @@ class Execution:
         restore_dead(self.regime.model)
         dense_execution(self.regime.model, self.regime.optimizer)
         self.regime.rebind()
-        return before
+        return tuple(before)

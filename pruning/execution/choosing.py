@@ -1,6 +1,6 @@
 """Which layers run sparsely: none, all that can, or those where it was measured to be faster."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 
 import torch
@@ -8,14 +8,15 @@ from torch import Tensor, nn
 
 from pruning.errors import StructureError
 from pruning.evidence import untouched
-from pruning.execution.crossover import Case, Crossover, of_this_machine
+from pruning.execution.crossover import Case, Crossover, fastest, of_this_machine
+from pruning.execution.product import block_columns
 from pruning.execution.switching import candidates
 from pruning.inputs import Inputs, copies_for
 from pruning.parameters import named, unwrapped
 from pruning.structure.tape import cloned
 
-Choose = Callable[[nn.Module, Mapping[str, Tensor], Inputs], tuple[str, ...]]
-"""From a model in its dense form, its masks, and inputs like those it will see, to names of weights."""
+Choose = Callable[[nn.Module, Mapping[str, Tensor], Inputs], Collection[str]]
+"""From a model in its dense form, its masks, and inputs like those it will see, to `layers` of `sparse_execution`."""
 
 
 def masked(model: nn.Module, masks: Mapping[str, Tensor], inputs: Inputs) -> tuple[str, ...]:
@@ -33,10 +34,13 @@ def auto(
     masks: Mapping[str, Tensor],
     inputs: Inputs,
     crossover: Crossover | None = None,
-) -> tuple[str, ...]:
+) -> dict[str, int]:
     """The layers that are faster so on this machine, by a measurement of their shape, density and batch.
 
     One forward pass tells how many rows or images each layer sees; nothing of the model changes.
+
+    Returns:
+        Name of the weight -> up to how many columns MKL's CSR product is the faster one; see `Pattern.few`.
 
     Args:
         inputs: a batch as large as those to come.
@@ -45,11 +49,12 @@ def auto(
     crossover = crossover or of_this_machine()
     sizes = _sizes(model, candidates(model, masks), inputs)
     parameters = named(model)
-    return tuple(
-        name
-        for name, (rows, positions) in sizes.items()
-        if crossover.sparse_is_faster(Case.of(masks[name], rows, positions, parameters[name].dtype))
-    )
+    chosen = {}
+    for name, (rows, positions) in sizes.items():
+        form = fastest(crossover.speedups(Case.of(masks[name], rows, positions, parameters[name].dtype)))
+        if form != "dense":
+            chosen[name] = block_columns(rows, positions) if form == "csr" else 0
+    return chosen
 
 
 def _sizes(model: nn.Module, names: tuple[str, ...], inputs: Inputs) -> dict[str, tuple[int, int]]:

@@ -5,6 +5,7 @@ import logging
 import os
 import platform
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
@@ -16,16 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from pruning.execution.modules import sparsify_
-from pruning.execution.product import Pattern
+from pruning.execution.product import Pattern, block_columns, has_csr
 from pruning.execution.timing import in_turn
 
 log = logging.getLogger("pruning")
 
 ROUNDS = 9
-PRODUCTS = 2
+PRODUCTS = 3
 """Which products were measured: to be raised when they become faster or slower."""
 GAIN = 1.1
-"""By how much sparse must be faster to be chosen: below that it may be noise, and dense is the simpler form."""
+"""By how much a form must be faster to be chosen: below that it may be noise, and the one before it is simpler."""
 
 
 @dataclass(frozen=True)
@@ -79,17 +80,16 @@ class Crossover:
         self._known = _read(self._path)
         self._told = False
 
-    def speedup(self, case: Case) -> float:
-        """Seconds of the dense form under its mask / seconds of the sparse form; measured if it is not known yet."""
+    def speedups(self, case: Case) -> dict[str, float]:
+        """Seconds of the dense form under its mask / seconds of each sparse one; measured if they are not known yet.
+
+        "sparse" is the one whose products are bags, "csr" that of MKL's product, where there is one.
+        """
         key = f"{processor()}, torch {torch.__version__}, products {PRODUCTS}; {case}"
         if key not in self._known:
             self._known[key] = measured(case)
             self._remember()
         return self._known[key]
-
-    def sparse_is_faster(self, case: Case) -> bool:
-        """By at least `GAIN`."""
-        return self.speedup(case) >= GAIN
 
     def _remember(self) -> None:
         """In the file, with what other processes have measured meanwhile; where none can be written, until the end."""
@@ -116,8 +116,20 @@ def _read_once(path: Path) -> Crossover:
     return Crossover(path)
 
 
-def measured(case: Case) -> float:
-    """Dense seconds / sparse seconds, the median of turns in which both run one after the other.
+def fastest(speedups: Mapping[str, float]) -> str:
+    """Name of the form to take, of those that are given from the simplest on with their speed-ups over "dense".
+
+    Each is to be `GAIN` times as fast as what is taken without it.
+    """
+    found, best = "dense", 1.0
+    for name, speedup in speedups.items():
+        if speedup >= GAIN * best:
+            found, best = name, speedup
+    return found
+
+
+def measured(case: Case, rounds: int = ROUNDS) -> dict[str, float]:
+    """Dense seconds / seconds of each sparse form, the medians of turns in which all run one after the other.
 
     The mask is random: how long a product takes depends on how many values there are, hardly on where they lie.
     """
@@ -125,22 +137,25 @@ def measured(case: Case) -> float:
     dtype = getattr(torch, case.dtype)
     mask = torch.rand(case.outputs, case.inputs, generator=generator) < case.density
     mask[0, 0] = True
-    dense, sparse = (_layer(case, dtype) for _ in range(2))
+    dense = _layer(case, dtype)
     shape = (case.rows, case.inputs, 1, case.positions) if case.positions else (case.rows, case.inputs)
     inputs = torch.randn(shape, generator=generator, dtype=dtype)
     gradient = torch.randn(dense(inputs).shape, generator=generator, dtype=dtype)
-    weight = dense.get_parameter("weight").detach()[mask]
-    sparsify_(sparse, nn.Parameter(weight.reshape(-1)), Pattern.of(mask), row_major=False)
-    mask = mask.view_as(dense.get_parameter("weight"))
-    forms = {"dense": (dense, mask.to(dtype)), "sparse": (sparse, None)}
-    optimizers = {name: torch.optim.Adam(layer.parameters(), fused=True) for name, (layer, _) in forms.items()}
+    values = dense.get_parameter("weight").detach().flatten(1)[mask]
+    layers = {"dense": dense, "sparse": _layer(case, dtype)} | ({"csr": _layer(case, dtype)} if has_csr() else {})
+    for name, few in {"sparse": 0, "csr": block_columns(case.rows, case.positions)}.items():
+        if name in layers:
+            sparsify_(layers[name], nn.Parameter(values.clone()), Pattern.of(mask, few), row_major=False)
+    held = mask.view_as(dense.get_parameter("weight")).to(dtype)
+    optimizers = {name: torch.optim.Adam(layer.parameters(), fused=True) for name, layer in layers.items()}
 
     def call(name: str) -> None:
-        _step(*forms[name], optimizers[name], inputs, gradient)
+        _step(layers[name], held if name == "dense" else None, optimizers[name], inputs, gradient)
 
     with torch.enable_grad():
-        seconds = in_turn({name: partial(call, name) for name in forms}, ROUNDS)
-    return median(a / b for a, b in zip(seconds["dense"], seconds["sparse"], strict=True))
+        seconds = in_turn({name: partial(call, name) for name in layers}, rounds)
+    first = seconds.pop("dense")
+    return {name: median(a / b for a, b in zip(first, found, strict=True)) for name, found in seconds.items()}
 
 
 def _layer(case: Case, dtype: torch.dtype) -> nn.Module:
@@ -174,11 +189,15 @@ def _default() -> Path:
     return Path(cache) / "sparse-subnetworks" / "crossover.json"
 
 
-def _read(path: Path) -> dict[str, float]:
-    """What is there; a file that is damaged is measured anew."""
+def _read(path: Path) -> dict[str, dict[str, float]]:
+    """What is there; what is damaged is measured again."""
     try:
         found = json.loads(path.read_text())
         known = found if isinstance(found, dict) else {}
-        return {key: float(value) for key, value in known.items() if isinstance(value, int | float)}
+        return {
+            key: {name: float(value) for name, value in speedups.items()}
+            for key, speedups in known.items()
+            if isinstance(speedups, dict) and all(isinstance(value, int | float) for value in speedups.values())
+        }
     except (OSError, ValueError, OverflowError, RecursionError):
         return {}

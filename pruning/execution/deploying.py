@@ -1,27 +1,22 @@
 """The fastest exact form of a pruned network on this machine: smaller where units are dead, sparse where that pays."""
 
-import copy
 import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
 from statistics import median
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pruning.errors import ExecutionError, StructureError
-from pruning.execution.crossover import GAIN
-from pruning.execution.modules import sparsify_
-from pruning.execution.product import Pattern
+from pruning.execution.forms import FORMS, NOISE, Layer, call, in_forms, timed
 from pruning.execution.saving import save
-from pruning.execution.switching import candidates, sparse_execution
 from pruning.execution.timing import in_turn
-from pruning.inputs import Inputs, copies_for
+from pruning.inputs import Inputs
 from pruning.masks import Masks
-from pruning.parameters import named, unwrapped
+from pruning.parameters import unwrapped
 from pruning.structure import remove, trace, verify, without_dead
 from pruning.structure.tape import cloned
 
@@ -29,34 +24,8 @@ log = logging.getLogger("pruning")
 
 TOLERANCE = 1e-4
 """The largest difference from the masked network, relative to its largest output, that is taken for rounding."""
-_ROUNDS, _LAYER_ROUNDS = 15, 7
-_NOISE = 1.02  # of forms that are as fast as each other but for this, the smallest is taken
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A layer that can run sparsely, as it was found.
-
-    Attributes:
-        name: of its weight.
-        outputs, inputs: that are left of the matrix.
-        kept: how many of its weights are not zero.
-        dense, sparse: milliseconds of a forward pass on the inputs that it has in the network.
-        chosen: "dense" or "sparse".
-    """
-
-    name: str
-    outputs: int
-    inputs: int
-    kept: int
-    dense: float
-    sparse: float
-    chosen: str
-
-    @property
-    def density(self) -> float:
-        """Kept / all that are left."""
-        return self.kept / (self.outputs * self.inputs)
+_ROUNDS = 15
+_TOGETHER = 1.2  # by how much one form for all layers may be slower by their single times, and be tried
 
 
 @dataclass(frozen=True)
@@ -70,6 +39,7 @@ class Deployed:
         parameters: how many there were, and how many are left with dead units removed.
         kept_structure: why nothing was removed; None if that was possible.
         masked, removed, final: milliseconds of a forward pass: of the masked network, of the smaller one, of `model`.
+        speedup: masked / final, the median over turns in which one ran beside the other.
         difference: of the outputs of `model` from the masked ones, relative to the largest.
         threads: on how many threads it was measured.
     """
@@ -82,13 +52,9 @@ class Deployed:
     masked: float
     removed: float
     final: float
+    speedup: float
     difference: float
     threads: int
-
-    @property
-    def speedup(self) -> float:
-        """Masked / final milliseconds."""
-        return self.masked / self.final
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write `model` to a safetensors file, for `pruning.execution.load`."""
@@ -97,12 +63,14 @@ class Deployed:
     def __str__(self) -> str:
         """A table of the layers, and the times."""
         width = max([len("layer"), *(len(layer.name) for layer in self.layers)])
-        lines = [f"{'layer':<{width}}  {'matrix':>11}  {'density':>7}  {'dense ms':>8}  {'sparse ms':>9}  chosen"]
+        lines = [f"{'layer':<{width}}  {'matrix':>11}  {'density':>7}" + "".join(f"  {n + ' ms':>9}" for n in FORMS)]
         lines += [
             f"{layer.name:<{width}}  {f'{layer.outputs}x{layer.inputs}':>11}  {layer.density:>7.4f}"
-            f"  {layer.dense:>8.3f}  {layer.sparse:>9.3f}  {layer.chosen}"
+            + "".join(f"  {_shown(layer.milliseconds.get(form)):>9}" for form in FORMS)
+            + f"  {layer.chosen}"
             for layer in self.layers
         ]
+        lines[0] += "  chosen"
         if self.others:
             few = ", ".join(self.others[:3]) + (", …" if len(self.others) > 3 else "")
             lines.append(f"dense, with zeros: {len(self.others)} other masked weights ({few})")
@@ -119,9 +87,10 @@ class Deployed:
 def deploy(model: nn.Module, masks: Mapping[str, Tensor], example_inputs: Inputs) -> Deployed:
     """The form of the masked `model` that is fastest on inputs like these, with the same outputs.
 
-    Units that masks leave without a reader, or without anything to say, are removed; then every Linear and 1x1
-    convolution is timed in both forms on the inputs that it has in the network, and runs in the faster one; last, the
-    masked, the smaller and the sparse network are timed in turn, and the fastest is it. `model` stays as it is.
+    Units that masks leave without a reader, or without anything to say, are removed; then every masked Linear and 1x1
+    convolution is timed in each of its forms (`Layer`) in passes of the network; last, the masked, the smaller, and the
+    networks of layers in their fastest forms, or all in one, are timed in turn, and the fastest is it. `model` stays as
+    it is. Call what is found without gradients: with them, packed layers run as ordinary ones.
 
     Args:
         example_inputs: of the size that it is to be fast on.
@@ -134,38 +103,38 @@ def deploy(model: nn.Module, masks: Mapping[str, Tensor], example_inputs: Inputs
     masks = Masks(masks).joined(model)
     masked = cloned(model).eval()
     masks.apply_(masked)
-    _call(masked, example_inputs)  # what is wrong with the inputs is said here
+    call(masked, example_inputs)  # what is wrong with the inputs is said here
     small, reason = _smaller(masked, masks, example_inputs)
-    layers = _timed(small, masks, example_inputs)
-    chosen = tuple(layer.name for layer in layers if layer.chosen == "sparse")
+    layers = timed(small, masks, example_inputs)
+    choices = _choices(layers)
     forms = {"masked": masked}  # what is smaller goes before it; what is equal is timed once
     if _count(small) < _count(masked):
         forms = {"removed": small} | forms
-    if chosen:
-        sparse = cloned(small)
-        sparse_execution(sparse, _nonzero(sparse, masks), layers=chosen)
-        forms = {"sparse": sparse} | forms
-    calls = {name: partial(_call, form, example_inputs) for name, form in forms.items()}
-    times = {name: 1000 * median(seconds) for name, seconds in in_turn(calls, _ROUNDS).items()}
-    fastest = next(name for name in forms if times[name] <= _NOISE * min(times.values()))
-    if fastest != "sparse":
-        layers = tuple(replace(layer, chosen="dense") for layer in layers)
-    difference = verify(model, masks, forms[fastest], example_inputs)
+    columns = {layer.name: layer.columns for layer in layers}
+    forms = {name: in_forms(small, masks, choice, columns) for name, choice in choices.items()} | forms
+    calls = {name: partial(call, form, example_inputs) for name, form in forms.items()}
+    seconds = in_turn(calls, _ROUNDS)
+    times = {name: 1000 * median(found) for name, found in seconds.items()}
+    best = next(name for name in forms if times[name] <= NOISE * min(times.values()))
+    chosen = choices.get(best, {})
+    layers = tuple(replace(layer, chosen=chosen.get(layer.name, "dense")) for layer in layers)
+    difference = verify(model, masks, forms[best], example_inputs)
     if not difference <= TOLERANCE:
         raise ExecutionError(
-            f"{type(model).__name__}: outputs of the {fastest} form differ by {difference:.2g} of the largest: give "
+            f"{type(model).__name__}: outputs of the {best} form differ by {difference:.2g} of the largest: give "
             "inputs on which the masked network is finite, and in which no two runs differ"
         )
     return Deployed(
-        model=forms[fastest],
+        model=forms[best],
         layers=layers,
         others=tuple(name for name in masks if name not in {layer.name for layer in layers}),
-        parameters=(_count(masked), _count(masked if fastest == "masked" else small)),
+        parameters=(_count(masked), _count(masked if best == "masked" else small)),
         kept_structure=reason
-        or ("dead units stay: nothing is faster without them" if fastest == "masked" and "removed" in forms else None),
+        or ("dead units stay: nothing is faster without them" if best == "masked" and "removed" in forms else None),
         masked=times["masked"],
         removed=times.get("removed", times["masked"]),
-        final=times[fastest],
+        final=times[best],
+        speedup=median(a / b for a, b in zip(seconds["masked"], seconds[best], strict=True)),
         difference=difference,
         threads=torch.get_num_threads(),
     )
@@ -181,64 +150,23 @@ def _smaller(masked: nn.Module, masks: Mapping[str, Tensor], inputs: Inputs) -> 
         return cloned(masked), f"dead units stay: {error}"
 
 
-@torch.inference_mode()
-def _timed(model: nn.Module, masks: Mapping[str, Tensor], inputs: Inputs) -> tuple[Layer, ...]:
-    """Every layer that can run sparsely, timed in both forms at its first call."""
-    found: dict[str, Layer] = {}
-    parameters = named(model)
-    if not any(name in parameters for name in masks):  # they went with a whole block
-        return ()
-    kept = _nonzero(model, masks)
-    weights = {id(parameters[name]): name for name in candidates(model, kept)}
+def _choices(layers: Collection[Layer]) -> dict[str, dict[str, str]]:
+    """Forms to try together: of each layer the one that was chosen, and one for all where that may be as fast.
 
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        name = weights[id(module._parameters["weight"])]
-        if name not in found:
-            found[name] = _measured(name, module, kept[name], args, kwargs)
-
-    users = [module for module in model.modules() if id(module._parameters.get("weight")) in weights]
-    handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module in users]
-    try:
-        args, kwargs = copies_for(model, inputs)
-        model(*args, **kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return tuple(found.values())
+    Kernels of one kind find their own code in the caches, which the times of single layers do not show.
+    """
+    found = {"sparse": {layer.name: layer.chosen for layer in layers if layer.chosen != "dense"}}
+    least = sum(min(layer.milliseconds.values()) for layer in layers)
+    for form in FORMS[1:]:
+        of = {layer.name: form for layer in layers if form in layer.milliseconds}
+        if sum(layer.milliseconds.get(form, layer.dense) for layer in layers) <= _TOGETHER * least:
+            found[f"all {form}"] = of
+    return {name: of for name, of in found.items() if of and (name == "sparse" or of != found["sparse"])}
 
 
-def _measured(name: str, module: nn.Module, mask: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Layer:
-    twin = copy.copy(module)
-    weight = module.get_parameter("weight")
-    sparsify_(twin, nn.Parameter(weight[mask], requires_grad=False), Pattern.of(mask.flatten(1)))
-    calls = {"dense": partial(module.forward, *args, **kwargs), "sparse": partial(twin.forward, *args, **kwargs)}
-    seconds = in_turn(calls, _LAYER_ROUNDS)
-    gain = median(a / b for a, b in zip(seconds["dense"], seconds["sparse"], strict=True))
-    outputs, inputs = mask.flatten(1).shape
-    return Layer(
-        name=name,
-        outputs=outputs,
-        inputs=inputs,
-        kept=int(mask.sum()),
-        dense=1000 * median(seconds["dense"]),
-        sparse=1000 * median(seconds["sparse"]),
-        chosen="sparse" if gain >= GAIN else "dense",
-    )
-
-
-def _nonzero(model: nn.Module, names: Collection[str]) -> Masks:
-    """What is left in the weights that were masked."""
-    return Masks({name: weight.detach() != 0 for name, weight in named(model).items() if name in names})
+def _shown(milliseconds: float | None) -> str:
+    return "-" if milliseconds is None else f"{milliseconds:.3f}"
 
 
 def _count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _call(model: nn.Module, inputs: Inputs) -> None:
-    args, kwargs = copies_for(model, inputs)
-    with torch.inference_mode():
-        model(*args, **kwargs)
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

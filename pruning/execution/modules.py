@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pruning.execution.product import Pattern, product
+from pruning.execution.product import Pattern, block_columns, product
 
 _DTYPES = (torch.float32, torch.float64)
 
@@ -26,6 +26,17 @@ class Sparse(nn.Module):
     dense_shape: torch.Size
     dense_weight: nn.Parameter
     row_major: bool
+
+    def matrix(self, input: Tensor) -> Tensor:
+        """What the layer multiplies: [rows, inputs] or [images, inputs, positions]."""
+        raise NotImplementedError
+
+    def columns(self, input: Tensor) -> int:
+        """How many columns each product with `input` has (see `Pattern.few`); 0 where there is none."""
+        if not _kernels(input, self.values):
+            return 0
+        matrix = self.matrix(input)
+        return block_columns(len(matrix), matrix.shape[2] if matrix.dim() == 3 else 0)
 
     @property
     def weight(self) -> Tensor:
@@ -83,9 +94,12 @@ class SparseLinear(Sparse, nn.Linear):  # type: ignore[override]  # `weight` is 
             return F.linear(input, self.weight, self.bias)
         if input.dim() == 2:
             return product(input, values, self.bias, self.pattern, features_first=not self.row_major)
-        rows = input.reshape(-1, self.in_features)
-        outputs = product(rows, values, self.bias, self.pattern, features_first=False)
+        outputs = product(self.matrix(input), values, self.bias, self.pattern, features_first=False)
         return outputs.view(*input.shape[:-1], self.out_features)
+
+    def matrix(self, input: Tensor) -> Tensor:
+        """`input` as [rows, inputs]."""
+        return input.reshape(-1, self.in_features)
 
 
 class SparsePointwise(Sparse, nn.Conv2d):  # type: ignore[override]  # `weight` is read-only here
@@ -98,16 +112,22 @@ class SparsePointwise(Sparse, nn.Conv2d):  # type: ignore[override]  # `weight` 
         fits = _kernels(input, self.values) and input.dim() in (3, 4) and input.shape[-3] == self.in_channels
         if not fits:
             return F.conv2d(input, self.weight, self.bias, self.stride)
+        matrix = self.matrix(input)
+        found = product(matrix, self.values, self.bias, self.pattern, features_first=False)
+        height, width = (-(-size // step) for size, step in zip(input.shape[-2:], self.stride, strict=True))
+        if matrix.dim() == 2:
+            outputs = found.view(-1, height, width, self.out_channels).movedim(-1, 1)
+        else:
+            outputs = found.view(-1, self.out_channels, height, width)
+        return outputs if input.dim() == 4 else outputs[0]
+
+    def matrix(self, input: Tensor) -> Tensor:
+        """`input` as [images, inputs, positions], or as [rows, inputs] where its channels lie last."""
         down, right = self.stride
         images = (input if input.dim() == 4 else input[None])[:, :, ::down, ::right]
         if input.is_contiguous(memory_format=torch.channels_last) and not input.is_contiguous():
-            pixels = images.movedim(1, -1)
-            rows = product(pixels.flatten(0, 2), self.values, self.bias, self.pattern, features_first=False)
-            outputs = rows.view(*pixels.shape[:-1], self.out_channels).movedim(-1, 1)
-        else:
-            found = product(images.flatten(2), self.values, self.bias, self.pattern)
-            outputs = found.view(len(images), self.out_channels, *images.shape[2:])
-        return outputs if input.dim() == 4 else outputs[0]
+            return images.movedim(1, -1).flatten(0, 2)
+        return images.flatten(2)
 
 
 def convertible(module: nn.Module) -> bool:

@@ -5,17 +5,19 @@ output of a small batch is handed on as the transposed view of such a tensor; el
 and nothing is copied in between. Larger batches are laid so block by block, within the processor's cache.
 
 An output row is a sum of input rows, each times its value: a bag of embeddings with weights, and torch's kernel for
-those is about twice as fast as its CSR products.
+those is two to three times as fast as MKL's CSR product on batches of 32 and more. On a single example MKL's is the
+faster by as much; in between, and in float64, it depends on processor and shape, so `few` is measured (`crossover`).
 """
 
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pruning.errors import ExecutionError
 
@@ -23,54 +25,65 @@ _ONE_BLOCK = 512
 """As many rows of a Linear's batch are one block, and stay features first from layer to layer."""
 _COLUMNS = 112
 """Columns of a block of anything larger; no power of two, at which rows would compete for the same lines of cache."""
+_VECTOR = 8
+"""Columns below which torch's sampled product takes each by itself, up to thirteen times as slowly; one excepted."""
 
 
 @dataclass(frozen=True)
 class Pattern:
     """Where the kept values of a matrix of `shape` [outputs, inputs] lie, in row-major order: CSR.
 
-    Columns are 16-bit where they fit, all else is 32-bit.
+    Columns are 16-bit where they fit, unless few are multiplied at a time, which would not pay for widening them; all
+    else is 32-bit.
 
     Attributes:
         rows, columns: where each row begins, and the column of every value.
-        rows_t, columns_t, order: the same of the transposed matrix; `order` is where its values are among those.
+        few: blocks of as many columns or fewer are multiplied by MKL's CSR product, larger ones by bags; 0 without MKL.
     """
 
     shape: tuple[int, int]
     rows: Tensor
     columns: Tensor
-    rows_t: Tensor
-    columns_t: Tensor
-    order: Tensor
+    few: int = 0
 
     @classmethod
-    def of(cls, mask: Tensor) -> "Pattern":
+    def of(cls, mask: Tensor, few: int = 0) -> "Pattern":
         """Of a bool matrix, True = kept."""
         _silence_beta_warning()
         outputs, inputs = mask.shape
-        places = mask.nonzero()  # sorted by row, then column
-        order = torch.argsort(places[:, 1], stable=True)
         return cls(
             shape=(outputs, inputs),
             rows=_starts(mask.sum(1)),
-            columns=_narrow(places[:, 1], inputs),
-            rows_t=_starts(mask.sum(0)),
-            columns_t=_narrow(places[order, 0], outputs),
-            order=order.int(),
+            columns=_narrow(mask.nonzero()[:, 1], 2**31 if few else inputs),  # sorted by row, then column
+            few=few if has_csr() else 0,
         )
+
+    @cached_property
+    def transposed(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows and columns of the transposed matrix, and where its values are among these; for gradients of inputs."""
+        order = torch.argsort(self.columns, stable=True)
+        rows = torch.repeat_interleave(torch.arange(self.shape[0], device=self.rows.device), self._counts())
+        counts = torch.bincount(self.columns, minlength=self.shape[1])
+        return _starts(counts), _narrow(rows[order], self.shape[0]), order.int()
 
     @property
     def nbytes(self) -> int:
-        """What the places take in memory: 8 bytes a kept value, or 12 with sides over 32,768; 4 a row and column."""
-        return sum(value.nbytes for value in vars(self).values() if isinstance(value, Tensor))
+        """What the places take in memory.
+
+        2 bytes a kept value, or 4 with `few` or more than 32,768 inputs, and 4 a row; once there were gradients of
+        inputs 6 more a value, or 8 with more than 32,768 outputs, and 4 a column.
+        """
+        tensors = (self.rows, self.columns, *vars(self).get("transposed", ()))
+        return sum(value.nbytes for value in tensors)
 
     def times(self, values: Tensor, features: Tensor) -> Tensor:
         """The matrix of `values` times [inputs, batch]: [outputs, batch]."""
-        return _sums(features, self.columns, self.rows, values)
+        return self._sums(self.shape, self.rows, self.columns, values, features)
 
     def transposed_times(self, values: Tensor, features: Tensor) -> Tensor:
         """The transposed matrix of `values` times [outputs, batch]: [inputs, batch]."""
-        return _sums(features, self.columns_t, self.rows_t, values.index_select(0, self.order))
+        rows, columns, order = self.transposed
+        return self._sums(self.shape[::-1], rows, columns, values.index_select(0, order), features)
 
     def sampled(self, values: Tensor, pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
         """Σ left · rightᵀ at the kept places alone, over pairs of [outputs, columns] and [inputs, columns].
@@ -83,14 +96,27 @@ class Pattern:
             self.rows.long(), self.columns.long(), found, self.shape, check_invariants=False
         )
         for left, right in pairs:
+            if 1 < left.shape[1] < _VECTOR:
+                left, right = (F.pad(block, (0, _VECTOR - block.shape[1])) for block in (left, right))
             torch.sparse.sampled_addmm(places, left, right.t(), out=places)
         return found
 
     def flat(self) -> Tensor:
         """The places of the values in the flattened matrix."""
-        counts = (self.rows[1:] - self.rows[:-1]).long()
-        row = torch.repeat_interleave(torch.arange(self.shape[0], device=self.rows.device), counts)
+        row = torch.repeat_interleave(torch.arange(self.shape[0], device=self.rows.device), self._counts())
         return row * self.shape[1] + self.columns
+
+    def _counts(self) -> Tensor:
+        return (self.rows[1:] - self.rows[:-1]).long()
+
+    def _sums(self, shape: tuple[int, int], rows: Tensor, columns: Tensor, values: Tensor, features: Tensor) -> Tensor:
+        """The CSR matrix (rows, columns, values) of `shape` times `features`."""
+        columns, values, features = columns.int(), values.detach(), features.detach()  # or torch readies gradients
+        if features.shape[1] > self.few:
+            sums: Tensor = torch.embedding_bag(features, columns, rows, False, 0, False, values, True)[0]
+            return sums
+        matrix = torch.sparse_csr_tensor(rows, columns, values, shape, check_invariants=False)
+        return torch.mv(matrix, features[:, 0])[:, None] if features.shape[1] == 1 else torch.mm(matrix, features)
 
 
 def product(
@@ -111,24 +137,42 @@ def product(
         ExecutionError: in a backward pass that is to be differentiated once more.
     """
     if inputs.dim() == 2 and len(inputs) <= _ONE_BLOCK:
-        found: Tensor = _OneBlock.apply(inputs.t(), values, bias, pattern).t()
+        multiplied = _OneBlock.apply if torch.is_grad_enabled() else _one_block
+        found: Tensor = multiplied(inputs.t(), values, bias, pattern).t()
         return found if features_first else found.contiguous()
     outputs: Tensor = _Blocks.apply(inputs, values, bias, pattern)
     return outputs
 
 
-class _OneBlock(torch.autograd.Function):
+def has_csr() -> bool:
+    """Whether torch has MKL, and so the CSR product."""
+    return bool(torch._C.has_mkl)
+
+
+def block_columns(rows: int, positions: int = 0) -> int:
+    """How many columns a block has: of so many rows, or of images of so many positions."""
+    if positions == 0 and rows <= _ONE_BLOCK:
+        return rows
+    return min(positions or rows, _COLUMNS)
+
+
+def _one_block(features: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
     """W · features + bias, for [inputs, columns]: [outputs, columns]."""
+    outputs = pattern.times(values, _contiguous(features))
+    if bias is not None:
+        outputs += bias[:, None]
+    return outputs
+
+
+class _OneBlock(torch.autograd.Function):
+    """The same with gradients."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
-        features, values = _contiguous(features), values.detach()
-        outputs = pattern.times(values, features)
-        if bias is not None:
-            outputs += bias[:, None]
+        features = _contiguous(features)
         ctx.pattern = pattern
         ctx.save_for_backward(features if ctx.needs_input_grad[1] else None, values)
-        return outputs
+        return _one_block(features, values, bias, pattern)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -149,7 +193,6 @@ class _Blocks(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
-        values = values.detach()
         ctx.pattern = pattern
         ctx.save_for_backward(inputs if ctx.needs_input_grad[1] else None, values)
         return _by_blocks(partial(pattern.times, values), inputs, pattern.shape[0], bias)
@@ -198,13 +241,9 @@ def _blocks(inputs: Tensor) -> list[Tensor]:
 
 def _contiguous(block: Tensor) -> Tensor:
     """A matrix, row by row. Torch turns a matrix on one thread, but what has three dimensions on all of them."""
+    if block.shape[1] == 1:
+        return block.flatten()[:, None]  # torch calls any stride of one column contiguous, but is slow on all but 1
     return block if block.is_contiguous() else block[None].contiguous()[0]
-
-
-def _sums(features: Tensor, columns: Tensor, rows: Tensor, values: Tensor) -> Tensor:
-    """The CSR matrix (rows, columns, values) times `features`."""
-    sums: Tensor = torch.embedding_bag(features, columns.int(), rows, False, 0, False, values, True)[0]
-    return sums
 
 
 def _narrow(places: Tensor, end: int) -> Tensor:

@@ -12,12 +12,12 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
 
 from pruning.attachment import ELEMENTWISE
-from pruning.dynamic.processes import parallel
 from pruning.errors import ExecutionError
 from pruning.execution.modules import Sparse, convertible, densify_, sparsify_
 from pruning.execution.product import Pattern
 from pruning.masks import Masks
 from pruning.parameters import first_names, named, unwrapped, within
+from pruning.processes import parallel
 
 _FACTORED = frozenset({torch.optim.Adafactor}) if hasattr(torch.optim, "Adafactor") else frozenset()
 
@@ -68,7 +68,8 @@ def sparse_execution(
         masks: name -> bool tensor. Weights that stay dense are to be held under their masks as ever:
             `Masks({n: m for n, m in masks.items() if n not in names}).attach(...)`.
         optimizers: updated to train the values, with the state that they had of them.
-        layers: names of weights, among `candidates`; None: all of these.
+        layers: names of weights, among `candidates`; None: all of these. A mapping, as `auto` gives, tells of each up
+            to how many columns its products are MKL's CSR ones (`Pattern.few`); without one none are.
         row_major: outputs lie in memory as those of dense layers. False saves copies between layers; a `view` of an
             output may then be impossible, and `torch.nn.functional.dropout`, whose noise follows the layout, draws
             other noise; dropout modules make it row-major in any case.
@@ -92,11 +93,12 @@ def sparse_execution(
         )
     if chosen:
         _check(optimizers, model)
+    few = layers if isinstance(layers, Mapping) else {}
     parameters, users = named(model), _users(unwrapped(model))
     row_major = row_major or any(isinstance(module, _DropoutNd) for module in model.modules())
     for name in chosen:
         weight = parameters[name]
-        pattern = Pattern.of(joined[first[name]].flatten(1))
+        pattern = Pattern.of(joined[first[name]].flatten(1), few.get(name, 0))
         places = pattern.flat()
         values = nn.Parameter(weight.detach().reshape(-1)[places], requires_grad=weight.requires_grad)
         if weight.grad is not None:

@@ -4,11 +4,14 @@ from typing import Literal
 
 from torch import Tensor
 
-from pruning.curvature.linear_maps import column_sums, forward_uses
+from pruning.curvature.calls import forward_uses
+from pruning.curvature.linear_maps import column_sums
 from pruning.errors import ScoreError
-from pruning.evidence import Evidence, Scores, accumulated
+from pruning.evidence import Evidence, Scores, accumulated, laid_out
+from pruning.processes import sum_
 
 
+@laid_out
 def wanda(evidence: Evidence, norm: Literal[1, 2] = 2) -> Scores:
     """|w_ij|·‖x_j‖, x_j the j-th input at all examples and positions. Sun et al. 2023 (Wanda), equation 1.
 
@@ -19,7 +22,7 @@ def wanda(evidence: Evidence, norm: Literal[1, 2] = 2) -> Scores:
         norm: 2, as in the paper; 1 is the sum of |x|, so weight × activation.
 
     Raises:
-        ScoreError: no data, or a prunable weight that is not used by a Linear or a convolution.
+        ScoreError: no data, or a prunable weight that something else than Linears and convolutions uses.
     """
     if norm not in (1, 2):
         raise ScoreError(f"wanda: norm={norm!r}: choose 1 or 2")
@@ -27,12 +30,15 @@ def wanda(evidence: Evidence, norm: Literal[1, 2] = 2) -> Scores:
     for by_name, _ in forward_uses(evidence):
         for name, calls in by_name.items():
             for call in calls:
-                inputs = accumulated(call.unchanged())
-                found = column_sums(call.module, inputs.abs() if norm == 1 else inputs.square()).double()
+                inputs = accumulated(call.unchanged()).abs()
+                found = column_sums(call.module, inputs if norm == 1 else inputs.square()).double()
                 powers[name] = powers[name] + found if name in powers else found
+    sum_(evidence.model, [powers[name] for name in evidence.parameters])
     scores = {}
     for name, parameter in evidence.parameters.items():
         groups, columns = powers[name].shape
-        size = powers[name].pow(1 / norm).to(accumulated(parameter).dtype)
-        scores[name] = (accumulated(parameter).abs().reshape(groups, -1, columns) * size[:, None]).view(parameter.shape)
+        layout = evidence.layouts[name]
+        rows = layout.rows(accumulated(parameter).abs())
+        size = powers[name].pow(1 / norm).to(rows.dtype)
+        scores[name] = layout.restored(rows.reshape(groups, -1, columns) * size[:, None], parameter.shape)
     return scores

@@ -1,9 +1,10 @@
 """How far training moved a weight."""
 
 from pruning.errors import ScoreError
-from pruning.evidence import Evidence, Scores, accumulated
+from pruning.evidence import Evidence, Scores, accumulated, laid_out
 
 
+@laid_out
 def change(evidence: Evidence) -> Scores:
     """|w - w₀|, w₀ the weight at initialisation. Zhou et al. 2019 ("movement" there); LT-SFT, Ansell et al. 2022.
 

@@ -5,9 +5,10 @@ from collections.abc import Callable
 import torch
 
 from pruning.errors import ScoreError
-from pruning.evidence import Evidence, Scores
+from pruning.evidence import Evidence, Scores, laid_out
 
 
+@laid_out
 def layer_shuffled(evidence: Evidence, scorer: Callable[[Evidence], Scores], seed: int = 0) -> Scores:
     """`scorer`'s scores, permuted within each tensor: its layer-wise densities, at random places.
 
@@ -32,6 +33,7 @@ def layer_shuffled(evidence: Evidence, scorer: Callable[[Evidence], Scores], see
     return shuffled
 
 
+@laid_out
 def inverted(evidence: Evidence, scorer: Callable[[Evidence], Scores]) -> Scores:
     """-score: keeps what `scorer` would remove first. Frankle et al. 2021, section 5.
 

@@ -4,9 +4,10 @@ from typing import Literal
 
 from pruning.curvature.cotangents import cotangents
 from pruning.curvature.examples import mean_squares
-from pruning.evidence import Evidence, Scores
+from pruning.evidence import Evidence, Scores, laid_out
 
 
+@laid_out
 def fisher(
     evidence: Evidence,
     curvature: Literal["empirical_fisher", "true_fisher"] = "empirical_fisher",

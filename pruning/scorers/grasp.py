@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from pruning.curvature.hessian import hessian_product
 from pruning.errors import ScoreError
-from pruning.evidence import Evidence, Scores, accumulated
+from pruning.evidence import Evidence, Scores, accumulated, laid_out
 
 
+@laid_out
 def grasp(evidence: Evidence, temperature: float = 1.0) -> Scores:
     """w·(Hg), with g and H of the mean loss over all batches. Wang et al. 2020 (GraSP), equation 8.
 

@@ -10,7 +10,7 @@ from pruning.curvature.cotangents import Curvature, check_curved, cotangents
 from pruning.curvature.examples import mean_squares
 from pruning.curvature.hessian import hutchinson
 from pruning.errors import ScoreError
-from pruning.evidence import Evidence, Scores, accumulated
+from pruning.evidence import Evidence, Scores, accumulated, laid_out
 
 Diagonal = Curvature | Literal["hutchinson"]
 
@@ -21,6 +21,7 @@ _NEGATIVE: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@laid_out
 def obd(
     evidence: Evidence,
     curvature: Diagonal = "gauss_newton",

@@ -6,15 +6,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pruning.evidence import Evidence, Scores, accumulated
+from pruning.evidence import Evidence, Scores, accumulated, laid_out
 from pruning.selection.ordering import descending_magnitudes
 
 
+@laid_out
 def magnitude(evidence: Evidence) -> Scores:
     """|w|: large weights matter most. Needs no data. Han et al. 2015, section 3."""
     return {name: accumulated(weight).abs() for name, weight in evidence.parameters.items()}
 
 
+@laid_out
 def lamp(evidence: Evidence) -> Scores:
     """w² / Σ of the w² of all weights of the same tensor that are not smaller. Lee et al. 2021 (LAMP), equation 4.
 

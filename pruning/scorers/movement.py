@@ -13,12 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from pruning.allocation import Allocation
+from pruning.batches import Batch
 from pruning.errors import ScoreError
-from pruning.evidence import Batch, Evidence, Scores, accumulated, scalar_loss, untouched
+from pruning.evidence import Evidence, Scores, accumulated, laid_out, untouched
+from pruning.gradients import Differentiation
 from pruning.granularity import Granularity, TensorGranularity, Weights
+from pruning.layouts import LaidOut, Layout, layout_of
 from pruning.masks import Masks
 from pruning.parameters import unwrapped
 from pruning.pipeline import prune
+from pruning.processes import average_, sum_of
 from pruning.schedules import cubic
 
 
@@ -31,6 +35,7 @@ class Movement:
         rate: float = 1.0,
         penalty: float = 0.0,
         granularity: Granularity | None = None,
+        layouts: Mapping[str, Layout] | None = None,
     ):
         """S = 0, of the parameters' shapes, in at least float32.
 
@@ -40,6 +45,7 @@ class Movement:
             penalty: λ of the term λ·Σ σ(S) over units that draws scores down (soft movement).
             granularity: the units that one score stands for; `Weights()` if None. A unit's score is the sum of its
                 weights' entries in S.
+            layouts: of weights that have another than the standard one, by name: see `pruning.layouts.layouts`.
 
         Raises:
             ScoreError: a unit's score would not be a sum.
@@ -48,7 +54,7 @@ class Movement:
         if getattr(self.granularity, "pooling", "sum") != "sum":
             raise ScoreError("movement: the score of a unit is the sum over its weights: set pooling=sum")
         self.rate, self.penalty = rate, penalty
-        self.scores: Scores = {name: torch.zeros_like(accumulated(p)) for name, p in parameters.items()}
+        self.scores = LaidOut({name: torch.zeros_like(accumulated(p)) for name, p in parameters.items()}, layouts or {})
 
     def observe(self, gradients: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
         """One step of S. `gradients` are ∂L/∂W', dense; `weights` W, with those that the mask removes."""
@@ -68,20 +74,21 @@ class Movement:
         """The units with σ(S) > `threshold`, in [0, 1). How many stay follows from training."""
         masks, granularity = {}, self._tensorwise()
         for name, score in self.scores.items():
-            unit = granularity.pool(name, score, None).scores
-            masks[name] = granularity.expand(unit.sigmoid() > threshold, score.shape)
+            layout = layout_of(self.scores, name)
+            unit = granularity.units(name, score, None, layout).scores
+            masks[name] = granularity.mask(unit.sigmoid() > threshold, score.shape, layout)
         return Masks(masks)
 
     def __call__(self, evidence: Evidence | None = None) -> Scores:
         """The scores so far: a scorer as any other. Per weight; units are their sums."""
-        return {name: score.clone() for name, score in self.scores.items()}
+        return LaidOut({name: score.clone() for name, score in self.scores.items()}, self.scores.layouts)
 
     def _penalty_slope(self, name: str, score: Tensor) -> Tensor:
         """σ'(S) of a unit in equal shares for its weights, so that the sum over the unit moves by it."""
-        granularity = self._tensorwise()
-        unit = granularity.pool(name, score, None).scores.sigmoid()
-        size = granularity.pool(name, torch.ones_like(score), None).scores
-        return granularity.expand(unit * (1 - unit) / size, score.shape)
+        granularity, layout = self._tensorwise(), layout_of(self.scores, name)
+        unit = granularity.units(name, score, None, layout).scores.sigmoid()
+        size = granularity.units(name, torch.ones_like(score), None, layout).scores
+        return granularity.mask(unit * (1 - unit) / size, score.shape, layout)
 
     def _tensorwise(self) -> TensorGranularity:
         if not isinstance(self.granularity, TensorGranularity):
@@ -92,6 +99,7 @@ class Movement:
         return self.granularity
 
 
+@laid_out
 def movement(
     evidence: Evidence,
     steps: int | None = None,
@@ -135,7 +143,9 @@ def movement(
     steps = len(batches) if steps is None else steps
     if steps < 1:
         raise ScoreError(f"movement: steps={steps}: give at least 1")
-    learned = Movement(evidence.parameters, rate, penalty, granularity)
+    if sum_of(evidence.model, 1) * sum_of(evidence.model, steps**2) != sum_of(evidence.model, steps) ** 2:
+        raise ScoreError(f"movement: {steps} steps here, others in other processes: give all of them as many batches")
+    learned = Movement(evidence.parameters, rate, penalty, granularity, evidence.layouts)
     alive = Masks.dense(evidence.parameters) if evidence.masks is None else Masks(evidence.masks)
     densities = None  # of every step, the last at `density`
     if density is not None and density < alive.density and steps > 1:
@@ -159,6 +169,7 @@ class _Copy:
 
     parameters: dict[str, nn.Parameter]
     weights: Scores
+    differentiate: Differentiation
 
     def gradients(self, evidence: Evidence, batch: Batch, masks: Masks) -> Scores:
         """∂L/∂W', dense, of all that trains."""
@@ -166,13 +177,9 @@ class _Copy:
             for name, parameter in self.parameters.items():
                 weight = self.weights[name]
                 parameter.copy_(weight.where(masks[name], 0) if name in masks else weight)
-        with torch.enable_grad():
-            loss = scalar_loss(evidence, batch)
-            found = torch.autograd.grad(loss, list(self.parameters.values()), allow_unused=True)
-        return {
-            name: torch.zeros_like(self.weights[name]) if g is None else accumulated(g)
-            for name, g in zip(self.parameters, found, strict=True)
-        }
+        found = self.differentiate(batch)
+        average_(evidence.model, found.values())
+        return found
 
     def descend(self, gradients: Scores, masks: Masks, rate: float) -> None:
         """W ← W - rate·∂L/∂W: through the mask, so what is removed rests."""
@@ -189,7 +196,8 @@ def _copy(evidence: Evidence) -> Iterator[_Copy]:
     before = {name: p.detach().clone() for name, p in parameters.items()}
     try:
         with untouched(evidence.model, evidence.parameters.values()):
-            yield _Copy(parameters, {name: accumulated(p).clone() for name, p in parameters.items()})
+            weights = {name: accumulated(p).clone() for name, p in parameters.items()}
+            yield _Copy(parameters, weights, Differentiation(evidence, parameters))
     finally:
         with torch.no_grad():
             for name, parameter in parameters.items():

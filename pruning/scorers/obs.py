@@ -3,9 +3,10 @@
 import torch
 
 from pruning.curvature.approximations import Approximation, approximated, block_hessian, layer_hessian
-from pruning.evidence import Evidence, Scores
+from pruning.evidence import Evidence, Scores, laid_out
 
 
+@laid_out
 def obs(evidence: Evidence, hessian: Approximation = layer_hessian) -> Scores:
     """w_q²/(2[H⁻¹]_qq), the rise of what H is the Hessian of, when w_q goes and all others follow.
 
@@ -30,6 +31,7 @@ def obs(evidence: Evidence, hessian: Approximation = layer_hessian) -> Scores:
     return {name: scores[name] for name in evidence.parameters}
 
 
+@laid_out
 def woodfisher(evidence: Evidence, hessian: Approximation = block_hessian) -> Scores:
     """w_q²/(2[F⁻¹]_qq) as in OBS, with F the Fisher in blocks of consecutive weights. Singh & Alistarh 2020.
 

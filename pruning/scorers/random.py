@@ -4,9 +4,10 @@ from hashlib import sha256
 
 import torch
 
-from pruning.evidence import Evidence, Scores
+from pruning.evidence import Evidence, Scores, laid_out
 
 
+@laid_out
 def random(evidence: Evidence, seed: int = 0) -> Scores:
     """u ~ U(0, 1), float32, a function of `seed` and the tensors' order and shapes alone. Needs no data.
 

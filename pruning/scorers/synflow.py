@@ -1,5 +1,6 @@
 """Synaptic flow: which weights carry the paths through the network, whatever the data."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,12 +9,14 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
 
 from pruning.errors import ScoreError, first_line
-from pruning.evidence import Evidence, Scores, output_tensor, untouched
-from pruning.parameters import unwrapped
+from pruning.evidence import Evidence, Scores, check_real, laid_out, output_tensor, untouched
+from pruning.gradients import check_graph, read_without_graph, refuse_hidden
+from pruning.parameters import check_values, unwrapped
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
 
 
+@laid_out
 def synflow(evidence: Evidence) -> Scores:
     """|w|·∂R/∂|w| with R = 1ᵀ Π_l |W_l| 1, the output's sum for an input of ones. Tanaka et al. 2020, equation 3.
 
@@ -26,6 +29,8 @@ def synflow(evidence: Evidence) -> Scores:
             float64.
     """
     model = unwrapped(evidence.model)
+    check_real(evidence.parameters, "SynFlow")
+    check_values(evidence.parameters)
     weights = {name: p.detach().abs().double().requires_grad_(True) for name, p in evidence.parameters.items()}
     others = (entry for entry in (*model.named_parameters(), *model.named_buffers()) if entry[0] not in weights)
     state = {name: _positive(name, value) for name, value in others}
@@ -33,9 +38,13 @@ def synflow(evidence: Evidence) -> Scores:
     try:
         with untouched(model), torch.enable_grad():
             model.eval()
-            outputs = _run(model, state | weights, _ones(evidence))
-            flow = output_tensor(outputs).sum()
-            found = torch.autograd.grad(flow, list(weights.values()), allow_unused=True)
+            run = partial(_run, model, weights, state, _ones(evidence))
+            flow, found = run()
+            missing = {name: w for (name, w), g in zip(weights.items(), found, strict=True) if g is None}
+            if missing:
+                with read_without_graph(missing) as hidden:
+                    run()
+                refuse_hidden(hidden)
     finally:
         for handle in handles:
             handle.remove()
@@ -47,9 +56,27 @@ def synflow(evidence: Evidence) -> Scores:
     }
 
 
-def _run(model: nn.Module, state: dict[str, Tensor], ones: Tensor) -> Any:
+class _Flow(nn.Module):
+    """The sum of a model's outputs and its gradient; within one call, as checkpoints run the model again for it."""
+
+    def __init__(self, inner: nn.Module, weights: list[Tensor]):
+        super().__init__()
+        self.inner, self._weights = inner, weights
+
+    def forward(self, ones: Tensor) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        flow = output_tensor(self.inner(ones)).sum()
+        check_graph(flow)
+        return flow, torch.autograd.grad(flow, self._weights, allow_unused=True)
+
+
+def _run(
+    model: nn.Module, weights: dict[str, Tensor], state: dict[str, Tensor], ones: Tensor
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    others = {f"inner.{name}": value for name, value in (state | weights).items()}
+    flow = _Flow(model, list(weights.values()))
     try:
-        return functional_call(model, state, (ones,))
+        found: tuple[Tensor, tuple[Tensor | None, ...]] = functional_call(flow, others, (ones,))
+        return found
     except (RuntimeError, TypeError) as error:
         raise ScoreError(
             f"synflow: the model does not run on one float64 input of shape {list(ones.shape)} ({first_line(error)}): "

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from pruning.errors import ScoreError
-from pruning.evidence import Evidence, Scores, accumulated, gradients, mean_gradient
+from pruning.evidence import Evidence, Scores, accumulated, effect, laid_out
+from pruning.gradients import gradients, mean_gradient
+from pruning.processes import sum_
 
 _FORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "abs": torch.abs,
@@ -16,6 +18,7 @@ _FORMS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@laid_out
 def taylor(
     evidence: Evidence,
     form: Literal["abs", "squared", "signed"] = "abs",
@@ -36,10 +39,11 @@ def taylor(
     transform = _FORMS[form]
     weights = {name: accumulated(weight) for name, weight in evidence.parameters.items()}
     if absolute == "after":
-        return {name: transform(g.mul_(weights[name])) for name, g in mean_gradient(evidence).items()}
-    total: Scores = {}
+        return {name: transform(effect(g, weights[name])) for name, g in mean_gradient(evidence).items()}
+    summed: Scores = {}
     for batch, _ in gradients(evidence):
         for name, gradient in batch.items():
-            term = transform(gradient * weights[name])
-            total[name] = total[name].add_(term) if name in total else term
-    return total
+            term = transform(effect(gradient, weights[name]))
+            summed[name] = summed[name].add_(term) if name in summed else term
+    sum_(evidence.model, summed.values())
+    return summed

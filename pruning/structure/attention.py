@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pruning.errors import StructureError
+
 
 class PrunedAttention(nn.MultiheadAttention):
     """`nn.MultiheadAttention` after heads were removed: the projections lead to `num_heads · head_dim` inner features.
@@ -24,6 +26,12 @@ class PrunedAttention(nn.MultiheadAttention):
         module.embed_dim = outer
         module._qkv_same_embed_dim = False  # what torch's fused encoder layers ask before they take over
         module.__class__ = PrunedAttention
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What `torch.jit.script` asks for."""
+        raise StructureError(
+            "attention with fewer heads cannot be scripted: use torch.jit.trace, torch.export or torch.compile"
+        )
 
     def forward(
         self,

@@ -29,6 +29,10 @@ class Channels:
     Masks made with it zero a removed unit everywhere: in the weights that make it, in those that read it, in biases
     and norms. So they hold more tensors than were scored, and `remove` can take the unit out of the network.
 
+    A family none of whose weights was scored (frozen, excluded or reparametrised layers) keeps all its units, and these
+    do not count in the density. A family with some scored tensors competes by those scores: to protect the channels of
+    a layer, name its family in `exclude`.
+
     Attributes:
         structure: what `trace` found.
         pooling: how a unit's score is made of those of all weights in its slices, each once: their sum, mean, maximum
@@ -84,8 +88,12 @@ class Channels:
     def gather(self, scores: Mapping[str, Tensor], within: Mapping[str, Tensor] | None) -> Pooled:
         """The units by family; see `Granularity`."""
         pooled, alive = pool(self.structure, scores, within, self.pooling)
+        scored = [family for family in self.families if any(name in scores for name, _ in family.members)]
+        if not scored:
+            known = ", ".join(family.name for family in self.families[:5])
+            raise GranularityError(f"no weight of any family ({known}, …) was scored: score some, or include others")
         units: dict[str, Units] = {}
-        for family in self.families:
+        for family in scored:
             own, lives = pooled[family.units], alive[family.units]
             if self.normalise is not None:
                 own = own / _size(own[lives], self.normalise)

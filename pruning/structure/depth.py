@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pruning.errors import GranularityError
 from pruning.granularity import Pooled, Units
-from pruning.inputs import Inputs, arguments_for, tensors_in
+from pruning.inputs import Inputs, arguments_for, mapped, tensors_in
 from pruning.parameters import unwrapped
 
 
@@ -84,14 +84,14 @@ class Depth:
         pooled = torch.zeros(len(self.blocks), dtype=torch.float64, device=device)
         alive = torch.zeros(len(self.blocks), dtype=torch.bool, device=device)
         for i, block in enumerate(self.blocks):
-            count = 0
-            for name in self._parameters(block):
-                if name in scores:
-                    lives = torch.ones_like(scores[name], dtype=torch.bool) if within is None else within[name]
-                    pooled[i] += scores[name].detach().double()[lives].sum()
-                    count += int(lives.sum())
-            if not count and within is None:
+            scored = [name for name in self._parameters(block) if name in scores]
+            if not scored:
                 raise GranularityError(f"{block}: none of its parameters was scored: include them, or leave it out")
+            count = 0
+            for name in scored:
+                lives = torch.ones_like(scores[name], dtype=torch.bool) if within is None else within[name]
+                pooled[i] += scores[name].detach().double()[lives].sum()
+                count += int(lives.sum())
             alive[i] = count > 0
             if self.pooling == "mean":
                 pooled[i] /= max(1, count)
@@ -141,12 +141,24 @@ def _passes(model: nn.Module, inputs: Inputs) -> dict[str, tuple[Any, Any]]:
 
 
 def _is_identity(module: nn.Module, args: Any, kwargs: Any) -> bool:
-    """Whether `module`, a copy of its own, gives its first argument back when its parameters are zero."""
+    """Whether `module`, a copy of its own, gives its first argument back when its parameters are zero.
+
+    Whatever that is: zeros, which arrive in a masked model, are given back by any layer without a bias. Arguments that
+    are nowhere negative, as after a ReLU, stay so.
+    """
     before = [p.detach().clone() for p in module.parameters()]
+    first = next(tensors_in((args, kwargs)))
+    if not first.is_floating_point():
+        return False  # indices, conditions or waves: no residual stream
+    noise = torch.randn(first.shape, generator=torch.Generator().manual_seed(0)).to(first)
+    other = noise.abs() if bool((first >= 0).all()) else noise
+    swapped = mapped((args, kwargs), lambda tensor: other if tensor is first else tensor)
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.zero_()
-        output = module(*args, **kwargs)
+        outputs = [
+            (value, module(*given, **named)) for value, (given, named) in ((first, (args, kwargs)), (other, swapped))
+        ]
         for parameter, value in zip(module.parameters(), before, strict=True):
             parameter.copy_(value)
-    return isinstance(output, Tensor) and torch.equal(output, next(tensors_in((args, kwargs))))
+    return all(isinstance(output, Tensor) and torch.equal(output, value) for value, output in outputs)

@@ -6,6 +6,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pruning.attachment import optimizers_in
 from pruning.errors import StructureError, first_line
 from pruning.masks import Masks
 from pruning.parameters import first_names, unwrapped
@@ -82,18 +83,21 @@ def remove_(
         remove(model, masks, structure, verified=True, lossy=lossy)
     Masks(masks).apply_(model)
     skip_(model, blocks)
-    if optimizer is not None:
-        _forget_(optimizer, model)
+    optimizers = () if optimizer is None else optimizers_in(optimizer)
+    for one in optimizers:
+        _forget_(one, model)
     for name, parameter in model.named_parameters():
         shape = parameter.shape
-        gradient, state = parameter.grad, {} if optimizer is None else optimizer.state.get(parameter, {})
+        gradient = parameter.grad
         parameter.grad = None
         parameter.data = sliced(structure, kept, name, parameter).data
         if gradient is not None:
             parameter.grad = sliced(structure, kept, name, gradient)
-        for key, value in state.items():
-            if isinstance(value, Tensor) and value.shape == shape:
-                state[key] = sliced(structure, kept, name, value).data
+        for one in optimizers:
+            state = one.state.get(parameter, {})
+            for key, value in state.items():
+                if isinstance(value, Tensor) and value.shape == shape:
+                    state[key] = sliced(structure, kept, name, value).data
     smaller = {id(buffer): sliced(structure, kept, name, buffer) for name, buffer in model.named_buffers()}
     for owner in model.modules():
         owner._buffers.update({key: smaller[id(b)] for key, b in owner._buffers.items() if b is not None})

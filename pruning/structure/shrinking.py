@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from pruning.parameters import is_conv1d
 from pruning.structure.attention import PrunedAttention
 from pruning.structure.structure import Structure
 from pruning.structure.volumes import Kept, left
@@ -28,7 +29,8 @@ def sliced(structure: Structure, kept: Kept, name: str, tensor: Tensor) -> Tenso
     values = tensor.detach()
     for dim, indices in kept_indices(structure, name, kept):
         values = values.index_select(dim, indices.to(values.device))
-    values = values.clone() if values.data_ptr() == tensor.data_ptr() else values
+    if values.layout is not torch.strided or values.data_ptr() == tensor.data_ptr():
+        values = values.clone()
     return nn.Parameter(values, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else values
 
 
@@ -135,15 +137,10 @@ def _adjust_known_(module: nn.Module) -> bool:
         if isinstance(module, kinds):
             adjust(module)
             return True
-    if _is_conv1d(module):
+    if is_conv1d(module):
         module.nx, module.nf = module.weight.shape  # type: ignore[assignment,misc]  # to torch, a tensor or module
         return True
     return False
-
-
-def _is_conv1d(module: nn.Module) -> bool:
-    """A linear layer of transformers that has its weight the other way round."""
-    return {"nx", "nf", "_parameters"} <= set(vars(module)) and "weight" in module._parameters
 
 
 def _adjust_linear_(module: nn.Linear) -> None:

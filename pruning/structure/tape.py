@@ -161,7 +161,9 @@ def on_meta(model: nn.Module, shape: Callable[[str, Tensor], Sequence[int]] | No
     """A copy of `model` whose tensors have no values; `shape` may give others than they have."""
 
     def empty(name: str, tensor: Tensor) -> Tensor:
-        if shape is None:
+        if tensor.layout is not torch.strided:
+            made = tensor.detach().to("meta")
+        elif shape is None:
             made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
         else:
             made = torch.empty(tuple(shape(name, tensor)), dtype=tensor.dtype, device="meta")
@@ -206,8 +208,8 @@ def copied(model: nn.Module, tensor: Callable[[str, Tensor], Tensor]) -> nn.Modu
 
 
 def _memory(tensor: Tensor) -> int:
-    """What is the same for a tensor, its views, and what `detach` or `.data` gives."""
-    return int(tensor.untyped_storage()._cdata)
+    """What is the same for a tensor, its views, and what `detach` or `.data` gives; sparse tensors have no views."""
+    return int(tensor.untyped_storage()._cdata) if tensor.layout is torch.strided else -id(tensor)
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
@@ -247,7 +249,13 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         """The number of an argument. One that no operator made is a constant of the model's code."""
         new = id(tensor) not in self._values
         number = self.value(tensor)
-        if new and tensor.numel() == 1 and not tensor.is_meta and not tensor.is_complex():
+        if (
+            new
+            and tensor.numel() == 1
+            and tensor.layout is torch.strided
+            and not tensor.is_meta
+            and not tensor.is_complex()
+        ):
             self.tape.constants[number] = tensor.item()
         return number
 
@@ -270,6 +278,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if function is torch.ops.aten._sparse_addmm.default and kwargs.get("beta") == 0:
+            return self._product(function, args, kwargs)
         given = self._given(args), {key: self._given(value) for key, value in kwargs.items()}
         aliases: tuple[int, ...] = ()
         name = function.__name__.split(".")[0]
@@ -280,6 +290,13 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
             output = function(*args, **kwargs)
         outputs = tuple(self._made(tensor) for tensor in tensors_in(output))
         self.tape.calls.append(Call(name.strip("_"), given[0], given[1], outputs, self.module, aliases))
+        return output
+
+    def _product(self, function: Any, args: Any, kwargs: Any) -> Any:
+        """Record a sparse product as `mm`: torch adds zeros to it, whose size no code of the model gives."""
+        output = function(*args, **kwargs)
+        factors = self._given(args[1:3])
+        self.tape.calls.append(Call("mm", factors, {}, (self._made(output),), self.module))
         return output
 
     @contextmanager

@@ -7,11 +7,11 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
+from pruning.products import GROUPED_PRODUCTS, MATRIX_PRODUCTS, VECTOR_PRODUCTS
 from pruning.structure.labels import Array, Axes
 from pruning.structure.tape import Ref, Tape
 
-_PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}
-"""Where among its arguments a matrix product has its first factor."""
+_PRODUCTS = MATRIX_PRODUCTS | GROUPED_PRODUCTS
 
 Kept = NDArray[np.bool_]
 """One bool a unit, True = kept."""
@@ -66,6 +66,15 @@ def mac_volumes(tape: Tape, labels: Mapping[int, Axes], unit: Array) -> Iterator
             first = _PRODUCTS[call.operator]
             a, b = call.args[first].value, call.args[first + 1].value
             axes, sizes = (*labels[a], labels[b][-1]), (*tape.shapes[a], tape.shapes[b][-1])
+        elif call.operator in VECTOR_PRODUCTS:
+            a = call.args[VECTOR_PRODUCTS[call.operator]].value
+            axes, sizes = labels[a], tape.shapes[a]
+        elif call.operator == "trilinear":  # a bilinear form uses each weight once an example
+            examples, weight = tape.shapes[call.args[0].value][0], call.args[1].value
+            axes, sizes = labels[weight], (*tape.shapes[weight], examples)
+        elif call.operator == "conv_tbc":
+            weight, positions = call.args[1].value, prod(tape.shapes[call.outputs[0]][:-1])
+            axes, sizes = labels[weight], (*tape.shapes[weight], positions)
         else:
             continue
         units = [None if axis is None else unit[axis.labels] for axis in axes]

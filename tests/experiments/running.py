@@ -1,10 +1,14 @@
 """Small runs for the tests: a tiny network on the digits of scikit-learn, in a folder of their own."""
 
+import importlib
+import shutil
+import sys
 from pathlib import Path
 
+import pytest
 from hydra import compose, initialize_config_dir
 
-from experiments import records
+from experiments import records, sources, syntax
 from experiments import run as app
 from experiments.configuration import checked
 from experiments.setting import Setting
@@ -32,3 +36,21 @@ def run(folder: Path, *overrides: str) -> list[dict]:
 
 def timeless(rows: list[dict]) -> list[dict]:
     return [{key: value for key, value in row.items() if not key.endswith("seconds")} for row in rows]
+
+
+def own(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str, name: str = "own_code") -> str:
+    """A user's module with this code, importable, as if edited between two commands; its name."""
+    (folder / f"{name}.py").write_text(code)
+    monkeypatch.syspath_prepend(str(folder))
+    sys.modules.pop(name, None)
+    forget()
+    shutil.rmtree(folder / "__pycache__", ignore_errors=True)
+    return name
+
+
+def forget() -> None:
+    """Read files again, as another process would."""
+    for function in (*vars(sources).values(), *vars(syntax).values()):
+        if hasattr(function, "cache_clear"):
+            function.cache_clear()
+    importlib.invalidate_caches()

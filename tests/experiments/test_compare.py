@@ -179,7 +179,7 @@ def test_brackets_in_labels_are_text(tmp_path, capsys):
 
 
 def test_no_sparsity_is_critical_for_a_loss(tmp_path, capsys):
-    losses = {"magnitude": [[0.2, 1.0, 15.0], [0.2, 1.1, 15.0]], "random": [[0.3, 2.0, 15.0], [0.3, 2.2, 15.0]]}
+    losses = {"magnitude": [[0.2, 0.5, 0.9], [0.2, 0.6, 0.9]], "random": [[0.3, 0.6, 0.9], [0.3, 0.8, 0.9]]}
     for path in sweep(tmp_path, losses).glob("*/rows.jsonl"):
         path.write_text(path.read_text().replace("test_accuracy", "test_loss"))
     text = printed([str(tmp_path), "--baseline", "magnitude", "--value", "test_loss"], capsys)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from scipy.integrate import trapezoid
 
 from experiments.comparison import comparisons, differences, holm, overall, resolved, setups, smallest_p
 from pruning.errors import RecordsError
@@ -135,7 +136,7 @@ def test_the_whole_curve_is_one_test_a_method():
 
     def area(curve):
         x = np.log(DENSITIES[::-1])
-        return np.trapezoid(curve[::-1], x) / (x[-1] - x[0])
+        return trapezoid(curve[::-1], x) / (x[-1] - x[0])
 
     apart = [area(bad) - area(good) for bad, good in zip(BAD, GOOD, strict=True)]
     assert found.loc["random", "mean"] == pytest.approx(np.mean(apart))

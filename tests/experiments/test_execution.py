@@ -5,8 +5,7 @@ import logging
 import pytest
 import torch
 
-from experiments import stages
-from experiments.networks import Network
+from experiments.networks import Network, load
 from experiments.store import Artefact
 from pruning.execution import crossover
 from tests.experiments.running import run, setting_of
@@ -16,7 +15,7 @@ LAYERS = ["fc1.weight", "fc2.weight", "fc3.weight"]
 
 def weights(setting, row) -> dict[str, torch.Tensor]:
     key = row["network"].split("+")[0]
-    return stages.load(
+    return load(
         setting.new_model(), Network(Artefact("recovered", key, setting.store.root / "recovered" / key))
     ).state_dict()
 
@@ -60,7 +59,7 @@ def test_auto_goes_by_what_is_measured_once(tmp_path, monkeypatch):
 
     def measured(case):
         asked.append(case)
-        return 5.0 if case.inputs == 64 else 0.5
+        return {"sparse": 5.0 if case.inputs == 64 else 0.5}
 
     monkeypatch.setattr(crossover, "measured", measured)
     rows = run(tmp_path / "one", "execution=auto", "density=[0.5,0.1]")

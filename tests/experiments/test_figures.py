@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
+from PIL import Image
 
 from experiments.figures import accuracy, describe, save
 from experiments.figures.axes import TIMES, percent, ratio
@@ -76,7 +77,7 @@ def places(rows: pd.DataFrame, x: str) -> np.ndarray:
 def test_lines_and_bands_are_the_numbers_of_the_summary_and_of_the_csv(summary, x, tmp_path):
     figure = accuracy(summary, DENSE, x)
     *_, path = save(figure, tmp_path / "figure", summary)
-    written = pd.read_csv(path)
+    written = pd.read_csv(path, converters=dict.fromkeys(("mean", "low", "high"), float))  # to the last bit
     assert written[["mean", "low", "high"]].equals(summary[["mean", "low", "high"]])
 
     assert len(figure.axes) == 2  # the full range and the neighbourhood of the dense network show the same
@@ -299,6 +300,21 @@ def test_the_same_figure_gives_the_same_bytes(summary, tmp_path):
     assert not re.search(rb"CreationDate|ModDate", pdf)
     assert png.startswith(b"\x89PNG")
     assert b"0 1 2\n" in csv
+
+
+def test_both_files_have_one_layout_and_the_figure_stays_as_it_was(summary, tmp_path):
+    figure = accuracy(summary, DENSE)
+    figure.set_size_inches(5, 4)
+    engine, canvas, dpi = figure.get_layout_engine(), figure.canvas, figure.dpi
+    pdf, png, _ = save(figure, tmp_path / "figure", summary)
+    assert Image.open(png).size == (5 * 200, 4 * 200)
+    assert re.search(rb"/MediaBox \[ 0 0 360 288 \]", pdf.read_bytes())
+    assert (figure.get_layout_engine(), figure.canvas, figure.dpi) == (engine, canvas, dpi)
+    figure.set_size_inches(6, 3)  # and so it can be changed and saved again
+    wide, _, _ = save(figure, tmp_path / "wide", summary)
+    assert b"/MediaBox [ 0 0 432 216 ]" in wide.read_bytes()
+    below = figure.axes[-1].get_tightbbox().y0 - figure.legends[0].get_window_extent().y1
+    assert below >= 0
 
 
 def test_no_global_state_is_read_or_left(summary, tmp_path):

@@ -1,6 +1,8 @@
 """Figures of a whole sweep: their numbers against masks, weights and rows looked up by hand."""
 
+import itertools
 import json
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -9,12 +11,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
 from experiments import records, statistics
 from experiments.comparison import comparisons
-from experiments.figures.layers import layer_densities
-from experiments.figures.style import COLOURS, LINES, MARKERS, wrapped
+from experiments.figures.layers import layer_densities, layers
+from experiments.figures.overlap import overlap
+from experiments.figures.style import COLOURS, LINES, MARKERS, panel_title
 from experiments.figures.training import losses, training
 from experiments.figures.weights import histograms
 from experiments.gallery import Wanted, gallery, told_axes
@@ -43,13 +48,13 @@ def test_every_figure_with_its_numbers(swept, rows, tmp_path):
     assert all(path.stat().st_size > 200 for path in written)
     for stem in stems:
         assert len(pd.read_csv(tmp_path / f"{stem}.csv")) > 0
-    again, _ = gallery(rows, wanted, tmp_path / "again")
+    again, _ = gallery(rows, replace(wanted, axes=["macs"]), tmp_path / "again")
     for path in again:
         assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
 
 
 def test_without_the_store_the_rest_is_drawn_and_what_is_missing_told(rows, tmp_path):
-    written, untold = gallery(rows, Wanted(store=tmp_path / "nowhere"), tmp_path)
+    written, untold = gallery(rows, Wanted(axes=["macs"], store=tmp_path / "nowhere"), tmp_path)
     assert [line.split(":")[0] for line in untold] == ["overlap", "weights"]
     assert all("--store" in line for line in untold)
     assert {"layers.png", "training.png"} <= {path.name for path in written}
@@ -85,11 +90,25 @@ def test_overlaps_by_counting(swept, rows):
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=30))
 def test_jaccard_is_of_sets(pairs):
-    one, other = (Masks({"w": torch.tensor(bits)}) for bits in zip(*pairs, strict=True))
     a, b = ({i for i, pair in enumerate(pairs) if pair[side]} for side in (0, 1))
-    assert jaccard(one, other) == pytest.approx(len(a & b) / len(a | b) if a | b else 1.0)
-    assert jaccard(one, other) == jaccard(other, one)
-    assert jaccard(one, one) == 1.0
+    index = len(a & b) / len(a | b) if a | b else 1.0
+    found = jaccard([Masks({"w": torch.tensor(bits)}) for bits in zip(*pairs, strict=True)])
+    assert found.tolist() == [[1.0, index], [index, 1.0]]
+
+
+def test_jaccard_is_over_the_tensors_that_both_have(monkeypatch):
+    monkeypatch.setattr("experiments.overlap._PRODUCT", 15)  # three columns a product
+    rng = np.random.default_rng(0)
+    tensors = (("a", "b"), ("b", "c"), ("c",), ("a", "b", "c"))
+    kept = [{name: rng.random((4, 5)) < 0.4 for name in names} for names in tensors]
+    kept[2]["a"] = rng.random(7) < 0.4  # of another shape: another network's
+    found = jaccard([Masks({name: torch.from_numpy(bits) for name, bits in masks.items()}) for masks in kept])
+    for i, one in enumerate(kept):
+        for j, other in enumerate(kept):
+            names = [name for name in one if name in other and one[name].shape == other[name].shape]
+            both = sum(int((one[name] & other[name]).sum()) for name in names)
+            either = sum(int((one[name] | other[name]).sum()) for name in names)
+            assert found[i, j] == (both / either if either else 1.0)
 
 
 def test_independent_masks_overlap_by_chance():
@@ -236,7 +255,9 @@ def test_no_two_methods_look_alike():
 
 def test_long_titles_are_wrapped():
     label = "taylor (granularity=Channels, recovery.epochs=20, recovery.learning_rate=replay, recovery.to=start)"
-    lines = wrapped(label, 2).split("\n")
+    panel = Figure().subplots()
+    panel_title(panel, label, 2)
+    lines = panel.get_title().split("\n")
     assert " ".join(lines) == label
     assert max(map(len, lines)) <= 42
 
@@ -248,6 +269,31 @@ def test_a_difference_is_drawn_for_every_set_up(rows, tmp_path):
     written, _ = gallery(both, Wanted(compared=compared, axes=["compression"], store=tmp_path), tmp_path)
     names = {path.name for path in written if "difference" in path.name}
     assert names == {f"accuracy_difference_{n}.{suffix}" for n in (1, 2) for suffix in ("pdf", "png", "csv")}
+
+
+@pytest.mark.parametrize("count", [1, 20])
+def test_labels_of_many_methods_and_densities_do_not_touch(count):
+    methods = [f"method {place}" for place in range(count)]
+    densities = np.geomspace(0.5, 0.005, count).tolist()
+    layered = [
+        {"method": method, "requested_density": density, "layer": layer, "density": density}
+        for method in methods[:3]
+        for density in densities
+        for layer in ("fc1.weight", "fc2.weight")
+    ]
+    pairs = [
+        {"requested_density": density, "method": one, "other": other, "jaccard": 0.3, "chance": 0.1}
+        for density in densities
+        for one, other in itertools.combinations_with_replacement(methods, 2)
+    ]
+    for figure in (layers(pd.DataFrame(layered)), overlap(pd.DataFrame(pairs))):
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        for panel in figure.axes[:-1]:  # the last one is the colour bar
+            for labels in (panel.get_xticklabels(), panel.get_yticklabels()):
+                upright = [label for label in labels if label.get_text() and not label.get_rotation()]
+                boxes = [label.get_window_extent(canvas.get_renderer()) for label in upright]
+                assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
 
 
 @pytest.mark.parametrize(("epochs", "drawn"), [((18, 18), False), ((18, 24), True)])

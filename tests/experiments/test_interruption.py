@@ -1,5 +1,6 @@
 """Interrupted = uninterrupted: a run that is killed again and again ends with the same bits as one that is not."""
 
+import math
 import multiprocessing
 import os
 import random
@@ -55,7 +56,7 @@ def test_killed_at_random_instants_it_ends_in_the_same_bits(tmp_path, name):
     length = time.monotonic() - began
     noise, cut = random.Random(name), tmp_path / "cut"
     killed = 0
-    while killed < max(1, KILLS // len(RUNS)):
+    while killed < math.ceil(KILLS / len(RUNS)):
         victim = CONTEXT.Process(target=run, args=(cut, config))
         victim.start()
         victim.join(noise.random() * 2 * length * len(RUNS) / KILLS)

@@ -38,11 +38,7 @@ def test_rows_come_back_as_they_were_written(tmp_path):
 
 
 json_values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**53), 2**53)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(),
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(-1e100, 1e100) | st.text(),
     lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(), children, max_size=3),
     max_leaves=8,
 )
@@ -103,6 +99,10 @@ def test_the_file_may_be_read_by_whom_the_umask_lets(tmp_path):
         [{**row(), "run": 3}],
         [row(level=1), row(level=1)],
         [[1, 2]],
+        [row(test_accuracy=7.5)],
+        [row(notes={1: "a", "1": "b"})],
+        [row(notes="\ud800")],
+        [row(loss=10**400)],
     ],
 )
 def test_what_could_not_be_read_is_not_written(tmp_path, rows):
@@ -152,6 +152,13 @@ good = json.dumps(row()).encode()
         (good.replace(b'"run": "run", ', b""), 1, '"run"'),
         (good.replace(b'"level": 0', b'"level": "0"'), 1, '"level"'),
         (good + b"\n\n" + good, 3, "was in line 1"),
+        (good.replace(b"0}", b'0, "kept": 1, "kept": 2}'), 1, "'kept' comes twice"),
+        (good.replace(b"0}", b'0, "config": {"a": 1, "a": 1}}'), 1, "'a' comes twice"),
+        (good.replace(b"0}", b'0, "loss": 1e999}'), 1, "1e999 is not JSON"),
+        (good.replace(b"0}", b'0, "loss": 1' + 400 * b"0" + b"}"), 1, "'loss' is 1"),
+        (good.replace(b"0}", b'0, "x": ' + 60 * b"[" + 60 * b"]" + b"}"), 1, "nested deeper"),
+        (good.replace(b'"run": "run"', b'"run": "a\\nb"'), 1, '"run"'),
+        (good.replace(b'"run": "run"', b'"run": "\\ud800"'), 1, '"run"'),
     ],
 )
 def test_damage_is_named_in_one_line_with_file_and_line(tmp_path, content, line, reason):
@@ -164,6 +171,97 @@ def test_damage_is_named_in_one_line_with_file_and_line(tmp_path, content, line,
     assert reason in message
     assert "\n" not in message
     assert message.startswith(f"{path}, line {line}: " if line else f"{path}: ")
+
+
+LAYER = {"name": "fc1.weight", "shape": [2, 3], "kept": 2, "total": 6}
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"test_accuracy": 7.5}, "'test_accuracy' is 7.5, no fraction from 0 to 1"),
+        ({"validation_accuracy": "0.9"}, "'validation_accuracy' is '0.9', no fraction"),
+        ({"test_accuracy": True}, "'test_accuracy' is True, no fraction"),
+        ({"density": -1}, "'density' is -1, no fraction"),
+        ({"requested_density": [0.5]}, "'requested_density' is [0.5], no fraction"),
+        ({"kept": -3}, "'kept' is -3, no count"),
+        ({"kept": 2.5}, "'kept' is 2.5, no count"),
+        ({"macs": "many"}, "'macs' is 'many', no count"),
+        ({"prunable": 10, "kept": 11}, "'kept' is 11, more than 'prunable', which is 10"),
+        ({"parameters": 5, "nonzero": 6}, "'nonzero' is 6, more than 'parameters'"),
+        ({"dense_macs": 5, "macs": 6}, "'macs' is 6, more than 'dense_macs'"),
+        ({"round": 3, "rounds": 2}, "'round' is 3, more than 'rounds'"),
+        ({"prunable": 10, "kept": 5, "density": 0.1}, "'density' is 0.1, but 'kept' by 'prunable' 0.5"),
+        ({"seed": 1.0}, "'seed' is 1.0, no whole number"),
+        ({"seed": -1}, "'seed' is -1, no whole number"),
+        ({"test_loss": "nan"}, "'test_loss' is 'nan', no number"),
+        ({"test_loss": False}, "'test_loss' is False, no number"),
+        ({"test_loss": 1e101}, "'test_loss' is 1e+101, beyond 1e+100"),
+        ({"latency_ms": -1.0}, "'latency_ms' is -1.0, no number of at least 0"),
+        ({"seconds": 1e300}, "'seconds' is 1e+300"),
+        ({"scorer": 3}, "'scorer' is 3, no name"),
+        ({"model": ""}, "'model' is '', no name"),
+        ({"data": "two\nlines"}, "no name"),
+        ({"network": "../*"}, "'network' is '../*', no key"),
+        ({"emptied": "fc1"}, "'emptied' is 'fc1', no list of names"),
+        ({"sparse": [1]}, "'sparse' is [1], no list of names"),
+        ({"layers": {}}, "'layers' is {}, no list of layers"),
+        ({"layers": [LAYER, LAYER]}, "no list of layers"),
+        ({"layers": [LAYER | {"kept": 7}]}, "no list of layers"),
+        ({"layers": [LAYER | {"name": 7}]}, "no list of layers"),
+        ({"layers": [LAYER | {"total": None}]}, "no list of layers"),
+        ({"layers": [LAYER | {"shape": 6}]}, "no list of layers"),
+        ({"layers": [{"name": "fc1.weight"}]}, "no list of layers"),
+        ({"losses": [[1.0]]}, "'losses' is [[1.0]], no list of pairs"),
+        ({"losses": [[None, 1.0]]}, "no list of pairs"),
+        ({"losses": [[-1, 1.0]]}, "no list of pairs"),
+        ({"losses": 3}, "no list of pairs"),
+        ({"versions": {"torch": 2}}, "'versions' is {'torch': 2}, no object of names"),
+        ({"config": [1]}, "'config' is [1], no object"),
+    ],
+    ids=str,
+)
+def test_a_value_that_its_column_cannot_hold_is_named_in_one_line(tmp_path, values, said):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in (row(), row(level=1, **values))))
+    for act in (lambda: records.read(tmp_path), lambda: records.write(tmp_path / "new", [row(level=1, **values)])):
+        with pytest.raises(RecordsError) as caught:
+            act()
+        message = str(caught.value)
+        assert said in message
+        assert "\n" not in message
+        assert message.endswith("; repeat this run, or move it away")
+        assert message.startswith((f"{path}, line 2: ", f"{tmp_path / 'new' / 'rows.jsonl'}, row 1: "))
+
+
+def test_columns_may_lack_be_null_and_at_their_ends(tmp_path):
+    ends = {"density": 0, "test_accuracy": 1, "prunable": 0, "kept": 0, "seconds": 0, "losses": [[0, None]]}
+    ends |= {
+        "kept": 3.0,
+        "prunable": 4,
+        "density": 0.75,
+        "layers": [LAYER],
+        "versions": {},
+        "config": {},
+        "emptied": [],
+    }
+    rows = [row(), row(level=1, **ends), row(level=2, **dict.fromkeys(ends)), row(level=3, free=[True, {"x": "y"}])]
+    records.write(tmp_path, rows)
+    assert records._rows(tmp_path / "rows.jsonl") == rows
+
+
+def test_layers_of_one_run_have_the_same_names(tmp_path):
+    rows = [row(layers=[LAYER]), row(level=1), row(level=2, layers=[LAYER | {"name": "fc2.weight"}])]
+    with pytest.raises(RecordsError, match=r"row 3: \"layers\" have other names than in line 1; repeat this run"):
+        records.write(tmp_path, rows)
+    records.write(tmp_path, [*rows[:2], rows[2] | {"run": "other"}])
+
+
+@pytest.mark.parametrize("known", [b"[1, 2]\n", b"[" * 100_000, good + b"\n" + good, b"\xff", b"{}"])
+def test_rows_are_written_over_what_is_no_rows(tmp_path, known):
+    (tmp_path / "rows.jsonl").write_bytes(known)
+    records.write(tmp_path, [row(accuracy=0.5)])
+    assert records._rows(tmp_path / "rows.jsonl") == [row(accuracy=0.5)]
 
 
 def test_no_folder_and_no_rows(tmp_path):

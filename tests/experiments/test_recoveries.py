@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import load_file
 
 from experiments import records, stages, statistics
-from experiments.controls import shuffled
 from experiments.learning_rate import step
 from experiments.networks import MASKS, POINT, WEIGHTS
 from experiments.seeding import generator
+from experiments.stages import trained
+from experiments.stages.masks import shuffled
 from experiments.training import batches, train
 from pruning import Masks
 from pruning.errors import ConfigurationError
@@ -36,7 +37,7 @@ def trainings(monkeypatch):
         seen.append((recipe.steps.start, recipe.steps.stop, before, known, rates))
         return train(model, examples, validation, recipe, *rest, **options)
 
-    monkeypatch.setattr(stages, "train", watched)
+    monkeypatch.setattr(trained, "train", watched)
     return seen
 
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from experiments import state
 from experiments.state import FILE, LOCK, recorded, states
@@ -120,7 +121,7 @@ def test_what_cannot_be_looked_at_is_told_as_it_was_written(tmp_path, monkeypatc
     def refused(*_, **__):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(state.FileLock, "acquire", refused)
+    monkeypatch.setattr(FileLock, "acquire", refused)
     assert [found.state for found in states(tmp_path)] == ["running"]
 
 

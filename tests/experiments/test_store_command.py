@@ -1,6 +1,9 @@
 """python -m experiments.store: what it lists, removes, and finds damaged."""
 
+import errno
+import fcntl
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -11,7 +14,7 @@ from experiments.store import Store
 from experiments.store.__main__ import main
 from experiments.store.inventory import inventory, unfinished
 from pruning import Masks
-from tests.experiments.running import run
+from tests.experiments.running import run, timeless
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +61,7 @@ def test_what_nobody_needs_goes_and_the_run_stays_whole(folder, capsys, monkeypa
     assert keys(folder, "masks", needed=False) == []
     assert len(keys(folder, "masks")) == 2
     assert list((folder / "store" / "unfinished").iterdir()) == []
-    monkeypatch.setattr("experiments.stages.train", None)
+    monkeypatch.setattr("experiments.stages.trained.train", None)
     run(folder, "density=[0.5,0.1]")  # nothing has to be made again
     assert command(folder, "verify") == 0
 
@@ -91,6 +94,27 @@ def test_verify_names_what_is_damaged(folder, capsys):
     assert "damaged: " in capsys.readouterr().out
 
 
+def test_a_run_makes_what_is_damaged_again_and_ends_the_same(folder, capsys, caplog):
+    """One bit of the dense network, on which everything stands, and a mask that was cut."""
+    want = run(folder, "density=[0.5,0.1]")
+    store = folder / "store"
+    (dense,) = keys(folder, "dense")
+    path = store / "dense" / dense / WEIGHTS
+    path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
+    mask = store / "masks" / keys(folder, "masks", needed=True)[0] / MASKS
+    mask.write_bytes(mask.read_bytes()[:-1])
+    for kind in ("recovered", "rows"):
+        shutil.rmtree(store / kind)
+    assert timeless(run(folder, "density=[0.5,0.1]")) == timeless(want)
+    assert caplog.text.count(": made again, the damaged one goes to ") == 2
+    assert command(folder, "verify") == 0
+    assert command(folder, "ls") == 0
+    assert capsys.readouterr().out.count("was damaged, and has been made again") == 2
+    assert command(folder, "rm", "--damaged") == 0
+    assert "2 damaged" in capsys.readouterr().out
+    assert list((store / "damaged").iterdir()) == []
+
+
 def test_an_artefact_under_another_key_is_damage(folder, capsys):
     (dense,) = keys(folder, "dense")
     (folder / "store" / "dense" / dense).rename(folder / "store" / "dense" / ("0" * 16))
@@ -112,6 +136,30 @@ def test_leftovers_are_told_from_work_and_removed(folder, capsys):
         assert capsys.readouterr().out.count("left by a process") == 2
         assert command(folder, "rm", "--unfinished") == 0
     assert [path for path, _ in unfinished(store)] == [busy]
+
+
+def test_where_there_are_no_locks_nothing_is_refused(folder, capsys, monkeypatch):
+    def refuse(*_) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    (folder / "store" / "unfinished" / "dense-fedcba9876543210.scratch").mkdir(parents=True)
+    assert command(folder, "ls") == 0
+    assert command(folder, "rm", "--unreferenced", "--unfinished") == 0
+    assert "removed 6 artefacts" in capsys.readouterr().out
+    assert unfinished(Store(folder / "store")) == []
+
+
+def test_scratch_space_of_a_complete_artefact_is_nobodys(folder, capsys):
+    """As of a process that was killed after the last rename."""
+    (dense,) = keys(folder, "dense")
+    places = [folder / "store" / "unfinished" / f"dense-{key}.scratch" for key in (dense, "0" * 16)]
+    for place in places:
+        place.mkdir(parents=True)
+    assert command(folder, "ls") == 0
+    said = capsys.readouterr().out
+    assert f"{places[0]}: left by a process that ended\n" in said
+    assert f"{places[1]}: left by a process that ended; a repetition goes on with it\n" in said
 
 
 def test_what_a_process_holds_stays(folder, capsys):

@@ -1,19 +1,24 @@
 """What a store must survive: many processes, death at any instant, damage of any byte, a full disk."""
 
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
 import random
 import resource
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
-from experiments.store import Store
+from experiments.store import FORMAT, Artefact, Store, identity_key
 from pruning.errors import ArtefactError
 
 ROOT = Path(__file__).parents[2]
@@ -24,6 +29,7 @@ CONTENT = {f"file{number}": bytes([number]) * (number * 1000 + 1) for number in 
 def make(folder: Path) -> None:
     for name, content in CONTENT.items():
         (folder / name).write_bytes(content)
+    (folder / "file0").chmod(0o600)  # as safetensors does
 
 
 def counted(root: Path, seconds: float):
@@ -37,15 +43,27 @@ def counted(root: Path, seconds: float):
 
 
 def obtain(root: Path, seconds: float = 0.0) -> None:
-    Store(root / "store").obtain("kind", {"a": 1}, counted(root, seconds))
+    read(Store(root / "store").obtain("kind", {"a": 1}, counted(root, seconds)))
+
+
+def never(folder: Path) -> None:
+    raise AssertionError("not there")
+
+
+def read(artefact: Artefact) -> None:
+    assert {name: artefact.file(name).read_bytes() for name in CONTENT} == CONTENT
 
 
 def whole(root: Path) -> bool:
-    def never(folder: Path) -> None:
-        raise AssertionError("not there")
+    """Whether it is there; raises what a reader is told that cannot make it again."""
+    (folder,) = (root / "store" / "kind").iterdir()
+    read(Artefact("kind", folder.name, folder))
+    Store(root / "store").obtain("kind", {"a": 1}, never)
+    return True
 
-    artefact = Store(root / "store").obtain("kind", {"a": 1}, never)
-    return all(artefact.file(name).read_bytes() == content for name, content in CONTENT.items())
+
+def made(root: Path) -> int:
+    return len((root / "made.log").read_text().split())
 
 
 def test_eight_processes_make_it_once(tmp_path):
@@ -55,7 +73,7 @@ def test_eight_processes_make_it_once(tmp_path):
     for worker in workers:
         worker.join(30)
     assert [worker.exitcode for worker in workers] == [0] * 8
-    assert len((tmp_path / "made.log").read_text().split()) == 1
+    assert made(tmp_path) == 1
     assert whole(tmp_path)
 
 
@@ -72,7 +90,7 @@ def test_one_that_dies_while_making_does_not_block_the_rest(tmp_path):
     for other in others:
         other.join(30)
     assert [other.exitcode for other in others] == [0] * 7
-    assert len((tmp_path / "made.log").read_text().split()) == 2
+    assert made(tmp_path) == 2
     assert whole(tmp_path)
     assert list((tmp_path / "store" / "unfinished").iterdir()) == []
 
@@ -127,6 +145,22 @@ def test_any_flipped_bit_is_noticed(tmp_path):
     assert whole(tmp_path)
 
 
+def test_any_flipped_bit_is_repaired(tmp_path):
+    """In any file and in the manifest: the same bytes again, and what was damaged kept."""
+    noise = random.Random(0)
+    obtain(tmp_path)
+    (folder,) = (tmp_path / "store" / "kind").iterdir()
+    paths = sorted(folder.iterdir())
+    for path in paths:
+        bad = bytearray(path.read_bytes())
+        bad[len(bad) // 2] ^= 1 << noise.randrange(8)
+        path.write_bytes(bad)
+        obtain(tmp_path)
+        assert whole(tmp_path)
+    assert made(tmp_path) == 1 + len(paths)
+    assert len(list((tmp_path / "store" / "damaged").iterdir())) == len(paths)
+
+
 def test_any_cut_or_foreign_file_is_noticed(tmp_path):
     obtain(tmp_path)
     (folder,) = (tmp_path / "store" / "kind").iterdir()
@@ -144,7 +178,7 @@ def test_any_cut_or_foreign_file_is_noticed(tmp_path):
         path.write_bytes(good)
 
 
-def test_a_manifest_of_another_format_or_configuration_is_refused(tmp_path):
+def test_a_manifest_of_another_format_or_configuration_is_not_taken(tmp_path):
     obtain(tmp_path)
     (folder,) = (tmp_path / "store" / "kind").iterdir()
     path = folder / "manifest.json"
@@ -153,6 +187,165 @@ def test_a_manifest_of_another_format_or_configuration_is_refused(tmp_path):
         path.write_text(json.dumps(manifest | change))
         with pytest.raises(ArtefactError, match="rm -r"):
             whole(tmp_path)
+        obtain(tmp_path)
+        assert whole(tmp_path)
+    assert made(tmp_path) == 5
+
+
+def unlocked(exception: type[Exception] = OSError) -> None:
+    """This process has no locks, as on some network disks."""
+
+    def refuse(*_) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    fcntl.flock = refuse
+
+
+def elsewhere(root: Path, name: str, barrier, harm: bool = False) -> None:
+    """A process on a machine `name`, which shares the disk and no locks, and begins when all do."""
+    unlocked()
+    socket.gethostname = lambda: name
+    artefact = Store(root / "store").obtain("kind", {"a": 1}, never) if harm else None
+    barrier.wait()
+    if artefact is not None:
+        read(artefact)
+    else:
+        obtain(root, 0.1)
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("a", "a")], ids=["two machines", "one machine"])
+def test_makers_without_shared_locks_take_what_the_faster_made(tmp_path, names):
+    for number in range(5):
+        root = tmp_path / str(number)
+        root.mkdir()
+        together(names, lambda name, barrier, root=root: elsewhere(root, name, barrier))
+        assert made(root) == 2
+        assert whole(root)
+        assert list((root / "store" / "unfinished").iterdir()) == []
+
+
+@pytest.mark.parametrize("locks", [True, False], ids=["locks", "no locks"])
+@pytest.mark.parametrize("noticed", ["by its size", "when it is read"])
+def test_processes_that_repair_the_same_artefact_end_with_a_whole_one(tmp_path, locks, noticed):
+    """With locks one of them makes it; without, none dies."""
+    obtain(tmp_path)
+    (path,) = (tmp_path / "store").glob("kind/*/file7")
+    before = path.stat()
+    path.write_bytes(path.read_bytes()[:-1] + (b"x" if noticed == "when it is read" else b""))
+    assert (path.stat().st_size == before.st_size) == (noticed == "when it is read")
+
+    def repair(name: str, barrier) -> None:
+        if not locks:
+            unlocked()
+        barrier.wait()
+        obtain(tmp_path, 0.05)
+
+    together("abcd", repair)
+    assert whole(tmp_path)
+    assert made(tmp_path) == 2 if locks else made(tmp_path) >= 2
+    kept = [folder / "file7" for folder in (tmp_path / "store" / "damaged").iterdir()]
+    assert sum(file.read_bytes() != CONTENT["file7"] for file in kept) == 1
+    if locks:
+        assert len(kept) == 1
+
+
+def together(names, target) -> None:
+    barrier = CONTEXT.Barrier(len(names))
+    workers = [CONTEXT.Process(target=target, args=(name, barrier)) for name in names]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0] * len(names)
+
+
+def test_a_disk_without_locks_is_said_in_the_log(tmp_path, caplog, monkeypatch):
+    def refuse(*_) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    obtain(tmp_path)
+    assert (
+        caplog.text.count("no locks here (Function not implemented), so another process may also be making kind") == 1
+    )
+    assert whole(tmp_path)
+
+
+def test_another_machines_unfinished_folder_is_left_alone(tmp_path, monkeypatch):
+    """Where locks are not shared it may be at work; what this machine's dead processes left goes."""
+    store = Store(tmp_path / "store")
+    key = identity_key({"format": FORMAT, "identity": {"a": 1}})
+    (tmp_path / "store").mkdir()
+    mine = store.temporary("kind", key)
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "gethostname", lambda: "other")
+        others = store.temporary("kind", key)
+    obtain(tmp_path)
+    assert not mine.exists()
+    assert others.exists()
+
+
+def as_nobody(target, *arguments) -> int:
+    """The exit code of `target` in a process that may not do everything, as this one may if it is root's."""
+
+    def run() -> None:
+        if os.getuid() == 0:
+            os.setgid(65534)
+            os.setuid(65534)
+        target(*arguments)
+
+    worker = CONTEXT.Process(target=run)
+    worker.start()
+    worker.join()
+    return worker.exitcode
+
+
+@pytest.fixture
+def public():
+    """A folder that every user may enter."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("name", ["file3", "manifest.json", ""])
+def test_what_may_not_be_read_is_refused_and_not_made_again(public, name):
+    obtain(public)
+    (folder,) = (public / "store" / "kind").iterdir()
+
+    def refused() -> None:
+        with pytest.raises(ArtefactError, match=r"cannot be read \(Permission denied\): give access") as error:
+            read(Store(public / "store").obtain("kind", {"a": 1}, never))
+        assert str(folder / (name or "manifest.json")) in str(error.value)
+
+    (folder / name).chmod(0)
+    assert as_nobody(refused) == 0
+    (folder / name).chmod(0o755)
+    assert whole(public)
+
+
+def test_a_store_that_may_only_be_read_gives_what_it_has_and_names_what_it_lacks(public):
+    obtain(public)
+
+    def refused() -> None:
+        store = Store(public / "store")
+        read(store.obtain("kind", {"a": 1}, never))
+        with pytest.raises(ArtefactError) as error:
+            store.obtain("kind", {"a": 2}, never)
+        for said in (
+            f"{store.root}: kind ",
+            "is not in this store and cannot be made (",
+            "Permission denied",
+            "set store=",
+        ):
+            assert said in str(error.value)
+        assert "\n" not in str(error.value)
+
+    assert as_nobody(refused) == 0
+    for place in ("locks", "unfinished"):  # nobody may write here, but not where artefacts of this kind lie
+        (public / "store" / place).chmod(0o777)
+    assert as_nobody(refused) == 0
 
 
 def test_scratch_space_survives_a_kill_and_goes_in_the_end(tmp_path):
@@ -179,13 +372,14 @@ FULL = """
 import sys
 from pathlib import Path
 from experiments.store import Store
+from pruning.errors import ArtefactError
 def make(folder):
     for number in range(40):
         (folder / str(number)).write_bytes(bytes(16384))
 try:
     artefact = Store(Path(sys.argv[1])).obtain("kind", {"a": 1}, make)
-except OSError as error:
-    sys.exit(f"OSError: {error}")
+except ArtefactError as error:
+    sys.exit(f"refused: {error}")
 for number in range(40):
     assert artefact.file(str(number)).read_bytes() == bytes(16384)
 """
@@ -210,6 +404,7 @@ def store_in(folder: Path, limit: int | None = None) -> subprocess.CompletedProc
 def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path):
     done = store_in(tmp_path, limit=10_000)
     assert done.returncode == 1
+    assert done.stderr.startswith(f"refused: {tmp_path}: kind ")
     assert "File too large" in done.stderr
     assert list((tmp_path / "unfinished").iterdir()) == []
     assert not (tmp_path / "kind").exists()
@@ -227,6 +422,7 @@ def test_a_full_disk_leaves_nothing_and_is_no_loss(tmp_path):
     try:
         done = store_in(place)
         assert done.returncode == 1
+        assert done.stderr.startswith(f"refused: {place}: kind ")
         assert "No space left" in done.stderr
         assert list((place / "unfinished").iterdir()) == []
         assert not list(place.glob("kind/*"))

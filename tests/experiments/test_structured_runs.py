@@ -9,6 +9,7 @@ from experiments import run as app
 from experiments.configuration import checked
 from experiments.gallery import Wanted, gallery
 from experiments.levels import Level, evaluate
+from experiments.networks import load
 from experiments.setting import Setting
 from experiments.store import Store
 from pruning import Masks
@@ -49,7 +50,7 @@ def test_a_row_s_macs_are_those_of_the_small_network(tmp_path):
     begun = stages.prune(setting, dense, 0.5, lambda network: stages.score(setting, network))
     network = stages.recover(setting, begun, 0.5)
     assert untimed([evaluate(setting, network, Level(1, 1, 1, 0.5, 0.5), dense)])[0]["macs"] == row["macs"]
-    model = stages.load(setting.new_model(), network)
+    model = load(setting.new_model(), network)
     small = remove(model, network.load_masks(), setting.structure)
     whole = {name: torch.ones_like(p, dtype=torch.bool) for name, p in small.named_parameters()}
     assert cost(small, Masks(whole), setting.splits.test.inputs[:1]).dense_macs == row["macs"]
@@ -62,7 +63,7 @@ def test_removed_channels_do_not_come_back_while_training(tmp_path):
     run(tmp_path, *options)
     setting = setting_of(tmp_path, *options)
     begun = stages.prune(setting, stages.dense(setting), 0.5, lambda network: stages.score(setting, network))
-    model = stages.load(setting.new_model(), stages.recover(setting, begun, 0.5))
+    model = load(setting.new_model(), stages.recover(setting, begun, 0.5))
     masks = begun.load_masks()
     assert {name for name in masks if name.endswith("bias")}
     assert all(not bool(dict(model.named_parameters())[name][~mask].any()) for name, mask in masks.items())
@@ -151,6 +152,6 @@ def test_nearly_all_of_each_network_can_go(name, shape):
     ],
 )
 def test_what_a_regime_refuses_is_refused_before_the_first_training(tmp_path, monkeypatch, options, said):
-    monkeypatch.setattr(stages, "train", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr("experiments.stages.trained.train", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(PruningError, match=said):
         run(tmp_path, *options, "density=0.5", "recovery.epochs=2")

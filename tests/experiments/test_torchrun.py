@@ -18,15 +18,16 @@ from tests.experiments.running import ROOT, SMALL
 WATCHED = """
 import sys
 from pathlib import Path
-from experiments import jobs, processes, run, stages
+from experiments import jobs, processes, run
+from experiments.stages import masks as stage
 
-place, made = sys.argv[1], stages.selected
+place, made = sys.argv[1], stage.selected
 def watched(*arguments, **options):  # the masks that each process finds by itself
     masks = made(*arguments, **options)
     masks.save(Path(place) / f"{masks.kept}-of-{processes.rank()}.safetensors")
     return masks
 
-stages.selected = watched
+stage.selected = watched
 sys.argv = ["run", *sys.argv[2:], f"folder={place}/runs", f"store={place}/store"]
 sys.exit(run.main())
 """

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from pruning import Evidence, prunable
-from pruning.evidence import Batch, Scores
+from pruning.batches import Batch
+from pruning.evidence import Scores
 
 REFERENCE = json.loads((Path(__file__).parents[1] / "vectors" / "scorers.json").read_text())
 MLP = REFERENCE["mlp (eval mode, mean cross-entropy, float64)"]

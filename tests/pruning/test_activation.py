@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from pruning import Evidence, prunable, prune, scorers
 from pruning.allocation import PerRow
 from pruning.errors import ScoreError
+from pruning.recovery import compensate, compensate_bias
 from tests.pruning.cases import assert_scores, reference, reference_case
 
 
@@ -84,6 +85,40 @@ def test_a_weight_that_no_layer_multiplies_is_named(model: nn.Module, shape: tup
 
     with pytest.raises(ScoreError, match=f"{said}: no Linear or convolution"):
         scorers.wanda(Evidence(model, prunable(model), [torch.randn(shape)], run))  # type: ignore[arg-type]  # never used
+
+
+class Routed(nn.Module):
+    """Three experts, of which the last gets no example; it is called without any, or not at all."""
+
+    def __init__(self, called: bool) -> None:
+        super().__init__()
+        self.experts, self.called = nn.ModuleList(nn.Linear(4, 3) for _ in range(3)), called
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = x.new_zeros(len(x), 3)
+        for number, expert in enumerate(self.experts):
+            places = (x[:, 0] > 0).long().eq(number).nonzero()[:, 0]
+            if self.called or len(places):
+                out = out.index_add(0, places, expert(x[places]))
+        return out
+
+
+@pytest.mark.parametrize("called", [True, False])
+def test_an_expert_without_an_example_scores_zero(called: bool) -> None:
+    torch.manual_seed(0)
+    model = Routed(called)
+    x, y = torch.randn(9, 4), torch.randint(3, (9,))
+    evidence = Evidence(model, prunable(model), [(x[:4], y[:4]), (x[4:], y[4:])], reference_case(6).loss)
+    for scorer in (scorers.wanda, scorers.obs, scorers.taylor, scorers.fisher, scorers.obd, scorers.woodfisher):
+        scores = scorer(evidence)  # type: ignore[operator]
+        assert not bool(scores["experts.2.weight"].any())
+        assert all(bool(scores[f"experts.{number}.weight"].all()) for number in (0, 1))
+    masks = prune(scorers.magnitude(evidence), 0.5)
+    for compensation in (compensate_bias, compensate):
+        before = model.experts[2].weight.detach().clone(), model.experts[2].bias.detach().clone()
+        compensation(evidence, masks)
+        assert torch.equal(model.experts[2].weight, before[0].masked_fill(~masks["experts.2.weight"], 0))
+        assert torch.equal(model.experts[2].bias, before[1])
 
 
 def test_wrong_arguments_are_refused() -> None:

@@ -6,10 +6,13 @@ from functools import partial
 
 import pytest
 import torch
+from accelerate import Accelerator
+from timm.optim import Lookahead
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from pruning import Masks
+from pruning.attachment import optimizers_in
 from pruning.errors import MaskError
 from tests.pruning.twins import Make, Noisy, assert_gone, loss_of, mlp, random_masks, removed, train
 
@@ -314,3 +317,80 @@ def test_an_optimizer_of_another_model_is_refused() -> None:
     model, other = mlp(), mlp()
     with pytest.raises(MaskError, match="Adam: updates none of the masked parameters"):
         random_masks(model).attach(model, Adam(other.parameters()))
+
+
+def test_an_accelerated_optimizer_is_looked_through() -> None:
+    """What accelerate's `prepare` returns, which a Trainer's callbacks get, wraps an optimizer and is none itself."""
+    masks = random_masks(mlp())
+    found = []
+    for wrap in (lambda optimizer: optimizer, Accelerator(cpu=True).prepare):
+        model = mlp()
+        optimizer = wrap(AdamW(model.parameters(), lr=0.05, weight_decay=0.1))
+        with masks.attach(model, optimizer):
+            train(model, optimizer, 5)
+            assert_gone(model, masks, getattr(optimizer, "optimizer", optimizer))
+        found.append([p.detach() for p in model.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("late", [0, 4])
+def test_lookahead_revives_nothing(late: int) -> None:
+    """Its slow weights are put over the fast ones every third step; masks may come when it has some."""
+    model = mlp()
+    optimizer = Lookahead(SGD(model.parameters(), lr=0.05, momentum=0.9), k=3)
+    train(model, optimizer, late)
+    masks = random_masks(model)
+    with masks.attach(model, optimizer):
+        for _ in range(7):
+            train(model, optimizer, 1)
+            assert_gone(model, masks, optimizer._base_optimizer)
+    slow = optimizer._base_optimizer.state[model[0].weight]["lookahead_slow_buff"]
+    assert not bool(slow[~masks["0.weight"]].any())
+    assert bool(slow.any())
+
+
+def test_an_optimizer_that_is_wrapped_twice_is_watched_once() -> None:
+    model = mlp()
+    inner = SGD(model.parameters(), lr=0.1)
+    outer = SGD(model.parameters(), lr=0.1)
+    outer.optimizer = outer._optimizer = inner  # type: ignore[attr-defined]
+    inner.optimizer = outer  # type: ignore[attr-defined]  # and back again
+    assert optimizers_in(outer) == (outer, inner)
+    with random_masks(model).attach(model, outer):
+        assert len(inner._optimizer_step_pre_hooks) == len(outer._optimizer_step_pre_hooks) == 1
+
+
+def test_an_optimizer_that_cannot_be_watched_is_refused_and_leaves_no_hook() -> None:
+    class Own(Optimizer):
+        """Without torch's constructor, and so without its hooks."""
+
+        def __init__(self, parameters: list[nn.Parameter]) -> None:
+            self.param_groups, self.state, self.defaults = [{"params": parameters}], {}, {}
+
+        def step(self, closure: None = None) -> None:
+            """Nothing."""
+
+    model = mlp()
+    before = [p.detach().clone() for p in model.parameters()]
+    plain = SGD(model.parameters(), lr=0.1)
+    with pytest.raises(MaskError, match=r"Own: its steps cannot be watched: give") as caught:
+        random_masks(model).attach(model, plain, Own(list(model.parameters())))
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(p, value) for p, value in zip(model.parameters(), before, strict=True))
+    assert not plain._optimizer_step_pre_hooks
+    assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
+
+
+def test_attaching_that_fails_midway_leaves_no_hook(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = mlp()
+    optimizer = SGD(model.parameters(), lr=0.1)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("midway")
+
+    monkeypatch.setattr(optimizer, "register_load_state_dict_post_hook", fail)
+    with pytest.raises(RuntimeError, match="midway"):
+        random_masks(model).attach(model, optimizer)
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
+    assert not any(p._post_accumulate_grad_hooks for p in model.parameters())

@@ -1,11 +1,13 @@
 """Parameters and multiply-accumulates, by hand and by counting every multiplication of a kept weight."""
 
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -131,19 +133,130 @@ def test_tied_weights_are_counted_once_but_used_twice(same: str) -> None:
     assert (found.dense_macs, found.macs) == (32, 2 * masks.kept)
 
 
-def test_macs_are_never_negative_for_layers_that_are_not_counted() -> None:
-    class Pair(nn.Module):
+class Product(nn.Module):
+    """One weight in one operator."""
+
+    def __init__(self, shape: tuple[int, ...], run: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.weight, self.run = nn.Parameter(torch.randn(shape)), run
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(x, self.weight)
+
+
+PRODUCTS: list[tuple[str, tuple[int, ...], Callable[[Tensor, Tensor], Tensor], tuple[int, ...], int]] = [
+    ("mv", (5, 4), lambda x, w: w @ x, (4,), 1),
+    ("addmv", (5, 4), lambda x, w: torch.addmv(torch.zeros(5), w, x), (4,), 1),
+    ("dot", (4,), lambda x, w: x @ w, (4,), 1),
+    ("vector on the left", (4,), lambda x, w: w @ x, (4, 3), 3),
+    ("linear of a vector", (5, 4), nn.functional.linear, (4,), 1),
+    ("bmm", (2, 5, 4), lambda x, w: torch.bmm(w, x), (2, 4, 3), 3),
+    ("addbmm", (2, 4, 5), lambda x, w: torch.addbmm(torch.zeros(3, 5), x, w), (2, 3, 4), 3),
+    ("baddbmm", (2, 4, 5), lambda x, w: torch.baddbmm(torch.zeros(2, 3, 5), x, w), (2, 3, 4), 3),
+    ("einsum", (5, 4), lambda x, w: torch.einsum("bi,oi->bo", x, w), (3, 4), 3),
+    ("conv_tbc", (3, 4, 5), lambda x, w: torch.conv_tbc(x, w, torch.zeros(5)), (7, 2, 4), 10),
+    ("bilinear", (5, 3, 4), lambda x, w: nn.functional.bilinear(x, torch.ones(2, 4), w), (2, 3), 2),
+    ("a slice", (6, 4), lambda x, w: x @ w[1:4].T, (3, 4), -1),
+    ("chosen rows", (6, 4), lambda x, w: x @ w[torch.tensor([5, 1, 1])].T, (3, 4), -2),
+    ("joined", (6, 4), lambda x, w: x @ torch.cat([w[1:2], w[2:4]]).T, (3, 4), -1),
+    ("half precision", (5, 4), lambda x, w: x.bfloat16() @ w.bfloat16().T, (3, 4), 3),
+]
+
+
+@pytest.mark.parametrize(("name", "shape", "run", "inputs", "uses"), PRODUCTS, ids=[line[0] for line in PRODUCTS])
+def test_every_product_counts(
+    name: str, shape: tuple[int, ...], run: Callable[[Tensor, Tensor], Tensor], inputs: tuple[int, ...], uses: int
+) -> None:
+    model = Product(shape, run)
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(1)) < 0.5
+    seen = mask[1:4] if uses == -1 else mask[[5, 1, 1]] if uses == -2 else mask
+    found = cost(model, Masks({"weight": mask}), torch.ones(inputs))
+    times = uses if uses > 0 else 3
+    assert (found.dense_macs, found.macs) == (times * seen.numel(), times * int(seen.sum()))
+    assert cost(model, Masks({"weight": torch.zeros_like(mask)}), torch.ones(inputs)).macs == 0
+
+
+def test_a_product_of_two_weights_saves_what_either_loses() -> None:
+    class Low(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.pair = nn.Bilinear(3, 4, 5)
+            self.a, self.b = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(4, 5))
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.pair(x, torch.ones(len(x), 4))
+            return (self.a @ self.b) * x
 
-    model = Pair()
-    nothing = Masks({"pair.weight": torch.zeros(5, 3, 4, dtype=torch.bool)})
-    found = cost(model, nothing, torch.ones(2, 3))
-    assert 0 <= found.macs <= found.dense_macs
+    model = Low()
+    masks = Masks({n: torch.rand(p.shape) < 0.5 for n, p in model.named_parameters()})
+    kept = sum(int(masks["a"][i, k] & masks["b"][k, j]) for i, k, j in product(range(3), range(4), range(5)))
+    found = cost(model, masks, torch.ones(()))
+    assert (found.dense_macs, found.macs) == (60, kept)
+
+
+@pytest.mark.parametrize(
+    ("layer", "macs"),
+    [
+        (nn.LSTM(4, 5, batch_first=True), 6 * (4 * 5 * 4 + 4 * 5 * 5)),
+        (nn.LSTM(4, 5, num_layers=2, bidirectional=True), 6 * (2 * 20 * 9 + 2 * 20 * 15)),
+        (nn.LSTM(4, 6, proj_size=3), 6 * (24 * 4 + 24 * 3 + 3 * 6)),
+        (nn.GRU(4, 5), 6 * (15 * 4 + 15 * 5)),
+        (nn.RNN(4, 5), 6 * (5 * 4 + 5 * 5)),
+    ],
+    ids=str,
+)
+def test_recurrent_layers_count(layer: nn.Module, macs: int) -> None:
+    """Every weight is used once a step; also where one kernel does it all."""
+
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = layer
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x)[0]
+
+    model, enabled = Last(), torch.backends.mkldnn.enabled
+    masks = masks_of(model)
+    found = cost(model, masks, torch.ones(2, 3, 4))
+    assert (found.dense_macs, found.macs) == (macs, 6 * masks.kept)
+    assert torch.backends.mkldnn.enabled == enabled
+
+
+@pytest.mark.parametrize("implementation", ["eager", "grouped_mm", "batched_mm", "fallback"])
+def test_experts_count_by_the_tokens_that_they_get(implementation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    config = transformers.MixtralConfig(
+        vocab_size=20,
+        hidden_size=8,
+        intermediate_size=12,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+    )
+    model = transformers.MixtralForCausalLM(config).eval()
+    model.set_experts_implementation(implementation.replace("fallback", "grouped_mm"))
+    if implementation == "fallback":
+        monkeypatch.setattr("transformers.integrations.moe._can_use_grouped_mm", lambda *_: False)
+    experts = model.model.layers[0].mlp.experts
+    seen: list[Tensor] = []
+    hook = experts.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
+    ids = torch.randint(20, (2, 7))
+    model(ids)
+    hook.remove()
+    tokens = torch.bincount(seen[0].reshape(-1), minlength=4)
+    parameters = prunable(model, include="*experts*")
+    masks = Masks(
+        {n: torch.rand(p.shape, generator=torch.Generator().manual_seed(2)) < 0.3 for n, p in parameters.items()}
+    )
+    whole, found = cost(model, None, {"input_ids": ids}), cost(model, masks, {"input_ids": ids})
+    gone = sum(int((tokens * (~mask).sum((1, 2))).sum()) for mask in masks.values())
+    used = int(tokens.sum()) * (2 * 12 * 8 + 8 * 12)
+    others = (
+        14 * (8 * 8 + 2 * 8 * 4 + 8 * 8 + 8 * 20 + 4 * 8) + 2 * 2 * 2 * 7 * 7 * 4
+    )  # projections, head, router, scores
+    assert whole.dense_macs == whole.macs == used + others
+    assert found.dense_macs - found.macs == gone > 0
 
 
 def test_attention_is_counted_in_eval_mode_too() -> None:

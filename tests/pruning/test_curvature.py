@@ -1,5 +1,6 @@
 """Curvature against loops, definitions and torch's own Hessian."""
 
+from collections import UserDict
 from collections.abc import Callable
 from typing import Any
 
@@ -398,3 +399,213 @@ def test_curvature_leaves_no_trace() -> None:
     assert all(p.grad is None for p in model.parameters())
     assert not model.training
     assert not any(module._forward_hooks for module in model.modules())
+
+
+class Routed(nn.Module):
+    """Two experts that see the tokens that the data send them: rows of an expert may be of one example, or of any."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.reshape(-1, 4)  # two tokens an example
+        out = torch.zeros_like(tokens)
+        for number, expert in enumerate(self.experts):
+            places = (tokens[:, 0] > 0).long().eq(number).nonzero()[:, 0]
+            out = out.index_add(0, places, expert(tokens[places]))
+        return self.head(out.view(x.shape).mean(1))  # type: ignore[no-any-return]
+
+
+def routed(signs: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    """Examples of two tokens each, sent by their signs."""
+    inputs, targets = data(2, 4, count=len(signs))
+    inputs[:, :, 0] = inputs[:, :, 0].abs() * torch.tensor(signs)
+    return inputs, targets
+
+
+@pytest.mark.parametrize("curvature", ["empirical_fisher", "gauss_newton"])
+def test_batches_in_which_experts_mix_examples_are_not_taken_for_others(curvature: Any) -> None:
+    """In the first batch both experts have one token of each example, in their order; in the second as many tokens,
+    but of other examples."""
+    torch.manual_seed(0)
+    model = Routed().double()
+    apart, mixed = routed([(1, -1)] * 4), routed([(1, 1), (-1, -1), (1, -1), (1, -1)])
+    evidence = Evidence(model, prunable(model), [apart, mixed], cross_entropy)
+    found = mean_squares(evidence, cotangents.cotangents(curvature))
+    single = [(x[i : i + 1], y[i : i + 1]) for x, y in (apart, mixed) for i in range(4)]
+    wanted = mean_squares(Evidence(model, evidence.parameters, single, cross_entropy), cotangents.cotangents(curvature))
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value)
+
+
+class Again(nn.Module):
+    """Uses the weight of its layer in one call more for large inputs; or a copy of it, under autocast."""
+
+    def __init__(self, always: bool = False) -> None:
+        super().__init__()
+        self.a, self.b, self.always = nn.Linear(4, 4, bias=False), nn.Linear(4, 3), always
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.a(x).relu()
+        if self.always or float(x.detach().abs().max()) > 50:
+            hidden = F.linear(hidden * 10, self.a.weight)
+        return self.b(hidden)  # type: ignore[no-any-return]
+
+
+def small_then_large() -> list[tuple[Tensor, Tensor]]:
+    x, y = data(4)
+    return [(x[:4], y[:4]), (x[4:] * 100, y[4:])]
+
+
+def test_uses_outside_of_a_module_in_later_batches_count() -> None:
+    torch.manual_seed(0)
+    model = Again().double()
+    batches = small_then_large()
+    found = mean_squares(Evidence(model, prunable(model), batches, cross_entropy), cotangents.empirical)
+    single = [(x[i : i + 1], y[i : i + 1]) for x, y in batches for i in range(len(x))]
+    for name, p in prunable(model).items():
+        squares = [torch.autograd.grad(cross_entropy(model, example), p)[0].square() for example in single]
+        torch.testing.assert_close(found[name], torch.stack(squares).mean(0))
+
+
+@pytest.mark.parametrize("scorer", [scorers.wanda, scorers.obs])
+def test_scorers_of_inputs_refuse_weights_that_are_used_outside_of_their_modules(scorer: Any) -> None:
+    model = Again().double()
+    scorer(Evidence(model, prunable(model), small_then_large()[:1], cross_entropy))
+    with pytest.raises(ScoreError, match=r"a\.weight: is also used outside of its module"):
+        scorer(Evidence(model, prunable(model), small_then_large(), cross_entropy))
+
+    def halved(model: nn.Module, batch: Any) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):  # it keeps the cast of a weight for later uses
+            return cross_entropy(model, batch)
+
+    cast = Again(always=True)
+    x, y = data(4)
+    with pytest.raises(ScoreError, match=r"a\.weight: is also used outside of its module"):
+        scorer(Evidence(cast, prunable(cast), [(x.float(), y)], halved))
+
+
+def test_penalties_on_weights_are_no_uses_of_them() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)).double()
+
+    def decayed(model: nn.Module, batch: Any) -> Tensor:
+        return cross_entropy(model, batch) + sum(p.square().sum() for p in model.parameters())
+
+    found, wanted = (scorers.wanda(Evidence(model, prunable(model), [data(4)], f)) for f in (decayed, cross_entropy))
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+
+
+def test_layers_of_a_fused_encoder_are_seen() -> None:
+    """In eval mode without gradients torch runs a whole encoder layer past its modules."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True, dropout=0.0).double().eval()
+    parameters = prunable(layer, include=["linear1.weight", "linear2.weight"])
+    x = data(3, 4)[0]
+    seen = []
+    hook = layer.linear1.register_forward_hook(lambda m, i, o: seen.append(i[0]))
+    layer(x)  # with gradients
+    hook.remove()
+    scores = scorers.wanda(Evidence(layer, parameters, [x], lambda m, b: m(b).sum()))
+    norms = seen[0].detach().square().sum((0, 1)).sqrt()
+    torch.testing.assert_close(scores["linear1.weight"], layer.linear1.weight.detach().abs() * norms)
+
+
+def test_networks_that_mix_examples_are_refused() -> None:
+    class Centred(nn.Module):
+        def __init__(self, share: float = 1.0) -> None:
+            super().__init__()
+            self.a, self.b, self.share = nn.Linear(4, 5), nn.Linear(5, 3), share
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.a(x)
+            return self.b(torch.tanh(hidden - self.share * hidden.mean(0)))  # type: ignore[no-any-return]
+
+    class Statistics(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.batch_norm(self.a(x), None, None, training=True)
+
+    class Contrast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.a(x)
+            return hidden @ hidden.T  # type: ignore[no-any-return]
+
+    for model in (Centred(), Centred(0.5), Statistics(), Contrast()):
+        evidence = Evidence(model.double(), prunable(model), [data(4)], cross_entropy)
+        for scorer in (scorers.fisher, scorers.obd, scorers.woodfisher):
+            with pytest.raises(ScoreError, match="no gradients of their own") as caught:
+                scorer(evidence)
+            assert "\n" not in str(caught.value)
+    calm = Centred(0.0).double()
+    scorers.fisher(Evidence(calm, prunable(calm), [data(4)], cross_entropy))
+
+
+def test_examples_are_cut_out_of_any_mapping() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    model.register_parameter("scale", nn.Parameter(torch.ones(3, dtype=torch.float64)))
+    x, y = data(4)
+
+    def scaled(model: nn.Module, batch: Any) -> Tensor:
+        return F.cross_entropy(model(batch["x"]), batch["y"])
+
+    parameters = prunable(model)
+    found = mean_squares(Evidence(model, parameters, [UserDict(x=x, y=y)], scaled), cotangents.empirical)
+    wanted = mean_squares(Evidence(model, parameters, [(x, y)], cross_entropy), cotangents.empirical)
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value)
+    with pytest.raises(ScoreError, match="leave out Evidence"):
+        mean_squares(Evidence(model, parameters, [(x, y)], cross_entropy, count=len), cotangents.empirical)
+
+
+@pytest.mark.parametrize("scorer", [scorers.wanda, scorers.obs])
+def test_layers_may_be_called_with_one_example(scorer: Any) -> None:
+    """A loop over examples, each without a dimension for them, is the batch."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 2, 7, dtype=torch.float64)
+    layer = nn.Sequential(nn.Conv1d(2, 3, 3), nn.Flatten(-2), nn.Linear(15, 3)).double()
+    one = lambda m, b: torch.stack([m(e) for e in b]).sum()  # noqa: E731
+    found, wanted = (scorer(Evidence(layer, prunable(layer), [x], f)) for f in (one, lambda m, b: m(b).sum()))
+    for name, score in wanted.items():
+        torch.testing.assert_close(found[name], score)
+
+
+def test_shapes_of_weights_may_be_asked_for_anywhere_and_branches_are_taken() -> None:
+    class Shapely(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            start = self.a.weight.new_zeros(len(x), 4) + torch.zeros_like(self.a.weight)[:1]
+            return self.b(torch.cond(x.sum() > 99, lambda t: t + 1, lambda t: t - 1, (start + self.a(x),)))
+
+    model = Shapely()
+    x, y = data(4)
+    evidence = Evidence(model, prunable(model), [(x.float(), y)], cross_entropy)
+    assert all(bool(score.any()) for score in scorers.wanda(evidence).values())
+    with pytest.raises(ScoreError, match=r"torch\.cond and its like cannot be watched"):
+        scorers.taylor(evidence)
+    with torch.inference_mode(), pytest.raises(ScoreError, match="outside"):
+        scorers.wanda(evidence)
+
+
+def test_a_penalty_that_begins_in_a_later_batch_is_refused_there() -> None:
+    def growing(model: nn.Module, batch: Any) -> Tensor:
+        value = cross_entropy(model, batch)
+        return value + model.weight.square().sum() if len(batch[1]) == 3 else value  # type: ignore[union-attr,operator]
+
+    model = nn.Linear(4, 3).double()
+    x, y = data(4)
+    mean_squares(Evidence(model, prunable(model), [(x[:4], y[:4])], growing), cotangents.empirical)
+    with pytest.raises(ScoreError, match="weight: the loss sees it past the model's outputs"):
+        mean_squares(Evidence(model, prunable(model), [(x[:4], y[:4]), (x[4:], y[4:])], growing), cotangents.empirical)

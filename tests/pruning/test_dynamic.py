@@ -337,6 +337,27 @@ def test_what_returns_has_no_past(name: str) -> None:
             torch.testing.assert_close(moved, torch.full_like(moved, 0.01))
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_what_was_trained_and_dropped_returns_without_its_past(name: str) -> None:
+    """Its state is that with which a fresh optimizer begins, whatever it was before it was dropped."""
+    model = network()
+    masks = Masks(evidence_of(model).masks)
+    optimizer = OPTIMIZERS[name](model.parameters())
+    regime = Held(model, optimizer, Masks.dense(prunable(model)))
+    run(regime, last=4)
+    regime.replace(masks)
+    run(regime, 4, 6)
+    regime.replace(Masks.dense(prunable(model)))
+    found = 0
+    for key, parameter in regime.parameters.items():
+        for entry, value in optimizer.state[parameter].items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                begins = {"step_size": 0.01, "sum": 0.1}.get(entry, 0.0)
+                assert bool((value[~masks[key]] == begins).all()), entry
+                found += 1
+    assert found > 0
+
+
 @pytest.mark.parametrize("regrow", [True, False])
 def test_gradual_is_zhu_and_gupta_written_out(regrow: bool) -> None:
     """Weights W rest behind their mask; every few steps the mask is the top |W|, of all or of those that live."""

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from pruning import Evidence, prunable
+from pruning.batches import Batch, examples
 from pruning.errors import ScoreError
-from pruning.evidence import Batch, accumulated, examples, gradients, mean_gradient, untouched
+from pruning.evidence import accumulated, untouched
+from pruning.gradients import gradients, mean_gradient
 from pruning.scorers.catalogue import CATALOGUE
 
 
@@ -268,11 +270,56 @@ def test_what_cannot_be_scored_is_refused() -> None:
         ({"input_ids": torch.zeros(6, 9), "labels": torch.zeros(6)}, 6),
         ((("a name", torch.zeros(2, 7)), torch.zeros(2)), 2),
         ({"id": "x", "inputs": {"image": torch.zeros(8, 3)}}, 8),
-        ([{"a": torch.zeros(3, 1)}, torch.zeros(9)], 3),
+        ({"temperature": torch.tensor(1.0), "x": torch.zeros(5, 2), "y": torch.zeros(5)}, 5),
+        (([torch.zeros(4, 2), torch.zeros(4)], torch.zeros(4)), 4),
+        (
+            (
+                [torch.zeros(3, 8, 8), torch.zeros(3, 9, 7)],
+                [{"boxes": torch.zeros(4, 4)}, {"boxes": torch.zeros(1, 4)}],
+            ),
+            2,
+        ),
+        ((["some", "words"], torch.zeros(2, 7)), 2),
+        ([torch.zeros(6, 1, 8, 8), torch.zeros(6, 1, 8, 8)], 6),
+        ([{"image": torch.zeros(2, 9)}, {"image": torch.zeros(2, 9)}], 2),
+        ((nn.utils.rnn.pack_sequence([torch.zeros(4, 2), torch.zeros(1, 2)]), torch.zeros(2)), 2),
     ],
 )
 def test_examples_in_a_batch(batch: Batch, size: int) -> None:
     assert examples(batch) == size
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        ([{"a": torch.zeros(3, 1)}, torch.zeros(9)]),
+        (torch.zeros(7, 4, 2), torch.zeros(4)),
+        ([torch.zeros(3, 8, 8), torch.zeros(3, 8, 8)], [torch.tensor(1), torch.tensor(0)]),
+        [torch.zeros(3, 8, 8), torch.zeros(3, 8, 8)],
+        [{"image": torch.zeros(3, 8, 8), "label": torch.tensor(1)} for _ in range(5)],
+        [(torch.zeros(3, 8, 8), 1) for _ in range(5)],
+    ],
+    ids=["two numbers", "time first", "images or examples", "images", "examples", "pairs"],
+)
+def test_a_batch_whose_examples_are_not_clear_is_refused(batch: Batch) -> None:
+    refused(lambda: examples(batch), "put examples first", "count=")
+    model = plain()
+    assert Evidence(model, prunable(model), count=lambda _: 4).size(batch) == 4.0
+    for wrong in (0, -1, float("nan"), float("inf")):
+        refused(lambda wrong=wrong: Evidence(model, prunable(model), count=lambda _: wrong).size(batch), "count=")
+
+
+def test_batches_weigh_by_what_their_losses_are_means_over() -> None:
+    """A loss over tokens, padding ignored: cut anyhow, with the number of tokens as count, it is that of all."""
+    model = plain()
+    inputs, targets = data(dtype=torch.float64)
+    targets[::5] = -100
+    whole = mean_gradient(evidence(model, [(inputs, targets)]))
+    batches = cut((inputs, targets), [1, 2, 9])[1:] + cut((inputs, targets), [1, 2, 9])[:1]
+    tokens = [(x, y) for x, y in batches if int((y >= 0).sum())]
+    seen = Evidence(model, prunable(model), tokens, loss, count=lambda batch: int((batch[1] >= 0).sum()))
+    for name, gradient in mean_gradient(seen).items():
+        torch.testing.assert_close(gradient, whole[name], rtol=0, atol=1e-14)
 
 
 def test_halves_are_accumulated_in_float32() -> None:

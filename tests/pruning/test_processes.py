@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,15 @@ from torch.optim import Adam, Optimizer
 
 from pruning import Evidence, Masks, prunable, prune, scorers
 from pruning.allocation import ERK
+from pruning.curvature import full_hessian
 from pruning.dynamic import SET, Gradual, Held, Movement, RigL, SoftMask
-from pruning.dynamic.processes import average_, of_first_process, parallel
 from pruning.errors import ExecutionError
+from pruning.evidence import Scores
 from pruning.execution import Execution, dense_execution, sparse_execution
 from pruning.execution import sparse as sparsely
 from pruning.granularity import Vectors
+from pruning.processes import average_, of_first_process, parallel
+from pruning.recovery import compensate, compensate_bias
 
 STEPS = 24
 Found = dict[str, list[dict[str, Tensor]]]
@@ -40,14 +44,70 @@ def loss_of(model: nn.Module, data: tuple[Tensor, Tensor]) -> Tensor:
     return nn.functional.cross_entropy(model(data[0]), data[1])
 
 
-def sparse(evidence: Evidence) -> Evidence:
-    masks = prune(scorers.random(evidence, seed=3), 0.3, allocation=ERK())
+def sparse(evidence: Evidence, seed: int = 16) -> Evidence:
+    masks = prune(scorers.random(evidence, seed=seed), 0.3, allocation=ERK())
     return Evidence(evidence.model, evidence.parameters, evidence.batches, evidence.loss, masks=masks)
+
+
+def shares() -> list[tuple[Tensor, Tensor]]:
+    """Data to score with; the processes' shares differ in size."""
+    return [(inputs[:size], targets[:size]) for size, (inputs, targets) in ((16, batch(1000)), (5, batch(1001)))]
+
+
+SCORERS: dict[str, Callable[[Evidence], Scores]] = {
+    "gradient": scorers.gradient,
+    "taylor": scorers.taylor,
+    "taylor before": partial(scorers.taylor, absolute="before"),
+    "snip": scorers.snip,
+    "grasp": scorers.grasp,
+    "fisher": scorers.fisher,
+    "obd": scorers.obd,
+    "hutchinson": partial(scorers.obd, curvature="hutchinson", probes=3),
+    "obs": scorers.obs,
+    "obs, full": partial(scorers.obs, hessian=full_hessian),
+    "woodfisher": scorers.woodfisher,
+    "wanda": scorers.wanda,
+}
+
+
+def scored(name: str, wrap: Callable[[nn.Module], nn.Module], rank: int, processes: int) -> Scores:
+    """Scores from the share of a process, with all parameters as before."""
+    model = wrap(network())
+    before = copy.deepcopy(model.state_dict())
+    found = SCORERS[name](Evidence(model, prunable(model), shares()[rank::processes], loss_of))
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    return found
+
+
+def compensated(how: str, wrap: Callable[[nn.Module], nn.Module], rank: int, processes: int) -> dict[str, Tensor]:
+    """Weights after a compensated removal."""
+    model = network()
+    evidence = Evidence(wrap(model), prunable(model), shares()[rank::processes], loss_of)
+    masks = prune(scorers.magnitude(evidence), 0.5)
+    (compensate if how == "weights" else compensate_bias)(evidence, masks)
+    return {name: p.detach() for name, p in model.named_parameters()}
+
+
+def attached(wrap: Callable[[nn.Module], nn.Module], rank: int, processes: int) -> dict[str, Tensor]:
+    """Weights after steps under masks of which every process brought others, first applied and then attached."""
+    model = network()
+    optimizer = Adam(model.parameters(), lr=0.02)
+    wrapped = wrap(model)
+    masks = prune(scorers.random(Evidence(model, prunable(model)), seed=rank), 0.3)
+    masks.apply_(wrapped)
+    with masks.attach(wrapped, optimizer):
+        for step in range(3):
+            inputs, targets = batch(step)
+            optimizer.zero_grad()
+            loss_of(wrapped, (inputs[rank::processes], targets[rank::processes])).backward()
+            optimizer.step()
+    return {name: p.detach() for name, p in model.named_parameters()}
 
 
 Regime = Callable[[Evidence, Optimizer], Held]
 REGIMES: dict[str, Regime] = {
-    "held": lambda e, o: Held(e.model, o, Masks(sparse(e).masks or {})),
+    "held": lambda e, o: Held(e.model, o, Masks(sparse(e, len(e.batches[0][1])).masks or {})),  # type: ignore[index]
     "set": lambda e, o: SET(sparse(e), o, steps=STEPS, every=4),
     "rigl": lambda e, o: RigL(sparse(e), o, steps=STEPS, every=4),
     "gradual": lambda e, o: Gradual(e, o, steps=STEPS, density=0.2, scorer=scorers.taylor, every=4, regrow=True),
@@ -57,11 +117,11 @@ REGIMES: dict[str, Regime] = {
 
 
 def trained(make: Regime, wrap: Callable[[nn.Module], nn.Module], rank: int, processes: int) -> list[dict[str, Tensor]]:
-    """Masks and weights after every step; a process sees its share of every batch, and scores with data of its own."""
+    """Masks and weights after every step; a process sees its share of every batch, and of the data for scores."""
     model = network()
     wrapped = wrap(model)
     optimizer = Adam(model.parameters(), lr=0.02)
-    regime = make(Evidence(wrapped, prunable(wrapped), [batch(1000 + rank)], loss_of), optimizer)
+    regime = make(Evidence(wrapped, prunable(wrapped), shares()[rank::processes], loss_of), optimizer)
     seen = []
     for step in range(STEPS):
         inputs, targets = batch(step)
@@ -125,6 +185,9 @@ def work(rank: int, folder: str) -> None:
     found: Found = {name: trained(make, WRAPS["ddp"], rank, 2) for name, make in REGIMES.items()}
     found["compiled rigl"] = trained(REGIMES["rigl"], WRAPS["compiled ddp"], rank, 2)
     found["sparse"] = trained_sparsely(WRAPS["ddp"], rank, 2)
+    found |= {f"scores {name}": [scored(name, WRAPS["ddp"], rank, 2)] for name in SCORERS}
+    found |= {f"moved {how}": [compensated(how, WRAPS["ddp"], rank, 2)] for how in ("weights", "bias")}
+    found["attached"] = [attached(WRAPS["ddp"], rank, 2)]
     (said,) = refusals()
     assert said.startswith("DistributedDataParallel: ")
     values = torch.full((3,), float(rank))
@@ -165,6 +228,30 @@ def test_a_network_made_sparse_before_it_is_wrapped_trains_as_one_process_would(
         torch.testing.assert_close(both[0]["sparse"][0][name], value, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", SCORERS)
+def test_scores_are_of_the_data_of_all_processes(both: tuple[Found, Found], name: str) -> None:
+    alone = scored(name, lambda model: model, 0, 1)
+    assert any(bool(score.any()) for score in alone.values())
+    for key, value in alone.items():
+        assert torch.equal(both[0][f"scores {name}"][0][key], both[1][f"scores {name}"][0][key])
+        torch.testing.assert_close(both[0][f"scores {name}"][0][key], value, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("how", ["weights", "bias"])
+def test_compensations_are_of_the_data_of_all_processes(both: tuple[Found, Found], how: str) -> None:
+    alone = compensated(how, lambda model: model, 0, 1)
+    for key, value in alone.items():
+        assert torch.equal(both[0][f"moved {how}"][0][key], both[1][f"moved {how}"][0][key])
+        torch.testing.assert_close(both[0][f"moved {how}"][0][key], value, rtol=1e-9, atol=1e-12)
+
+
+def test_masks_are_those_of_the_first_process_from_the_start(both: tuple[Found, Found]) -> None:
+    alone = attached(lambda model: model, 0, 1)
+    for key, value in alone.items():
+        assert torch.equal(both[0]["attached"][0][key], both[1]["attached"][0][key])
+        torch.testing.assert_close(both[0]["attached"][0][key], value, rtol=0, atol=1e-9)
+
+
 def test_averages_are_over_the_processes(both: tuple[Found, Found]) -> None:
     for found in both:
         assert found["average"][0]["values"].tolist() == [0.5] * 3
@@ -176,4 +263,4 @@ def test_one_process_needs_nobody() -> None:
     values, masks = torch.ones(2), Masks.dense(prunable(model))
     average_(model, [values])
     assert values.tolist() == [1.0, 1.0]
-    assert of_first_process(model, masks) is masks
+    assert Masks(of_first_process(model, masks)) == masks

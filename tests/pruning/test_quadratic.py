@@ -215,6 +215,56 @@ def test_queries_keys_and_values_share_one_matrix_and_one_inverse(monkeypatch: p
         torch.testing.assert_close(scores[name], alone[name], rtol=1e-12, atol=0)
 
 
+GEOMETRIES = {
+    "kernel_size": {"kernel_size": 1},
+    "stride": {"stride": 2},
+    "padding": {"padding": 1},
+    "dilation": {"dilation": 2},
+    "groups": {"groups": 2},
+    "padding_mode": {"padding": 1, "padding_mode": "circular"},
+}
+
+
+class Beside(nn.Module):
+    """Two layers that read the same memory; the second one `view`s it in another way, or is of another geometry."""
+
+    def __init__(self, first: nn.Module, second: nn.Module, view: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second, self.view = first, second, view
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x).sum() + self.second(self.view(x)).sum()
+
+
+BESIDE = {
+    name: (
+        nn.Conv2d(2, 2, **{"kernel_size": 3} | ({"padding": 1} if name == "padding_mode" else {})),
+        nn.Conv2d(2, 2, **{"kernel_size": 3} | other),
+        nn.Identity(),
+        (4, 2, 7, 7),
+    )
+    for name, other in GEOMETRIES.items()
+}
+BESIDE["view"] = (nn.Linear(5, 3), nn.Linear(5, 3), lambda x: x.mT, (4, 5, 5))
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_the_same_memory_read_in_another_way_is_not_shared(name: str) -> None:
+    """Each layer has the matrix that it has alone."""
+    first, second, view, shape = BESIDE[name]
+    model = Beside(first, second, view).double()
+    batches = [torch.randn(shape, dtype=torch.float64) for _ in range(2)]
+
+    def hessians(parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+        found = layer_hessian(Evidence(model, parameters, batches, lambda m, b: m(b)))
+        return {name: q.hessian for q in found for name in q.names}
+
+    parameters = prunable(model)
+    together = hessians(parameters)
+    for weight, parameter in parameters.items():
+        torch.testing.assert_close(together[weight], hessians({weight: parameter})[weight])
+
+
 def test_an_input_that_changed_in_place_is_not_shared() -> None:
     model = Attention().double()
     case = Evidence(model, prunable(model), [torch.randn(5, 4, dtype=torch.float64)], lambda m, b: m(b))

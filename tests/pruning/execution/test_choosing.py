@@ -7,7 +7,8 @@ from torch import nn
 
 from pruning import Masks
 from pruning.execution import Crossover, auto, masked, sparse
-from pruning.execution.crossover import Case, measured
+from pruning.execution.crossover import Case, fastest, measured
+from pruning.execution.product import has_csr
 
 
 def network() -> nn.Module:
@@ -25,7 +26,7 @@ class Known(Crossover):
     def __init__(self, answers):
         self.asked, self._answers = [], answers
 
-    def speedup(self, case: Case) -> float:
+    def speedups(self, case: Case) -> dict[str, float]:
         self.asked.append(case)
         return self._answers(case)
 
@@ -34,8 +35,9 @@ def test_rows_or_images_are_counted_and_nothing_changes():
     model = network()
     inputs = torch.randn(32, 3, 5, 5)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    crossover = Known(lambda case: 2.0 if case.outputs == 8 else 1.0)
-    assert auto(model, masks_of(model, 0.2), inputs, crossover) == ("0.weight",)
+    answers = {8: {"sparse": 2.0, "csr": 2.1}, 7: {"sparse": 1.0, "csr": 1.05}, 3: {"sparse": 0.5, "csr": 1.2}}
+    crossover = Known(lambda case: answers[case.outputs])
+    assert auto(model, masks_of(model, 0.2), inputs, crossover) == {"0.weight": 0, "4.weight": 32}
     assert [(case.outputs, case.inputs, case.rows, case.positions) for case in crossover.asked] == [
         (8, 3, 32, 32),  # 25 positions, to a power of two
         (7, 200, 32, 0),
@@ -56,11 +58,19 @@ def test_calls_are_counted_on_a_copy_and_on_the_model_where_there_is_none():
             self.calls += 1
             return self.layer(x)
 
-    crossover = Known(lambda case: 2.0)
+    crossover = Known(lambda case: {"sparse": 2.0})
     for model, calls in ((Counts(), 0), (Counts(threading.Lock()), 1)):
         masks = {"layer.weight": torch.rand(3, 6) < 0.5}
-        assert auto(model, masks, torch.randn(4, 6), crossover) == ("layer.weight",)
+        assert auto(model, masks, torch.randn(4, 6), crossover) == {"layer.weight": 0}
         assert model.calls == calls
+
+
+def test_the_simplest_form_is_taken_of_those_that_are_hardly_slower():
+    assert fastest({}) == "dense"
+    assert fastest({"sparse": 1.09, "csr": 1.0}) == "dense"
+    assert fastest({"sparse": 1.2, "csr": 1.3}) == "sparse"
+    assert fastest({"sparse": 1.2, "csr": 1.33}) == "csr"
+    assert fastest({"packed": 1.5, "sparse": 1.6, "csr": 1.7}) == "csr"
 
 
 def test_masked_and_sparse_ask_nobody():
@@ -88,27 +98,27 @@ def test_what_was_measured_is_remembered_and_a_damaged_file_is_not_trusted(tmp_p
     case = Case(8, 8, 16, 0, 0.25, "float32", 1)
     path = tmp_path / "deep" / "crossover.json"
     asked = []
-    monkeypatch.setattr("pruning.execution.crossover.measured", lambda case: asked.append(case) or 3.0)
-    assert Crossover(path).speedup(case) == 3.0
-    assert Crossover(path).sparse_is_faster(case)
+    monkeypatch.setattr("pruning.execution.crossover.measured", lambda case: asked.append(case) or {"sparse": 3.0})
+    assert Crossover(path).speedups(case) == {"sparse": 3.0}
+    assert Crossover(path).speedups(case) == {"sparse": 3.0}
     assert len(asked) == 1
-    for number, damaged in enumerate(["{", "[" * 100_000, '{"a": 1' + "0" * 400 + "}", "[]"], start=2):
+    for number, damaged in enumerate(["{", "[" * 100_000, '{"a": {"b": 1' + "0" * 400 + "}}", "[]"], start=2):
         path.write_text(damaged)
-        assert Crossover(path).speedup(case) == 3.0
+        assert Crossover(path).speedups(case) == {"sparse": 3.0}
         assert len(asked) == number
     (tmp_path / "file").write_text("")
-    assert Crossover(tmp_path / "file" / "x.json").speedup(case) == 3.0  # where nothing can be written
-    assert Crossover(tmp_path).speedup(case) == 3.0  # a folder
+    assert Crossover(tmp_path / "file" / "x.json").speedups(case) == {"sparse": 3.0}  # where nothing can be written
+    assert Crossover(tmp_path).speedups(case) == {"sparse": 3.0}  # a folder
     assert not list(tmp_path.parent.glob(f".{tmp_path.name}.*.tmp"))
     assert len(asked) == 7
 
 
 def test_a_cache_that_cannot_be_written_is_told_once(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("pruning.execution.crossover.measured", lambda case: float(case.rows))
+    monkeypatch.setattr("pruning.execution.crossover.measured", lambda case: {"csr": float(case.rows)})
     (tmp_path / "file").write_text("")
     crossover = Crossover(tmp_path / "file" / "x.json")
     for rows in (2, 4, 4):
-        assert crossover.speedup(Case(8, 8, rows, 0, 0.25, "float32", 1)) == rows
+        assert crossover.speedups(Case(8, 8, rows, 0, 0.25, "float32", 1)) == {"csr": rows}
     (record,) = caplog.records
     assert "the next process will measure again" in record.getMessage()
 
@@ -116,7 +126,7 @@ def test_a_cache_that_cannot_be_written_is_told_once(tmp_path, monkeypatch, capl
 def test_one_process_measures_once(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("pruning.execution.crossover.measured", lambda case: asked.append(case) or 2.0)
+    monkeypatch.setattr("pruning.execution.crossover.measured", lambda case: asked.append(case) or {"sparse": 2.0})
     model = network()
     monkeypatch.setattr("pruning.execution.crossover.Crossover._remember", lambda self: None)
     for _ in range(2):
@@ -128,5 +138,7 @@ def test_the_measurement_runs_without_gradients_and_leaves_the_random_state():
     before = torch.random.get_rng_state()
     for positions in (0, 4):
         with torch.no_grad():
-            assert measured(Case(16, 16, 8, positions, 0.1, "float32", 1)) > 0
+            found = measured(Case(16, 16, 8, positions, 0.1, "float32", 1))
+        assert set(found) == ({"sparse", "csr"} if has_csr() else {"sparse"})
+        assert min(found.values()) > 0
     assert torch.equal(torch.random.get_rng_state(), before)

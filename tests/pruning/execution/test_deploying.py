@@ -1,6 +1,7 @@
 """A deployed network gives the masked outputs in whichever form is fastest, and comes back from disk bit by bit."""
 
 import copy
+from contextlib import contextmanager
 from unittest.mock import patch
 
 import pytest
@@ -9,10 +10,13 @@ from torch import nn
 from torch.nn import functional as F
 
 import pruning
-from pruning import Evidence, Masks, prunable, prune, scorers
+from pruning import Evidence, Masks, prunable, prune, scorers, snapshot
 from pruning.errors import ArtefactError, ExecutionError, MaskError, StructureError
 from pruning.execution import load, save, sparse_execution, sparse_layers
 from pruning.execution.cutting import cut_dead
+from pruning.execution.modules import Sparse
+from pruning.execution.packing import PackedLinear
+from pruning.execution.product import has_csr
 from pruning.structure.saving import save as save_removed
 
 
@@ -75,16 +79,24 @@ def pruned(name: str, density: float) -> tuple[nn.Module, Masks, torch.Tensor]:
     return model, masks, torch.randn(shape)
 
 
+@contextmanager
 def forced(fastest: str, layers: str = "sparse"):
     """As if this form of the network, and of every layer, had been measured to be the fastest."""
 
     def in_turn(calls, rounds, warmup=2):
         for call in calls.values():
             call()
-        first = layers if "masked" not in calls else fastest if fastest in calls else "masked"
+        first = fastest if fastest in calls else "masked"
         return {name: [1.0 if name == first else 2.0] * rounds for name in calls}
 
-    return patch("pruning.execution.deploying.in_turn", in_turn)
+    def form(gains):
+        return layers if layers in gains else "dense"
+
+    with (
+        patch("pruning.execution.deploying.in_turn", in_turn),
+        patch.multiple("pruning.execution.forms", fastest=form, NOISE=float("inf")),
+    ):
+        yield
 
 
 def outputs(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -120,6 +132,92 @@ def test_every_form_gives_the_masked_outputs_and_comes_back_from_disk(name, fast
     assert not again.training
     assert sparse_layers(again) == sparse_layers(deployed.model)
     assert torch.equal(outputs(again, x), found)
+
+
+def forms(model: nn.Module) -> dict[str, tuple]:
+    """How each layer runs."""
+    return {
+        name: (type(module), module.pattern.few if isinstance(module, Sparse) else None)
+        for name, module in model.named_modules()
+    }
+
+
+@pytest.mark.parametrize("form", ["sparse", "csr", "packed"])
+@pytest.mark.parametrize("name", MODELS)
+def test_layers_of_every_form_give_the_masked_outputs_and_come_back_from_disk(name, form, tmp_path):
+    if form == "csr" and not has_csr():
+        pytest.skip("torch was built without MKL")
+    model, masks, x = pruned(name, 0.2)
+    with forced("sparse", form):
+        deployed = pruning.deploy(model, masks, x)
+    convolution = {layer.name for layer in deployed.layers if "packed" not in layer.milliseconds}
+    assert convolution == {name for name in masks if model.get_parameter(name).dim() == 4} - {"0.weight"}
+    for layer in deployed.layers:
+        assert layer.chosen == ("dense" if form == "packed" and layer.name in convolution else form)
+        module = deployed.model.get_submodule(layer.name.removesuffix(".weight"))
+        kind = PackedLinear if layer.chosen == "packed" else Sparse if layer.chosen != "dense" else type(module)
+        assert isinstance(module, kind)
+        assert layer.columns == columns(name, layer)
+        if isinstance(module, Sparse):
+            assert module.pattern.few == (layer.columns if form == "csr" else 0)
+    masks.apply_(model)
+    found = outputs(deployed.model, x)
+    assert torch.allclose(found, outputs(model, x), rtol=1e-4, atol=1e-5)
+    deployed.save(tmp_path / "it.safetensors")
+    again = load(tmp_path / "it.safetensors", MODELS[name][0]())
+    assert forms(again) == forms(deployed.model) == forms(copy.deepcopy(deployed.model))
+    assert torch.equal(outputs(again, x), found)
+    assert torch.equal(outputs(copy.deepcopy(deployed.model), x), found)
+    assert again.state_dict().keys() == model.state_dict().keys()
+
+
+def columns(name: str, layer) -> int:
+    """Rows of the inputs above, or positions of the images, as each layer sees them."""
+    if name == "bottlenecks":
+        return {"3.weight": 9, "6.weight": 9, "8.weight": 3}[layer.name]
+    return {"mlp": 7, "encoder": 10, "tied": 4}[name]
+
+
+def test_files_without_the_newer_forms_are_read(tmp_path):
+    model, masks, x = pruned("mlp", 0.2)
+    with forced("sparse"):
+        deployed = pruning.deploy(model, masks, x)
+    deployed.save(tmp_path / "new.safetensors")
+    tree = snapshot.load(tmp_path / "new.safetensors")
+    del tree["packed"]
+    for kept in tree["sparse"].values():
+        del kept["few"]
+    snapshot.save(tmp_path / "old.safetensors", tree)
+    again = load(tmp_path / "old.safetensors", mlp())
+    assert forms(again) == forms(deployed.model)
+    assert torch.equal(outputs(again, x), outputs(deployed.model, x))
+
+
+@pytest.mark.skipif(not has_csr(), reason="torch was built without MKL")
+def test_one_form_for_all_layers_is_taken_where_the_whole_is_faster_so():
+    def in_turn(calls, rounds, warmup=2):
+        for call in calls.values():
+            call()
+        return {name: [1.0 if name == "all csr" else 2.0] * rounds for name in calls}
+
+    model, masks, x = pruned("mlp", 0.2)
+    together = patch("pruning.execution.deploying._TOGETHER", float("inf"))
+    with forced("sparse"), patch("pruning.execution.deploying.in_turn", in_turn), together:
+        deployed = pruning.deploy(model, masks, x)
+    assert [layer.chosen for layer in deployed.layers] == ["csr"] * 3
+    assert all(few == 7 for kind, few in forms(deployed.model).values() if issubclass(kind, Sparse))
+
+
+def test_the_speedup_is_the_median_of_those_within_turns():
+    def in_turn(calls, rounds, warmup=2):
+        return {name: [9.0] * 3 for name in calls} | {"masked": [8.0, 3.0, 9.0], "sparse": [1.0, 1.5, 3.0]}
+
+    model, masks, x = pruned("mlp", 0.2)
+    with forced("sparse"), patch("pruning.execution.deploying.in_turn", in_turn):
+        deployed = pruning.deploy(model, masks, x)
+    assert (deployed.masked, deployed.final) == (8000, 1500)
+    assert deployed.speedup == 3  # of 8, 2 and 3
+    assert "3.00 times faster" in str(deployed)
 
 
 def small(name: str, density: float) -> bool:

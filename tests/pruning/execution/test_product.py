@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from pruning.errors import ExecutionError
 from pruning.execution import sparse_execution
-from pruning.execution.product import Pattern, product
+from pruning.execution.product import Pattern, has_csr, product
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 
@@ -29,8 +29,8 @@ def layers(draw):
     return outputs, inputs, batch, kept, draw(st.booleans()), draw(st.sampled_from(list(TOLERANCE))), seed
 
 
-@given(layers(), st.integers(0, 12), st.integers(1, 5), st.booleans())
-def test_outputs_and_gradients_are_those_of_the_masked_dense_layer(layer, one_block, columns, features_first):
+@given(layers(), st.integers(0, 12), st.integers(1, 5), st.booleans(), st.integers(0, 12))
+def test_outputs_and_gradients_are_those_of_the_masked_dense_layer(layer, one_block, columns, features_first, few):
     outputs, inputs, batch, kept, biased, dtype, seed = layer
     g = torch.Generator().manual_seed(seed)
     places = torch.randperm(outputs * inputs, generator=g)[:kept]
@@ -44,7 +44,7 @@ def test_outputs_and_gradients_are_those_of_the_masked_dense_layer(layer, one_bl
     F.linear(*dense).backward(above)
     sparse = [t.clone().requires_grad_() if t is not None else None for t in (x, weight[mask], bias)]
     with patch.multiple("pruning.execution.product", _ONE_BLOCK=one_block, _COLUMNS=columns):
-        found = product(*sparse, Pattern.of(mask), features_first)
+        found = product(*sparse, Pattern.of(mask, few), features_first)
         found.backward(above)
     assert found.is_contiguous() or features_first
     assert close(found.detach(), F.linear(x, weight * mask, bias))
@@ -53,8 +53,8 @@ def test_outputs_and_gradients_are_those_of_the_masked_dense_layer(layer, one_bl
     assert bias is None or close(sparse[2].grad, dense[2].grad)
 
 
-@given(layers(), st.integers(1, 4), st.integers(1, 5))
-def test_images_are_multiplied_at_every_position(layer, images, columns):
+@given(layers(), st.integers(1, 4), st.integers(1, 5), st.integers(0, 5))
+def test_images_are_multiplied_at_every_position(layer, images, columns, few):
     outputs, inputs, positions, kept, biased, dtype, seed = layer
     g = torch.Generator().manual_seed(seed)
     mask = torch.zeros(outputs * inputs, dtype=torch.bool).view(outputs, inputs)
@@ -68,7 +68,7 @@ def test_images_are_multiplied_at_every_position(layer, images, columns):
     F.conv1d(*dense).backward(above)
     sparse = [t.clone().requires_grad_() if t is not None else None for t in (x, weight[mask], bias)]
     with patch("pruning.execution.product._COLUMNS", columns):
-        found = product(*sparse, Pattern.of(mask))
+        found = product(*sparse, Pattern.of(mask, few))
         found.backward(above)
     assert close(found.detach(), F.conv1d(x, weight[:, :, None], bias))
     assert close(sparse[0].grad, dense[0].grad)
@@ -76,19 +76,20 @@ def test_images_are_multiplied_at_every_position(layer, images, columns):
     assert bias is None or close(sparse[2].grad, dense[2].grad)
 
 
-@given(layers())
-def test_a_pattern_holds_both_orders_of_the_same_places(layer):
+@given(layers(), st.integers(0, 12))
+def test_a_pattern_holds_both_orders_of_the_same_places(layer, few):
     outputs, inputs, _, kept, *_, seed = layer
     g = torch.Generator().manual_seed(seed)
     places = torch.randperm(outputs * inputs, generator=g)[:kept]
     mask = torch.zeros(outputs * inputs, dtype=torch.bool).index_fill(0, places, True).view(outputs, inputs)
-    pattern = Pattern.of(mask)
+    pattern = Pattern.of(mask, few)
     values = torch.arange(1.0, kept + 1)
     dense = torch.zeros(outputs, inputs).masked_scatter(mask, values)
     assert torch.equal(pattern.times(values, torch.eye(inputs)), dense)
+    assert pattern.nbytes == (4 if few else 2) * kept + 4 * (outputs + 1)
     assert torch.equal(pattern.transposed_times(values, torch.eye(outputs)), dense.t())
     assert torch.equal(pattern.flat(), mask.flatten().nonzero().flatten())
-    assert pattern.nbytes == 8 * kept + 4 * (outputs + inputs + 2)
+    assert pattern.nbytes == (10 if few else 8) * kept + 4 * (outputs + inputs + 2)
 
 
 @pytest.mark.parametrize("side", [2**15, 2**15 + 1])
@@ -108,13 +109,44 @@ def test_sides_around_the_limit_of_16_bits(side, turned):
     assert close(values.grad, (above.t() @ x.detach())[mask])
 
 
-def test_infinite_values_reach_only_their_own_outputs():
+@pytest.mark.parametrize("few", [0, 3])
+def test_infinite_values_reach_only_their_own_outputs(few):
     mask = torch.tensor([[True, False], [True, True]])
     values = torch.tensor([1.0, float("inf"), 2.0], requires_grad=True)
-    found = product(torch.ones(3, 2), values, None, Pattern.of(mask))
+    found = product(torch.ones(3, 2), values, None, Pattern.of(mask, few))
     assert found.tolist() == [[1.0, float("inf")]] * 3
     found[:, 0].sum().backward()
     assert values.grad.tolist() == [3.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("columns", [1, 2, 5, 6, 7, 8, 9])
+def test_blocks_come_to_the_kernels_as_these_are_fast(columns):
+    """Few columns to MKL's, others to the bags, with strides of 1; of 2 to 7 columns zeros are added to be sampled."""
+    mask = torch.rand(6, 4) < 0.5
+    values, x = torch.randn(int(mask.sum()), requires_grad=True), torch.randn(columns, 4, requires_grad=True)
+    seen = {"bags": [], "sampled": []}
+
+    def bags(features, *others, bag=torch.embedding_bag):
+        seen["bags"].append((features.shape[1], features.stride()))
+        return bag(features, *others)
+
+    def sampled(places, left, right, sample=torch.sparse.sampled_addmm, **options):
+        seen["sampled"].append((left.shape[1], right.shape[0]))
+        return sample(places, left, right, **options)
+
+    with patch("torch.embedding_bag", bags), patch("torch.sparse.sampled_addmm", sampled):
+        product(x, values, None, Pattern.of(mask, few=5)).sum().backward()
+    few = columns <= 5 and has_csr()
+    assert seen["bags"] == ([] if few else [(columns, (columns, 1))] * 2)
+    assert seen["sampled"] == [(8 if 1 < columns < 8 else columns,) * 2]
+
+
+def test_a_single_example_comes_to_the_bags_with_strides_of_1():
+    """Torch calls any stride of one column contiguous, but has no fast kernel for others."""
+    mask = torch.ones(6, 4, dtype=torch.bool)
+    with patch("torch.embedding_bag", wraps=torch.embedding_bag) as bag:
+        product(torch.randn(1, 4), torch.randn(24), None, Pattern.of(mask))
+    assert bag.call_args.args[0].stride() == (1, 1)
 
 
 def test_nothing_is_copied_between_layers():

@@ -1,6 +1,7 @@
 """Channels: scores of units against brute force, minimum and multiple, budgets; on any scorer and allocation."""
 
 import itertools
+import warnings
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 
 from pruning import Evidence, Masks, prunable, prune, scorers
 from pruning.allocation import ERK, Densities, Global, Rates, Uniform
-from pruning.errors import AllocationError, GranularityError, ScoreError
+from pruning.errors import AllocationError, CoverageWarning, GranularityError, ScoreError
 from pruning.structure import Budget, Channels, remove, trace, verify
 from pruning.structure.channels import pool
 from pruning.structure.latency import LatencyTable
@@ -245,6 +246,70 @@ def test_every_scorer_prunes_channels(scorer):
     evidence = Evidence(model, prunable(model), [(inputs, targets)], loss)
     masks = prune(getattr(scorers, scorer)(evidence), 0.5, Channels(structure))
     assert verify(model, masks, remove(model, masks, structure), inputs) <= 1e-5
+
+
+def chain(width=8, depth=3):
+    torch.manual_seed(0)
+    layers = [nn.Linear(4, width), nn.ReLU()]
+    for _ in range(depth - 1):
+        layers += [nn.Linear(width, width), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(width, 2)), torch.randn(2, 4)
+
+
+@pytest.mark.parametrize("density", [0.25, 0.6, 1.0])
+@pytest.mark.parametrize("how", ["frozen", "excluded", "weight_norm"])
+@pytest.mark.parametrize("allocation", [Global(), Uniform(), ERK()], ids=repr)
+def test_families_that_nobody_scored_stay_whole_and_do_not_count(how, density, allocation):
+    model, inputs = chain()
+    options = {}
+    if how == "frozen":
+        for layer in (model[0], model[2]):
+            layer.requires_grad_(False)
+    elif how == "excluded":
+        options = {"exclude": ["0.*", "2.*"]}
+    else:
+        for layer in (model[0], model[2]):
+            nn.utils.parametrizations.weight_norm(layer)
+    structure = trace(model, inputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CoverageWarning)
+        parameters = prunable(model, **options)
+    scores = scorers.magnitude(Evidence(model, parameters))
+    masks = prune(scores, density, Channels(structure), allocation)
+    counts = [kept_of(structure, masks, family) for family in structure.families]
+    scored = [any(name in scores for name, _ in family.members) for family in structure.families]
+    assert False in scored or how == "weight_norm"  # whose units are not found at all
+    assert [count for count, one in zip(counts, scored, strict=True) if not one] == [8] * scored.count(False)
+    kept = sum(count for count, one in zip(counts, scored, strict=True) if one)
+    assert kept == round(density * 8) * scored.count(True)
+    small = remove(model, masks, structure)
+    assert verify(model, masks, small, inputs) <= 1e-5
+    again = prune(scores, density / 2, Channels(structure), allocation, masks)
+    for family in (f for f, one in zip(structure.families, scored, strict=True) if not one):
+        assert kept_of(structure, again, family) == 8
+
+
+def test_budgets_count_families_that_nobody_scored_as_they_are():
+    model, inputs = chain()
+    model[0].requires_grad_(False)
+    model[2].requires_grad_(False)
+    structure = trace(model, inputs)
+    masks = prune(scorers.magnitude(Evidence(model, prunable(model))), 0.7, Channels(structure), Budget(structure))
+    assert kept_of(structure, masks, structure.families[0]) == 8
+    small = remove(model, masks, structure)
+    assert small[0].out_features == 8
+    left = sum(layer.weight.numel() for layer in small if isinstance(layer, nn.Linear))
+    assert left <= 0.7 * sum(layer.weight.numel() for layer in model if isinstance(layer, nn.Linear))
+
+
+def test_channels_of_nothing_that_was_scored_are_refused():
+    model, inputs = chain(depth=1)
+    model.append(nn.Linear(2, 2))
+    structure = trace(model, inputs)
+    frozen = {"3.weight": torch.ones(2, 2)}
+    with pytest.raises(GranularityError, match=r"no weight of any family \(0, …\) was scored") as caught:
+        prune(frozen, 0.5, Channels(structure, exclude="2"))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,390 @@
+"""What a stage uses is in its identity: every field that it reads, and all code of ours that it runs."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from functools import cached_property
+from typing import Any
+
+import pytest
+
+from experiments import basis, controls, records, sources, stages, syntax
+from experiments import run as app
+from experiments.conditions import conditions
+from experiments.identity import WITHOUT_EFFECT, part
+from experiments.setting import Setting
+from experiments.store import Artefact, Store
+from experiments.store.inventory import _parents
+from pruning.errors import ConfigurationError
+from tests.experiments.running import ROOT, SMALL, configured, own, run, timeless
+
+ELSEWHERE = {
+    "training.epochs": "in steps",
+    "recovery.epochs": "in steps",
+    "recovery.to": "in steps",
+    "recovery.weights": "in the key of the weights",
+    "device": "rounding alone depends on it; every row tells it",
+    "checkpoint.seconds": "a training that was cut ends in the same bits",
+    "checkpoint.steps": "a training that was cut ends in the same bits",
+    "data.load.folder": "where the files of a known set lie",
+}
+"""Fields that stages read and that no identity holds by their names, and why."""
+
+RUNS = {
+    "rounds": ("schedule=exponential", "schedule.rounds=2", "density=0.2", "recovery.rounds=last", "training.clip=1",
+               "training.label_smoothing=0.1", "learning_rate=cosine"),
+    "controls": ("density=0.3", "compensate=bias", "controls=[reinit,shuffle,random,small_dense]"),
+    "rewound": ("recovery=rewind", "recovery.to=5it", "density=0.3", "controls=[reinit,shuffle]", "scorer=snip"),
+    "replayed": ("recovery=lr_rewind", "recovery.to=1ep", "density=0.3", "recovery.batchnorm_batches=3",
+                 "model.batch_norm=true"),
+    "compensated": ("scorer=obs", "density=0.3", "scoring.examples=200", "recovery=none"),
+    "gradual": ("dynamic=gradual", "dynamic.every=5", "density=0.3", "granularity=vectors", "controls=[shuffle]"),
+    "rigl": ("dynamic=rigl", "dynamic.every=5", "density=0.3", "controls=[random]"),
+    "movement": ("dynamic=movement", "density=0.3", "recovery.epochs=2"),
+    "soft": ("dynamic=soft_mask", "granularity=vectors", "density=0.3", "recovery.epochs=2"),
+    "channels": ("granularity=channels", "allocation=macs", "density=0.5", "scorer=taylor", "latency=8"),
+    "gradual channels": ("dynamic=gradual", "granularity=channels", "density=0.5", "dynamic.every=5"),
+    "sparse": ("execution=sparse", "density=0.1", "include=[fc1.*,fc2.*]", "optimizer=sgd"),
+}  # fmt: skip
+
+
+class Read(Mapping):
+    """A configuration, or a group of it, that notes what is read, by its path; deeper groups are read as a whole."""
+
+    def __init__(self, values: Mapping[str, Any], read: dict[str, Any], prefix: str = ""):
+        self.values_, self.read, self.prefix = values, read, prefix
+
+    def __getitem__(self, key: str) -> Any:
+        value, path = self.values_[key], f"{self.prefix}{key}"
+        if isinstance(value, dict) and not self.prefix:
+            return Read(value, self.read, f"{path}.")
+        self.read |= leaves(value, path)
+        return deepcopy(value)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.values_)
+
+    def __len__(self) -> int:
+        return len(self.values_)
+
+    def __or__(self, other: Mapping[str, Any]) -> Any:
+        return Read(self.values_ | dict(other), self.read) if not self.prefix else dict(self) | dict(other)
+
+    def __deepcopy__(self, memory: Any) -> Any:
+        return deepcopy(self.values_)
+
+
+def leaves(value: Any, path: str = "") -> dict[str, Any]:
+    """Dotted path → what lies there."""
+    if not isinstance(value, Mapping) or not (value or not path):
+        return {path: value}
+    inner = (leaves(item, f"{path}.{key}" if path else key) for key, item in value.items())
+    return {name: leaf for found in inner for name, leaf in found.items()}
+
+
+def plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: plain(value[key]) for key in value}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+class Watched(Setting):
+    """Builds its parts whenever they are asked for, so that every stage reads what it depends on by itself."""
+
+    def progress(self, what: str) -> None:
+        """Nothing: its title reads scorer and seed."""
+
+
+for _place in Setting.__mro__:
+    for _name, _built in vars(_place).items():
+        if isinstance(_built, cached_property):
+            setattr(Watched, _name, property(_built.func))
+
+
+class Watch:
+    """The artefacts of a run: their identities, and what was read and run until they were there."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.read: dict[str, Any] = {}
+        self.modules: set[str] = set()
+        self.identities: dict[str, dict[str, Any]] = {}
+        self.behind: dict[str, set[str]] = {}
+        self.found: list[tuple[Artefact, dict[str, Any], set[str]]] = []
+        self._last: Any = None
+        for name in ("initial", "dense", "rewind_point", "train_whole", "prune", "shuffle", "recover"):
+            monkeypatch.setattr(stages, name, self._stage(getattr(stages, name)))
+        for module in (app, controls):
+            monkeypatch.setattr(module, "evaluate", self._stage(module.evaluate))
+        monkeypatch.setattr(Store, "obtain", self._obtain(Store.obtain))
+        scratch = Store.scratch
+        monkeypatch.setattr(Store, "scratch", lambda store, kind, identity: scratch(store, kind, plain(identity)))
+        monkeypatch.setattr(sources, "_digest", self._digest(sources._digest))
+        monkeypatch.setattr("experiments.basis.built", self._built(basis.built))
+        monkeypatch.setattr("experiments.levels.processor", str)  # its answer is itself in the identity
+        # What rows tell beside results looks at every target
+        monkeypatch.setattr(stages.trained, "conditions", lambda _, *more: conditions({}, *more))
+
+    def _stage(self, stage):
+        def call(*arguments, **options):
+            outer = self.read.copy(), self.modules.copy()
+            self.read.clear()
+            self.modules.clear()
+            sys.setprofile(self._called)
+            try:
+                return stage(*arguments, **options)
+            finally:
+                sys.setprofile(None)
+                self.found.append(self._last)
+                self.read |= outer[0]
+                self.modules |= outer[1]
+
+        return call
+
+    def _called(self, frame, event, _):
+        if event == "call" and frame.f_code.co_name != "<module>":
+            self.modules.add(frame.f_globals.get("__name__", ""))
+
+    def _obtain(self, obtain):
+        def call(store, kind, identity, make):
+            artefact = obtain(store, kind, plain(identity), make)
+            self.identities[artefact.key] = plain(identity)
+            self._last = artefact, self.read.copy(), self.modules.copy()
+            return artefact
+
+        return call
+
+    def _digest(self, digest):
+        def call(starts, without):
+            found = digest(starts, without)
+            self.behind[found] = set(sources._reached(starts, without)[0])
+            return found
+
+        return call
+
+    def _built(self, built):
+        """Data are read once, which would be most of the time that a test takes; their fields again and again."""
+        known: dict[str, Any] = {}
+
+        def call(group, config):
+            if group != "data.load":
+                return built(group, config)
+            key = str(plain(config))
+            known[key] = known.get(key) or built(group, config)
+            return known[key]
+
+        return call
+
+    def history(self, key: str) -> list[dict[str, Any]]:
+        """The identities of an artefact and of all that it comes from."""
+        identity = self.identities[key]
+        return [identity, *(one for parent in _parents(identity) for one in self.history(parent))]
+
+    def code(self, identity: Mapping[str, Any]) -> set[str]:
+        return set().union(*(self.behind[value] for key, value in identity.items() if key.startswith("code of ")))
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def watched(request, tmp_path_factory) -> Watch:
+    folder = tmp_path_factory.mktemp("watched")
+    config = configured("training.epochs=1", *RUNS[request.param])
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        watch = Watch(monkeypatch)
+        app.run(Watched(Read(config, watch.read), Store(folder / "store")), folder / "run", "name")
+    return watch
+
+
+def test_every_field_that_a_stage_reads_is_in_its_identity(watched):
+    assert {artefact.kind for artefact, *_ in watched.found} >= {"dense", "recovered", "rows"}
+    for artefact, read, _ in watched.found:
+        held = {path: value for one in watched.history(artefact.key) for path, value in leaves(one).items()}
+        lacking = [path for path, value in read.items() if path not in ELSEWHERE and held.get(path, held) != value]
+        assert not lacking, f"{artefact.kind} reads {lacking}"
+        assert read
+
+
+def test_all_code_of_ours_that_a_stage_runs_is_in_its_identity(watched):
+    for artefact, _, modules in watched.found:
+        counted = set().union(*map(watched.code, watched.history(artefact.key)))
+        ours = {module for module in modules if module.split(".")[0] in sources.OWN}
+        lacking = {module for module in ours - counted if not sources._among(module, WITHOUT_EFFECT)}
+        assert not lacking, f"{artefact.kind} runs {sorted(lacking)}"
+        assert ours
+
+
+NEEDS = {
+    "initial": {"experiments.models.mlp", "experiments.seeding", "experiments.targets"},
+    "dense": {
+        "experiments.training",
+        "experiments.evaluation",
+        "experiments.data.embedded",
+        "experiments.learning_rate",
+    },
+    "masks": {
+        "pruning.pipeline",
+        "pruning.selection.threshold",
+        "pruning.allocation",
+        "pruning.scorers.obs",
+        "pruning.evidence",
+    },
+    "recovered": {"pruning.dynamic.held", "pruning.attachment", "pruning.recovery", "pruning.execution.alternating"},
+    "rows": {"experiments.levels", "experiments.evaluation", "pruning.cost"},
+}
+"""Kind → some of the code that makes it."""
+
+PRUNES = ("pruning.scorers", "pruning.selection", "pruning.pipeline", "pruning.allocation", "pruning.granularity")
+NEVER = (*WITHOUT_EFFECT, "experiments.configuration", "experiments.figures", "experiments.report", "experiments.run")
+FREE = {
+    "initial": (*PRUNES, "pruning.structure", "pruning.execution", "pruning.curvature", "pruning.cost"),
+    "dense": (*PRUNES, "pruning.structure", "pruning.execution", "pruning.curvature", "pruning.cost"),
+    "masks": ("pruning.structure", "pruning.execution", "experiments.levels", "experiments.controls"),
+    "recovered": (*PRUNES, "pruning.structure", "pruning.execution.product", "experiments.levels"),
+    "rows": (*PRUNES, "pruning.structure", "pruning.execution", "experiments.stages"),
+}
+"""Kind → code whose edits must not make it again."""
+
+
+@pytest.mark.parametrize("watched", ["compensated"], indirect=True)
+def test_code_counts_where_it_is_run_and_nowhere_else(watched):
+    """Of a run of weights, compensated; another's would have channels in its masks, say."""
+    code = {kind: set() for kind in NEEDS}
+    for artefact, *_ in watched.found:
+        code[artefact.kind] |= watched.code(watched.identities[artefact.key])
+    for identity in watched.identities.values():
+        if "draw" in identity:
+            code["initial"] |= watched.code(identity)
+    for kind, needed in NEEDS.items():
+        assert needed <= code[kind], kind
+        assert not [module for module in code[kind] if sources._among(module, (*FREE[kind], *NEVER))], kind
+
+
+# What that is good for
+
+
+def test_masks_made_by_other_code_are_made_again_and_dense_networks_are_not(tmp_path):
+    """The masks of pruning/pipeline.py inverted by hand, as if by mistake; then a docstring, which changes nothing."""
+    for name in ("pruning", "experiments", "conf"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def rows() -> list[dict[str, Any]]:
+        options = (*SMALL, "training.epochs=1", "density=0.3", "recovery.epochs=0", "name=same")
+        done = subprocess.run(
+            [sys.executable, "-m", "experiments.run", *options],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)},
+        )
+        assert done.returncode == 0, done.stderr
+        return records.read(tmp_path / "runs" / "same").to_dict("records")
+
+    def edited(name: str, old: str, new: str) -> None:
+        text = (tmp_path / "pruning" / name).read_text()
+        assert old in text
+        (tmp_path / "pruning" / name).write_text(text.replace(old, new))
+
+    first = rows()
+    edited("errors.py", "Scores that cannot be ranked", "Scores that nobody can rank")
+    edited("masks.py", "\n\n\n", "\n# why\n\n\n")
+    inverted = "return Masks({name: ~mask for name, mask in top_share(scores, density).items()})"
+    edited("pipeline.py", "return Masks(top_share(scores, density))", inverted)
+    second = rows()
+    assert second[0]["network"] == first[0]["network"]
+    assert second[1]["kept"] == first[1]["prunable"] - first[1]["kept"]
+    kinds = {kind: {path.name for path in (tmp_path / "runs" / "store" / kind).iterdir()} for kind in NEEDS}
+    assert [len(kinds[kind]) for kind in ("initial", "dense", "masks", "recovered", "rows")] == [1, 1, 2, 2, 3]
+
+
+def test_code_counts_as_it_was_when_the_run_began(tmp_path, monkeypatch):
+    """A scorer that is edited while the dense network trains: what was loaded before goes on."""
+    code = "def mine(evidence):\n    return {n: SIGN * w.detach().abs() for n, w in evidence.parameters.items()}\n"
+    name = own(tmp_path, monkeypatch, code.replace("SIGN", "-1"))
+    options = ("density=0.2", "training.epochs=1", f"scorer._target_={name}.mine")
+    train = stages.trained.train
+
+    def editing(*arguments, **more):
+        (tmp_path / f"{name}.py").write_text(code.replace("SIGN", "+1"))
+        patched.setattr(syntax, "_normal", lambda tree: pytest.fail("read while the run goes on"))
+        return train(*arguments, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stages.trained, "train", editing)
+        first = run(tmp_path, *options, "controls=[shuffle]")
+    own(tmp_path, monkeypatch, code.replace("SIGN", "+1"))
+    second = run(tmp_path, *options)
+    assert second[0]["network"] == first[0]["network"]
+    assert second[1]["test_loss"] != first[1]["test_loss"]
+    assert second[1]["test_loss"] == run(tmp_path / "fresh", *options)[1]["test_loss"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (("controls=[reinit]",), ("controls=[reinit]", "compensate=bias")),
+        (("controls=[reinit]",), ("controls=[reinit]", "recovery.batchnorm_batches=5")),
+        (("controls=[shuffle]",), ("controls=[shuffle]", "compensate=bias")),
+        (("controls=[random]", "scorer=taylor"), ("controls=[random]",)),
+        (("training.precision=no",), ("training.precision=bf16",)),
+        (("execution=masked",), ("execution=sparse",)),
+        (("recovery.factor=1",), ("recovery.factor=0.5",)),
+    ],
+    ids=str,
+)
+def test_rows_do_not_depend_on_what_the_store_held(tmp_path, before, after):
+    options = ("model.batch_norm=true", "training.epochs=1", "density=0.2")
+    run(tmp_path / "shared", *options, *before)
+    shared = run(tmp_path / "shared", *options, *after)
+    assert timeless(shared) == timeless(run(tmp_path / "empty", *options, *after))
+
+
+def test_a_control_is_trained_as_the_dense_network_was_whatever_follows_a_pruning(tmp_path):
+    options = ("density=0.2", "model.batch_norm=true", "controls=[reinit,random]")
+    *_, reinit, random = run(tmp_path, *options)
+    recovered = ("compensate=bias", "recovery.batchnorm_batches=5", "recovery.epochs=2")
+    *_, ticket, again, other = run(tmp_path, *options, *recovered)
+    assert [again["network"], other["network"]] == [reinit["network"], random["network"]]
+    assert ticket["network"] not in (again["network"], other["network"])
+
+
+def test_a_latency_is_of_this_machine_and_its_threads(tmp_path, monkeypatch):
+    options = ("density=0.5", "latency=4", "recovery.epochs=0", "training.epochs=1")
+    run(tmp_path, *options)
+    monkeypatch.setattr("experiments.levels.processor", lambda: "another")
+    run(tmp_path, *options)
+    run(tmp_path, *options)
+    count = {kind: len(list((tmp_path / "store" / kind).iterdir())) for kind in ("dense", "recovered", "rows")}
+    assert count == {"dense": 1, "recovered": 1, "rows": 4}
+
+
+@pytest.mark.parametrize("group", ["granularity", "allocation"])
+def test_a_regime_has_the_units_of_its_run_or_is_refused(group):
+    other = {"granularity": "pruning.granularity.Vectors,dim:0", "allocation": "pruning.allocation.Uniform"}[group]
+    with pytest.raises(ConfigurationError, match=f"dynamic.{group}: .* set {group}="):
+        configured("dynamic=gradual", f"dynamic.{group}={{_target_:{other}}}")
+
+
+def test_networks_of_several_processes_are_others(tmp_path, monkeypatch):
+    setting = Setting(configured("training.epochs=0"), Store(tmp_path))
+    one = stages.dense(setting)
+    monkeypatch.setattr("experiments.stages.trained.world", lambda: 2)
+    assert stages.dense(setting).key != one.key
+
+
+def test_the_folder_of_a_loader_of_ones_own_counts(tmp_path, monkeypatch):
+    name = own(tmp_path, monkeypatch, "def pictures(folder): pass\n")
+    found = [part({"data": {"load": {"_target_": f"{name}.pictures", "folder": f}}}, "data.load") for f in "ab"]
+    assert found[0] != found[1]
+
+
+def test_rows_tell_the_versions_of_what_computes_and_the_device(tmp_path, monkeypatch):
+    code = "from pandas import DataFrame\nfrom pruning.scorers import magnitude\n"
+    code += "def mine(evidence):\n    assert DataFrame\n    return magnitude(evidence)\n"
+    name = own(tmp_path, monkeypatch, code)
+    row = run(tmp_path, "density=0.5", f"scorer._target_={name}.mine", "training.epochs=1")[1]
+    assert {"python", "torch", "numpy", "scipy", "accelerate", "sklearn", "pandas"} <= set(row["versions"])
+    assert not {"torchvision", "matplotlib", "sys", "pruning"} & set(row["versions"])
+    assert row["versions"]["pandas"] == __import__("pandas").__version__
+    assert row["device"] == "cpu"
