@@ -43,7 +43,7 @@ def prune(
         AllocationError, GranularityError: the density cannot be met, or a tensor has no such units.
     """
     if density is not None:
-        check_density(density)
+        density = check_density(density)
     if not isinstance(scores, Mapping):
         raise ScoreError(f"scores are name → tensor, this is {type(scores).__name__}: give what a scorer returns")
     if not scores:

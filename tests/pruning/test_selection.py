@@ -486,6 +486,13 @@ def test_all_weights_in_free_competition_are_chosen_as_by_groups_of_units(proble
     assert_same(top_share(scores, density).values(), found.values())
 
 
+def test_a_share_is_a_float64_whatever_number_it_came_as():
+    """float32 counts only to 2^24."""
+    scores = {"whole": torch.arange(2**24 + 2.0)}
+    for density in (np.float32(1 - 2**-24), np.float16(0.5)):
+        assert prune(scores, density).kept == kept_count(float(density), 2**24 + 2)
+
+
 @pytest.mark.parametrize("chunk", [1, 4, 1 << 17])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_one_score_among_many_tensors_that_cannot_be_ranked_is_named(chunk, value):
