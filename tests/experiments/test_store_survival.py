@@ -259,6 +259,24 @@ def together(names, target) -> None:
     assert [worker.exitcode for worker in workers] == [0] * len(names)
 
 
+def test_what_another_process_has_moved_aside_first_is_no_obstacle(tmp_path, monkeypatch):
+    """Two that repair without a shared lock, at the same instant."""
+    obtain(tmp_path)
+    (folder,) = (tmp_path / "store" / "kind").iterdir()
+    (folder / "file7").unlink()
+    rename = Path.rename
+
+    def slower(self: Path, target: Path) -> Path:
+        if self == folder:
+            rename(self, tmp_path / "moved")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", slower)
+    obtain(tmp_path)
+    assert whole(tmp_path)
+    assert (tmp_path / "moved").is_dir()
+
+
 def test_a_disk_without_locks_is_said_in_the_log(tmp_path, caplog, monkeypatch):
     def refuse(*_) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
