@@ -2,6 +2,9 @@
 
 import json
 import math
+import multiprocessing
+import resource
+import signal
 from typing import Any
 
 import pytest
@@ -208,6 +211,22 @@ def test_weights_that_were_computed_cannot_be_compared():
     small = structure_peer.tagged(model)
     small[0].weight = nn.Parameter(-small[0].weight)
     assert structure_peer.untagged(small, model) is None
+
+
+def without_end() -> None:
+    with structure_peer.cpu_limit(0.5):
+        while True:
+            pass
+
+
+def test_a_peer_that_computes_for_too_long_is_ended():
+    process = multiprocessing.get_context("fork").Process(target=without_end)
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGXCPU
+    with structure_peer.cpu_limit(1):
+        pass
+    assert resource.getrlimit(resource.RLIMIT_CPU)[0] == resource.RLIM_INFINITY
 
 
 def test_tags_reach_beyond_what_float32_can_count():
