@@ -206,7 +206,7 @@ class Store:
                 log.info("%s %s: another process was faster, what it made counts", artefact.kind, artefact.key)
                 return
             (self.root / DAMAGED).mkdir(exist_ok=True)
-            with suppress(FileExistsError):  # another process, without a shared lock, was faster with this too
+            with suppress(FileNotFoundError):  # another process, without a shared lock, was faster with this too
                 place.rename(self.root / DAMAGED / f"{artefact.kind}-{artefact.key}-{uuid4().hex[:8]}")
 
     def _scratch(self, kind: str, key: str) -> Path:
