@@ -1,6 +1,7 @@
 """Batches: what a loss takes, and how many examples one holds."""
 
-from collections.abc import Iterator, Mapping
+import copy
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 from torch import Tensor
@@ -22,15 +23,52 @@ def examples(batch: Batch) -> int:
     Raises:
         ScoreError: no tensor, no example, or tensors that do not agree (time first, say).
     """
+    return _reading(batch)[0]
+
+
+def has_items(batch: Batch) -> bool:
+    """Whether the examples of `batch` are items of lists, not rows of tensors."""
+    return _reading(batch)[1]
+
+
+def cut(batch: Batch, part: slice) -> Batch:
+    """The examples `part` of `batch`, in lists, tuples and mappings of the same kinds.
+
+    Raises:
+        ScoreError: as `examples`; or packed sequences, which cannot be cut.
+    """
+    size, items = _reading(batch)
+    return _cut(batch, part, size, items, _is_list_of_examples(batch))
+
+
+def _cut(batch: Any, part: slice, size: int, items: bool, inside: bool = False) -> Any:
+    if isinstance(batch, PackedSequence):
+        raise ScoreError("packed sequences cannot be cut into examples: give padded ones")
+    if items and inside and isinstance(batch, list):
+        return batch[part]
+    if isinstance(batch, Tensor):
+        return batch[part] if batch.dim() and len(batch) == size else batch
+    if isinstance(batch, MutableMapping):
+        made = copy.copy(batch)
+        made.update({key: _cut(value, part, size, items, True) for key, value in batch.items()})
+        return made
+    if isinstance(batch, list | tuple):
+        found = [_cut(value, part, size, items, True) for value in batch]
+        return type(batch)(*found) if hasattr(batch, "_fields") else type(batch)(found)
+    return batch
+
+
+def _reading(batch: Batch) -> tuple[int, bool]:
+    """How many examples there are, and whether they are items of lists."""
     if isinstance(batch, Tensor) and not batch.dim():
-        return 1
+        return 1, False
     by_tensor, by_item = set(_sizes(batch)), set(_sizes(batch, top=True, inside=_is_list_of_examples(batch)))
     readings = {size for sizes in (by_tensor, by_item) if len(sizes) == 1 for size in sizes}
     if len(readings) == 1:
         (size,) = readings
         if not size:
             raise ScoreError("a batch holds no examples: leave it out")
-        return size
+        return size, len(by_tensor) != 1
     found = sorted(by_tensor | by_item)
     if not found:
         raise ScoreError(

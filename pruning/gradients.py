@@ -1,9 +1,10 @@
 """Gradients of the mean loss, where zero means zero and never "not computed".
 
 `torch.autograd.grad` gives None for a weight that it does not reach. Mostly the loss does not depend on the weight; but
-reentrant checkpoints hide their weights from it, and so do operators that read a weight outside of autograd. So the
-first forward pass is watched, and later ones for the weights without a gradient: what they read without a graph gets
-its gradient by a backward pass from the loss to everything, as training does, or is refused by name.
+reentrant checkpoints hide their weights from it, and so do operators that read a weight outside of autograd. Where
+there is such a checkpoint, gradients come by a backward pass from the loss to everything, as training takes them. And
+the first forward pass is watched, later ones for the weights without a gradient: one of these is refused by name if a
+pass reads it where there is no graph, or takes what was made of it out of the graph.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -60,7 +61,7 @@ def mean_gradient(evidence: Evidence) -> Scores:
 
 
 class Differentiation:
-    """∂L/∂w of the losses of batches, one after the other; it remembers whether they need backward passes."""
+    """∂L/∂w of the losses of batches, one after the other; it remembers which weights they do not depend on."""
 
     def __init__(self, evidence: Evidence, parameters: Mapping[str, nn.Parameter]):
         """Use it inside `untouched`. `parameters` may be more than the prunable ones.
@@ -71,7 +72,6 @@ class Differentiation:
         check_values(parameters)
         self._evidence, self._parameters = evidence, parameters
         self._unreached = Unreached(evidence, parameters)
-        self._backward = False
 
     @torch.enable_grad()
     def __call__(self, batch: Batch) -> Scores:
@@ -80,15 +80,10 @@ class Differentiation:
         Raises:
             ScoreError: no single number with a gradient, or a weight whose gradient cannot be computed.
         """
-        with self._unreached.watched() as read:
+        with self._unreached.watched():
             loss = scalar_loss(self._evidence, batch)
-        self._backward |= bool(read) or _is_cut(loss)
-        if self._backward and parallel(self._evidence.model) is not None:
-            raise ScoreError(
-                "the gradients of this model need backward passes, which DistributedDataParallel would join: score "
-                "without its wrapper, or set use_reentrant=False"
-            )
-        found = self._by_backward(loss, batch) if self._backward else self._by_grad(loss)
+        by_backward = is_cut(loss)
+        found = self._by_backward(loss, batch) if by_backward else self._by_grad(loss)
         self._unreached.refuse(batch, {name for name, gradient in found.items() if gradient is None})
         return {
             name: torch.zeros_like(accumulated(self._parameters[name])) if g is None else accumulated(g)
@@ -100,6 +95,11 @@ class Differentiation:
         return dict(zip(self._parameters, found, strict=True))
 
     def _by_backward(self, loss: Tensor, batch: Batch) -> dict[str, Tensor | None]:
+        if parallel(self._evidence.model) is not None:
+            raise ScoreError(
+                "reentrant checkpoints need backward passes, in which DistributedDataParallel would take part: set "
+                "use_reentrant=False, or score the model without its wrapper"
+            )
         others = (*leaves(loss), *(tensor for tensor in tensors_in(batch) if tensor.is_leaf))
         given = [(tensor, tensor.grad) for tensor in others]
         loss.backward()  # type: ignore[no-untyped-call]  # torch's own
@@ -120,10 +120,10 @@ class Unreached:
         self._read: set[str] = set()
 
     @contextmanager
-    def watched(self) -> Iterator[set[str]]:
-        """Watch the forward pass in this block; yields the weights that it reads without a graph."""
+    def watched(self) -> Iterator[None]:
+        """Watch the forward pass of a batch in this block."""
         with read_without_graph({name: self._parameters[name] for name in self._watched}) as self._read:
-            yield self._read
+            yield
 
     def refuse(self, batch: Batch, missing: set[str]) -> None:
         """Raise `ScoreError` for those of `missing`, the weights without a gradient in that pass, that it read.
@@ -147,13 +147,13 @@ def leaves(loss: Tensor, seen: Collection[tuple[Any, int]] = ()) -> list[Tensor]
 
 def check_graph(loss: Tensor) -> None:
     """Raise `ScoreError` if a reentrant checkpoint cuts the graph of `loss`."""
-    if _is_cut(loss):
+    if is_cut(loss):
         raise ScoreError(
             "this scorer needs the graph of all that runs, and a reentrant checkpoint has none: set use_reentrant=False"
         )
 
 
-def _is_cut(loss: Tensor) -> bool:
+def is_cut(loss: Tensor) -> bool:
     """Whether there is a reentrant checkpoint in the graph, which has none of its own."""
     return any(node.name() == "CheckpointFunctionBackward" for node in nodes(loss))
 
@@ -198,14 +198,17 @@ def read_without_graph(tensors: Mapping[str, Tensor]) -> Iterator[set[str]]:
 
 
 class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
-    """Watches operators that are not in the graph. Views read nothing."""
+    """Watches operators that are not in the graph, and those that take values out of it. Views read nothing."""
 
     def __init__(self, tensors: Mapping[str, Tensor], found: set[str]):
         super().__init__()  # type: ignore[no-untyped-call]  # torch's own
         self._memory, self._found = Memory(tensors), found
+        self._names = {id(tensor): name for name, tensor in tensors.items()}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         outputs = function(*args, **(kwargs or {}))
+        if function in _LEAVING and torch.is_grad_enabled() and args[0].requires_grad:
+            self._found.update(self._names[id(leaf)] for leaf in leaves(args[0]) if id(leaf) in self._names)
         if is_copy(function):  # autocast keeps its casts for later uses
             for name in list(self._memory.names(args[0])):
                 self._memory.add(name, outputs)
@@ -215,3 +218,7 @@ class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
                 if not (recorded and tensor.requires_grad):
                     self._found.update(self._memory.names(tensor))
         return outputs
+
+
+_LEAVING = (torch.ops.aten.detach.default, torch.ops.aten._local_scalar_dense.default)
+"""Operators behind which autograd no longer follows a value."""

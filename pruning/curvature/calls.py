@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pruning.curvature.linear_maps import modules_with_columns
+from pruning.curvature.linear_maps import computes_as_kind, modules_with_columns
 from pruning.decomposed import module_by_module
 from pruning.errors import ScoreError
 from pruning.evidence import Evidence, untouched
@@ -77,8 +77,10 @@ def uses(model: nn.Module, modules: Mapping[nn.Module, str], described: bool = F
         running.append(modules.get(module))
 
     def leave(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], outputs: Tensor) -> Tensor:
-        running.pop()
         entered = (inputs[0] if inputs else next(iter(named.values()))).detach()
+        if not computes_as_kind(module, entered, outputs):
+            found.elsewhere.add(modules[module])
+        running.pop()
         found.calls.append(Use(module, entered, outputs, entered._version))
         return outputs.clone()  # an in-place activation must not write over what is differentiated
 
@@ -168,8 +170,8 @@ def forward_uses(evidence: Evidence) -> Iterator[tuple[dict[str, list[Use]], flo
                 if name not in by_name:
                     _check_used([name], ())
                 raise ScoreError(
-                    f"{name}: is also used outside of its module, as by F.linear(x, layer.weight), where its inputs "
-                    "are not seen: call the module, or exclude it"
+                    f"{name}: is also used outside of a plain layer, as by F.linear(x, layer.weight) or in a subclass "
+                    "that does more, where its inputs are not seen: call such a layer, or exclude it"
                 )
             seen |= by_name.keys()
             yield by_name, evidence.size(batch)

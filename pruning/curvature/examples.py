@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.utils._pytree import tree_map
 
-from pruning.batches import Batch, examples
+from pruning.batches import Batch, cut, has_items
 from pruning.curvature.calls import Use
-from pruning.curvature.passes import Pass, one_by_one, output_gradients, passes, read_off, sliced
+from pruning.curvature.passes import Pass, one_by_one, output_gradients, passes, read_off
 from pruning.evidence import Evidence, Scores, accumulated, output_tensor
 from pruning.parameters import unwrapped
 from pruning.processes import sum_, sum_of
@@ -107,7 +107,8 @@ def _chunks(
 
 def _mapped(evidence: Evidence, batch: Batch, cotangent: Tensor, names: list[str], part: slice) -> Scores:
     """By vmap over the examples of `part`; one by one if an operator has no batching rule."""
-    size = examples(batch)
+    if has_items(batch):
+        return one_by_one(evidence, batch, cotangent, names, part)
     chosen = {name: evidence.parameters[name].detach() for name in names}
     inner = unwrapped(evidence.model)
     every: dict[str, Tensor] = {**dict(inner.named_parameters()), **dict(inner.named_buffers())}
@@ -122,10 +123,10 @@ def _mapped(evidence: Evidence, batch: Batch, cotangent: Tensor, names: list[str
 
         assert evidence.loss is not None
         called = cast(nn.Module, model)  # a loss calls its model, and no more
-        evidence.loss(called, tree_map(lambda t: t[None] if isinstance(t, Tensor) else t, example))
+        evidence.loss(called, tree_map(lambda t, dim: t if dim is None else t[None], example, dims))
         return (output_tensor(outputs[-1]) * v[None]).sum()
 
-    some = sliced(batch, part, size)
+    some = cut(batch, part)
     dims = tree_map(lambda t: 0 if isinstance(t, Tensor) and t.dim() and len(t) == len(cotangent[part]) else None, some)
     try:
         gradients: Scores = vmap(grad(product), in_dims=(None, dims, 0))(chosen, some, cotangent[part])

@@ -5,6 +5,7 @@ gradient of one example is Σ_l rows[:, l] columns[:, l]ᵀ, with `rows` the gra
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,10 +34,21 @@ def linear_modules(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> 
 
 
 def _is_linear_map(module: nn.Module) -> bool:
-    """Linear, convolutions and the Conv1D of transformers; subclasses only with the same forward."""
+    """Linear, convolutions and the Conv1D of transformers. Subclasses may do something else: see `computes_as_kind`."""
     if is_conv1d(module):
         return type(module).__module__ == "transformers.pytorch_utils"
-    return any(isinstance(module, kind) and type(module).forward is kind.forward for kind in _KINDS)
+    return isinstance(module, _KINDS)
+
+
+def computes_as_kind(module: nn.Module, inputs: Tensor, outputs: Tensor) -> bool:
+    """Whether `outputs` are what torch's own layer of this kind makes of `inputs`; asked of subclasses alone."""
+    forward: Any = next((kind.forward for kind in _KINDS if isinstance(module, kind)), type(module).forward)
+    if type(module).forward is forward:
+        return True
+    with torch.no_grad():
+        expected = forward(module, inputs)
+    tolerance = 1e-5 if torch.finfo(outputs.dtype).bits >= 32 else 0.02
+    return expected.shape == outputs.shape and torch.allclose(expected.to(outputs), outputs, tolerance, tolerance)
 
 
 def modules_with_columns(evidence: Evidence) -> dict[nn.Module, str]:

@@ -17,13 +17,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from pruning.batches import Batch, examples
+from pruning.batches import Batch, cut, examples
 from pruning.curvature.calls import Use, uses
 from pruning.curvature.linear_maps import factors, linear_modules
 from pruning.errors import ScoreError, first_line
 from pruning.evidence import Evidence, Scores, accumulated, check_real, output_tensor, untouched
 from pruning.gradients import Unreached, check_graph, leaves
-from pruning.inputs import mapped
 from pruning.parameters import check_values
 
 
@@ -181,7 +180,7 @@ def _check_alone(evidence: Evidence, taken: Pass) -> None:
         try:
             assert evidence.loss is not None
             with _outputs(evidence.local) as found:
-                evidence.loss(evidence.local, sliced(taken.batch, slice(0, 1), taken.size))
+                evidence.loss(evidence.local, cut(taken.batch, slice(0, 1)))
             alone = output_tensor(found[-1] if found else None)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             raise ScoreError(
@@ -276,14 +275,9 @@ def one_by_one(evidence: Evidence, batch: Batch, cotangent: Tensor, names: list[
     rows = []
     for number in range(part.start, part.stop):
         one = slice(number, number + 1)
-        _, outputs = _run(evidence, sliced(batch, one, examples(batch)))
+        _, outputs = _run(evidence, cut(batch, one))
         rows.append(torch.autograd.grad(outputs, parameters, cotangent[one], allow_unused=True))
     return {
         name: torch.stack([accumulated(torch.zeros_like(p) if row[i] is None else row[i]) for row in rows])
         for i, (name, p) in enumerate(zip(names, parameters, strict=True))
     }
-
-
-def sliced(batch: Batch, part: slice, size: int) -> Batch:
-    """The examples `part` of a batch of `size`."""
-    return mapped(batch, lambda t: t[part] if t.dim() and len(t) == size else t)

@@ -474,7 +474,7 @@ def test_uses_outside_of_a_module_in_later_batches_count() -> None:
 def test_scorers_of_inputs_refuse_weights_that_are_used_outside_of_their_modules(scorer: Any) -> None:
     model = Again().double()
     scorer(Evidence(model, prunable(model), small_then_large()[:1], cross_entropy))
-    with pytest.raises(ScoreError, match=r"a\.weight: is also used outside of its module"):
+    with pytest.raises(ScoreError, match=r"a\.weight: is also used outside of a plain layer"):
         scorer(Evidence(model, prunable(model), small_then_large(), cross_entropy))
 
     def halved(model: nn.Module, batch: Any) -> Tensor:
@@ -483,7 +483,7 @@ def test_scorers_of_inputs_refuse_weights_that_are_used_outside_of_their_modules
 
     cast = Again(always=True)
     x, y = data(4)
-    with pytest.raises(ScoreError, match=r"a\.weight: is also used outside of its module"):
+    with pytest.raises(ScoreError, match=r"a\.weight: is also used outside of a plain layer"):
         scorer(Evidence(cast, prunable(cast), [(x.float(), y)], halved))
 
 
@@ -565,6 +565,93 @@ def test_examples_are_cut_out_of_any_mapping() -> None:
         torch.testing.assert_close(found[name], value)
     with pytest.raises(ScoreError, match="leave out Evidence"):
         mean_squares(Evidence(model, parameters, [(x, y)], cross_entropy, count=len), cotangents.empirical)
+
+
+def test_examples_may_be_items_of_lists() -> None:
+    """As images of a detector; the twin has them stacked. Three examples of three rows each."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    x, y = torch.randn(3, 3, 4, dtype=torch.float64), torch.tensor([0, 2, 1])
+
+    class Averaged(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x).mean(1)  # type: ignore[no-any-return]
+
+    whole = Averaged()
+    items = (list(x), [torch.full((1,), int(label)) for label in y])
+
+    def of_items(model: nn.Module, batch: Any) -> Tensor:
+        return F.cross_entropy(model(torch.stack(batch[0])), torch.cat(batch[1]))
+
+    parameters = prunable(whole)
+    found = mean_squares(Evidence(whole, parameters, [items], of_items), cotangents.empirical)
+    wanted = mean_squares(Evidence(whole, parameters, [(x, y)], cross_entropy), cotangents.empirical)
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value)
+
+
+def test_what_is_not_cut_out_for_examples_stays_as_it_is() -> None:
+    """Weights of classes, given with the batch, are the same for every example, also where gradients are mapped."""
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3, bias=False).double()
+    x, y = data(4)
+    factor = torch.tensor(2.0, dtype=torch.float64)
+
+    class Outside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.inner.weight)
+
+    def scaled(model: nn.Module, batch: Any) -> Tensor:
+        assert batch["factor"].dim() == 0
+        return F.cross_entropy(model(batch["x"]) * batch["factor"], batch["y"])
+
+    whole = Outside()
+    found = mean_squares(
+        Evidence(whole, prunable(whole), [{"x": x, "factor": factor, "y": y}], scaled), cotangents.empirical
+    )
+    wanted = mean_squares(
+        Evidence(model, prunable(model), [(x, y)], lambda m, b: F.cross_entropy(m(b[0]) * 2, b[1])),
+        cotangents.empirical,
+    )
+    torch.testing.assert_close(found["inner.weight"], wanted["weight"])
+
+
+class Plain(nn.Linear):
+    """Linear by another name, as timm has one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+class More(nn.Linear):
+    """Linear, and then something with the weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.weight.sum()
+
+
+def test_subclasses_that_compute_what_their_kind_does_are_scored() -> None:
+    torch.manual_seed(0)
+    x, y = data(4)
+    plain = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    twin, more = (nn.Sequential(nn.Linear(4, 5), nn.Tanh(), kind(5, 3)).double() for kind in (Plain, More))
+    for model in (twin, more):
+        model.load_state_dict(plain.state_dict())
+    for scorer in (scorers.wanda, scorers.obs, scorers.fisher):
+        found, wanted = (scorer(Evidence(m, prunable(m), [(x, y)], cross_entropy)) for m in (twin, plain))  # type: ignore[operator]
+        for name, value in wanted.items():
+            torch.testing.assert_close(found[name], value)
+    for scorer in (scorers.wanda, scorers.obs):
+        with pytest.raises(ScoreError, match=r"2\.weight: is also used outside of a plain layer"):
+            scorer(Evidence(more, prunable(more), [(x, y)], cross_entropy))  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("scorer", [scorers.wanda, scorers.obs])

@@ -148,25 +148,25 @@ class Reading(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.a(x)
-        if self.how == "no_grad":
-            with torch.no_grad():
-                more = self.b(x)
-            return out + more
+        with torch.no_grad():
+            beside = self.b(x) if self.how == "no_grad" else torch.zeros(())
+            rows = self.b.weight.T.shape[0]  # looks at it, but at no value
         if self.how == "detach":
-            return out + F.linear(x, self.b.weight.detach())
-        if self.how == "view":
-            return out + x @ self.b.weight.data.T
-        if self.how == "shape":  # looks at it, but at no value
-            with torch.no_grad():
-                rows = self.b.weight.T.shape[0]
-            return out * rows
-        if self.how == "stopped":  # in the graph, but the loss does not depend on what comes out
+            beside = F.linear(x, self.b.weight.detach())
+        elif self.how == "output":
+            beside = self.b(x).detach()
+        elif self.how == "number":
+            beside = torch.tensor(self.b(x).mean().item())
+        elif self.how == "view":
+            beside = x @ self.b.weight.data.T
+        elif self.how == "shape":
+            beside = torch.tensor(float(rows))
+        elif self.how == "stopped":  # in the graph, but the loss does not depend on what comes out
             self.b(x)
-            return out
-        return out
+        return out + beside
 
 
-@pytest.mark.parametrize("how", ["no_grad", "detach", "view"])
+@pytest.mark.parametrize("how", ["no_grad", "detach", "view", "output", "number"])
 @pytest.mark.parametrize("scorer", {**BY_GRADIENT, **BY_CURVATURE})
 def test_a_weight_read_outside_of_autograd_is_refused(how: str, scorer: str) -> None:
     with pytest.raises(
@@ -424,7 +424,7 @@ def test_a_distributed_part_of_a_model_is_refused(one_process: None) -> None:
 
 def test_backward_passes_of_a_distributed_model_are_refused(one_process: None) -> None:
     wrapped = nn.parallel.DistributedDataParallel(Checkpointed(True))
-    with pytest.raises(ScoreError, match="DistributedDataParallel would join"):
+    with pytest.raises(ScoreError, match="DistributedDataParallel would take part"):
         scorers.gradient(case(wrapped))
     plain = nn.parallel.DistributedDataParallel(Checkpointed(False))
     assert bool(scorers.gradient(case(plain))["a.weight"].any())
