@@ -347,6 +347,7 @@ def test_any_bracket_at_all_gives_the_same_answer(problem, sizes, data):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_bracket_of_a_real_sample(monkeypatch, kind, dtype, masked):
+    monkeypatch.setattr(threshold, "FEW", 0)
     monkeypatch.setattr(threshold, "SAMPLE", 1 << 10)
     monkeypatch.setattr(pieces, "CHUNK", 1 << 12)
     monkeypatch.setattr(pieces, "HELD", 0)
