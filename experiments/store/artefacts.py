@@ -125,6 +125,7 @@ class Store:
                     make(Path(elsewhere))
         elif _damage(check) is None:
             processes.broadcast(False)
+            self._remove_scratch(kind, key)  # of a maker that was killed when all was done but this
         else:
             self._obtain_alone(Artefact(kind, key, folder), identity, make, check)
         processes.broadcast(None)  # it is there: nobody reads it before
@@ -182,7 +183,12 @@ class Store:
                 self._place(folder, artefact, identity)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(self._scratch(artefact.kind, artefact.key), ignore_errors=True)
+        self._remove_scratch(artefact.kind, artefact.key)
+
+    def _remove_scratch(self, kind: str, key: str) -> None:
+        folder = self._scratch(kind, key)
+        if folder.exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _remove_leftovers(self, kind: str, key: str, folder: Path) -> None:
         """Remove temporary folders, besides `folder`, of processes that were killed on this machine."""

@@ -384,6 +384,9 @@ def test_scratch_space_survives_a_kill_and_goes_in_the_end(tmp_path):
 
     assert store.obtain("kind", identity, go_on).file("content").read_text() == "half whole"
     assert list((tmp_path / "unfinished").iterdir()) == []
+    (store.scratch("kind", identity) / "checkpoint").write_text("of a maker that died before its last deed")
+    store.obtain("kind", identity, pytest.fail)
+    assert list((tmp_path / "unfinished").iterdir()) == []
 
 
 FULL = """
