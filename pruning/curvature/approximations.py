@@ -48,7 +48,7 @@ def full_hessian(
     if size > LARGEST:
         raise ScoreError(f"full_hessian: {size} weights are more than {LARGEST}: use layer_hessian or block_hessian")
     matrix: Tensor | None = None
-    count = 0
+    count = 0.0
     for chunk, number in example_gradients(evidence, cotangents(curvature, samples, seed)):
         rows = torch.cat([gradient.flatten(1) for gradient in chunk.values()], 1).double()
         matrix = rows.T @ rows if matrix is None else matrix.addmm_(rows.T, rows)
@@ -88,7 +88,7 @@ def block_hessian(
         name: torch.zeros(blocks[name], size, size, dtype=torch.float64, device=p.device)
         for name, p in evidence.parameters.items()
     }
-    count = 0
+    count = 0.0
     for chunk, number in example_gradients(evidence, cotangents(curvature, samples, seed)):
         count += number
         for name, gradient in chunk.items():

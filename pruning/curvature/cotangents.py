@@ -1,6 +1,8 @@
-"""What is propagated back from the outputs: it decides which second-moment matrix (1/N) Σ_n Σ_v J_nᵀvvᵀJ_n comes out.
+"""What is propagated back from the outputs: it decides which second-moment matrix (1/C) Σ_n Σ_v J_nᵀvvᵀJ_n comes out.
 
-The loss is the mean over examples, so N times its gradient is the gradient of each example's own loss.
+The loss of a batch is Σ_n c_n·L_n / C: the mean over examples n, which count c_n each (1, or tokens, or the weight of a
+class) and C in all. So C/c_n times its gradient by the outputs of n is the gradient of L_n, the example's own loss, and
+each v holds the square root of c_n.
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pruning.curvature.examples import Cotangents
+from pruning.curvature.passes import along_first
 from pruning.errors import ScoreError
 
 Curvature = Literal["gauss_newton", "empirical_fisher", "true_fisher"]
@@ -36,14 +39,14 @@ def check_curved(found: Iterable[Tensor]) -> None:
         )
 
 
-def empirical(loss: Tensor, outputs: Tensor) -> Iterator[Tensor]:
-    """v = ∂L_n/∂z: the empirical Fisher, squares of the gradients of the examples' losses with the labels given."""
+def empirical(loss: Tensor, outputs: Tensor, counts: Tensor) -> Iterator[Tensor]:
+    """v = √c_n·∂L_n/∂z: the empirical Fisher, squares of the gradients of the examples' losses with the labels given."""
     (gradient,) = torch.autograd.grad(loss, outputs, retain_graph=True)
-    yield gradient * len(outputs)
+    yield gradient * along_first(counts.sum() * _inverse(counts).sqrt(), gradient)
 
 
-def gauss_newton(loss: Tensor, outputs: Tensor) -> Iterator[Tensor]:
-    """Vᵀ with VVᵀ = ∂²L_n/∂z²: the Gauss-Newton matrix, exactly; one backward pass per output of an example.
+def gauss_newton(loss: Tensor, outputs: Tensor, counts: Tensor) -> Iterator[Tensor]:
+    """Vᵀ with VVᵀ = c_n·∂²L_n/∂z²: the Gauss-Newton matrix, exactly; one backward pass per output of an example.
 
     Equal to the Hessian where the network is linear in its weights, or fits the data without error; for cross-entropy
     equal to the true Fisher, with the expectation over labels taken in full.
@@ -53,7 +56,7 @@ def gauss_newton(loss: Tensor, outputs: Tensor) -> Iterator[Tensor]:
     """
     size = len(outputs)
     (gradient,) = torch.autograd.grad(loss, outputs, create_graph=True)
-    flat = gradient.reshape(size, -1) * size
+    flat = gradient.reshape(size, -1) * counts.sum().to(gradient.dtype)
     rows = [torch.autograd.grad(flat[:, c].sum(), outputs, retain_graph=True)[0] for c in range(flat.shape[1])]
     hessian = torch.stack([row.reshape(size, -1) for row in rows], dim=1).double()
     if not bool(torch.isfinite(hessian).all()):
@@ -79,34 +82,42 @@ def true_fisher(samples: int | None = None, seed: int = 0) -> Cotangents:
     return partial(_true_fisher, samples, generator)
 
 
-def _true_fisher(samples: int | None, generator: torch.Generator, loss: Tensor, outputs: Tensor) -> Iterator[Tensor]:
+def _true_fisher(
+    samples: int | None, generator: torch.Generator, loss: Tensor, outputs: Tensor, counts: Tensor
+) -> Iterator[Tensor]:
     if outputs.dim() != 2 or outputs.shape[1] < 2:
         raise ScoreError(
             f"the true Fisher needs outputs [examples, classes], not {list(outputs.shape)}: use the empirical one"
         )
     p = outputs.detach().double().softmax(1)
-    if not _is_cross_entropy(loss, outputs, p):
+    if not _is_cross_entropy(loss, outputs, p, counts):
         raise ScoreError("the true Fisher needs the mean cross-entropy of the outputs as loss: use the empirical one")
     if samples is None:
         for c in range(p.shape[1]):
-            yield _away_from(p, torch.full((len(p),), c, device=p.device), p[:, c].sqrt()).to(outputs.dtype)
+            yield _away_from(p, torch.full((len(p),), c, device=p.device), (p[:, c] * counts).sqrt()).to(outputs.dtype)
         return
     for _ in range(samples):
         labels = torch.multinomial(p.cpu(), 1, generator=generator)[:, 0].to(p.device)
-        weight = torch.full((len(p),), samples**-0.5, dtype=p.dtype, device=p.device)
-        yield _away_from(p, labels, weight).to(outputs.dtype)
+        yield _away_from(p, labels, (counts / samples).sqrt()).to(outputs.dtype)
 
 
-def _is_cross_entropy(loss: Tensor, outputs: Tensor, p: Tensor) -> bool:
+def _is_cross_entropy(loss: Tensor, outputs: Tensor, p: Tensor, counts: Tensor) -> bool:
     """Whether ∂L_n/∂z = p - q with probabilities q, the labels; of log-probabilities z it is -q itself."""
     (gradient,) = torch.autograd.grad(loss, outputs, retain_graph=True)
-    gradient = gradient.double() * len(outputs)
+    counted = counts > 0
+    outputs, p = outputs[counted], p[counted]
+    gradient = gradient.double()[counted] * (counts.sum() / counts[counted])[:, None]
     tolerance = 1e-3 if outputs.dtype in (torch.float32, torch.float64) else 0.05
     normal = bool((outputs.detach().double().logsumexp(1).abs() < tolerance).all())
     return any(
         bool((labels > -tolerance).all()) and bool(((labels.sum(1) - 1).abs() < tolerance).all())
         for labels in ([p - gradient, -gradient] if normal else [p - gradient])
     )
+
+
+def _inverse(counts: Tensor) -> Tensor:
+    """1 / c_n; 0 for an example in which nothing counts, whose gradient is 0."""
+    return torch.where(counts > 0, 1 / counts, 0.0)
 
 
 def _away_from(p: Tensor, labels: Tensor, weight: Tensor) -> Tensor:

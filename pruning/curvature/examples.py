@@ -23,16 +23,18 @@ from pruning.evidence import Evidence, Scores, accumulated, output_tensor
 from pruning.parameters import unwrapped
 from pruning.processes import sum_, sum_of
 
-Cotangents = Callable[[Tensor, Tensor], Iterable[Tensor]]
-"""From the mean loss and the outputs [examples, …], both in the graph, to cotangents of the outputs' shape."""
+Cotangents = Callable[[Tensor, Tensor, Tensor], Iterable[Tensor]]
+"""From the mean loss and the outputs [examples, …], both in the graph, and how much each example counts, float64
+[examples], to cotangents of the outputs' shape."""
 
 MEMORY = 2**27
 """Bytes that the gradients of a chunk of examples may take, unless told otherwise."""
 
 
 def mean_squares(evidence: Evidence, cotangents: Cotangents, memory: int = MEMORY) -> Scores:
-    """(1/N) Σ_n Σ_v (J_nᵀv_n)², name → tensor of the parameter's shape: the diagonal of a second-moment matrix.
+    """(1/C) Σ_n Σ_v (J_nᵀv_n)², name → tensor of the parameter's shape: the diagonal of a second-moment matrix.
 
+    C is the number of examples, or the sum of what `Evidence.count` gives for each of them.
     Within an example positions (pixels, tokens) and uses of a tied weight are summed before the square is taken.
 
     Raises:
@@ -43,8 +45,8 @@ def mean_squares(evidence: Evidence, cotangents: Cotangents, memory: int = MEMOR
     }
     count = 0.0
     for taken in passes(evidence):
-        count += taken.size
-        for whole in cotangents(taken.loss, taken.outputs):
+        count += float(taken.counts.sum())
+        for whole in cotangents(taken.loss, taken.outputs, taken.counts):
             largest = float(whole.abs().max())
             if not largest:
                 continue
@@ -64,20 +66,24 @@ def mean_squares(evidence: Evidence, cotangents: Cotangents, memory: int = MEMOR
     return {name: value.div_(count) for name, value in summed.items()}
 
 
-def example_gradients(evidence: Evidence, cotangents: Cotangents, memory: int = MEMORY) -> Iterator[tuple[Scores, int]]:
-    """J_nᵀv_n of some examples and one cotangent, as (name → [examples, *shape], examples), chunk by chunk.
+def example_gradients(
+    evidence: Evidence, cotangents: Cotangents, memory: int = MEMORY
+) -> Iterator[tuple[Scores, float]]:
+    """J_nᵀv_n of some examples and one cotangent, as (name → [examples, *shape], how much they count), chunk by chunk.
 
-    The second number counts examples at their first cotangent only, so that its sum is N.
+    The second number counts examples at their first cotangent only, so that its sum is C of `mean_squares`.
 
     Raises:
         ScoreError: see `passes`.
     """
     for taken in passes(evidence):
-        for number, cotangent in enumerate(cotangents(taken.loss, taken.outputs)):
+        for number, cotangent in enumerate(cotangents(taken.loss, taken.outputs, taken.counts)):
             found = output_gradients(taken, cotangent)
+            start = 0
             for chunk in _chunks(evidence, taken, cotangent, found, list(evidence.parameters), memory):
-                size = len(next(iter(chunk.values())))
-                yield chunk, size if number == 0 else 0
+                stop = start + len(next(iter(chunk.values())))
+                yield chunk, float(taken.counts[start:stop].sum()) if number == 0 else 0.0
+                start = stop
 
 
 def _is_outer_product(calls: list[tuple[Use, Tensor]]) -> bool:

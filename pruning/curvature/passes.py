@@ -28,9 +28,9 @@ from pruning.parameters import check_values
 
 @dataclass(frozen=True)
 class Pass:
-    """One forward pass: the batch, its outputs, and the calls of each parameter's modules.
+    """One forward pass: the batch, its outputs, how much every example counts, and the calls of each parameter's modules.
 
-    `signature` is equal for passes that run the same operators on the same shapes, so that rows hold the same examples;
+    `counts` is float64 [size], 1 each unless `Evidence.count` says otherwise. `signature` is equal for passes that run the same operators on the same shapes, so that rows hold the same examples;
     None if an operator depended on data.
     """
 
@@ -38,6 +38,7 @@ class Pass:
     size: int
     loss: Tensor
     outputs: Tensor
+    counts: Tensor
     calls: Mapping[str, list[Use]]
     signature: int | None
 
@@ -51,8 +52,6 @@ def passes(evidence: Evidence) -> Iterator[Pass]:
     """
     if evidence.loss is None:
         raise ScoreError("curvature needs gradients: give Evidence a loss")
-    if evidence.count is not None:
-        raise ScoreError("curvature of single examples weighs each of them by 1: leave out Evidence(count=...)")
     for name, module in evidence.model.named_modules():
         mixing = isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
         if mixing and not module.training:
@@ -92,7 +91,21 @@ def _forward(evidence: Evidence, batch: Batch, modules: Mapping[nn.Module, str])
     by_name = {name: calls for name, calls in found.by_name(modules).items() if name not in found.elsewhere}
     size = len(whole)
     signature = None if found.by_data else hash((size, *(found.operators or ())))
-    return Pass(batch, size, loss, whole, by_name, signature)
+    return Pass(batch, size, loss, whole, _counts(evidence, batch, size).to(whole.device), by_name, signature)
+
+
+def _counts(evidence: Evidence, batch: Batch, size: int) -> Tensor:
+    """How much each example counts in the mean that the loss of `batch` is."""
+    if evidence.count is None:
+        return torch.ones(size, dtype=torch.float64)
+    found = torch.tensor([float(evidence.count(cut(batch, slice(n, n + 1)))) for n in range(size)], dtype=torch.float64)
+    whole = evidence.size(batch)
+    if not bool((found >= 0).all()) or abs(float(found.sum()) - whole) > 1e-6 * whole:
+        raise ScoreError(
+            f"Evidence count= gives {whole:g} for a batch, and {float(found.sum()):g} for its examples one by one: give "
+            "a sum over examples, none below 0"
+        )
+    return found
 
 
 def _run(evidence: Evidence, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -207,17 +220,13 @@ def _mixing(taken: Pass) -> set[str]:
     cotangent = torch.randn(taken.outputs.shape, generator=generator).to(taken.outputs)
     scales = 0.5 + torch.rand(taken.size, generator=generator).to(taken.outputs)
     plain = output_gradients(taken, cotangent)
-    scaled = output_gradients(taken, cotangent * _along_first(scales, cotangent))
+    scaled = output_gradients(taken, cotangent * along_first(scales, cotangent))
     return {
         name
         for name, calls in plain.items()
         for (_, gradient), (_, other) in zip(calls, scaled[name], strict=True)
-        if not _close(accumulated(other), accumulated(gradient * _along_first(scales, gradient)))
+        if not _close(accumulated(other), accumulated(gradient * along_first(scales, gradient)))
     }
-
-
-def _along_first(values: Tensor, like: Tensor) -> Tensor:
-    return values.view(-1, *[1] * (like.dim() - 1))
 
 
 def _check_loss(evidence: Evidence, taken: Pass) -> None:
@@ -262,6 +271,11 @@ def _summed(calls: list[tuple[Use, Tensor]], shape: torch.Size) -> Tensor:
             rows, columns = factors(use.module, x, slope)
             total = total + torch.einsum("ngrl,ngcl->grc", rows, columns).reshape(shape)
     return total
+
+
+def along_first(values: Tensor, like: Tensor) -> Tensor:
+    """`values`, one an example, so that they multiply `like` [examples, …] in its own dtype."""
+    return values.to(like.dtype).view(-1, *[1] * (like.dim() - 1))
 
 
 def _close(found: Tensor, wanted: Tensor, tolerance: float = 1e-3) -> bool:

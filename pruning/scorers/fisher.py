@@ -17,6 +17,7 @@ def fisher(
     """(1/N) Σ_n (∂L_n/∂w)²: how much the output distribution depends on w. Sung et al. 2021 (FISH), equation 3.
 
     The mean over examples of squares, however they are cut into batches; never the square of a batch's mean gradient.
+    With `Evidence.count` an example counts c_n: (1/Σ c_n) Σ_n c_n·(∂L_n/∂w)², where L_n is the mean loss within it.
 
     Args:
         curvature: `empirical_fisher`: with the labels of the data. `true_fisher`: with the network's own, as the Fisher
