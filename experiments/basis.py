@@ -7,15 +7,19 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from hydra.utils import get_object
 from torch import nn
 
 from experiments.checkpoints import Checkpoints
 from experiments.data import Splits
+from experiments.content import content_of_data, content_of_tensors
+from experiments.identity import part
 from experiments.processes import on_cpu
 from experiments.progress import Progress, progress
 from experiments.seeding import seeded
 from experiments.store import Store
 from experiments.targets import built, short_name, unguarded
+from experiments.tasks import Task
 from experiments.training import Recipe, accelerator, steps_per_epoch
 from pruning import prunable
 from pruning.errors import ConfigurationError, ModelError
@@ -40,6 +44,41 @@ class Basis:
         """The data."""
         splits: Splits = self.loaded or built("data.load", self.config["data"]["load"])
         return splits
+
+    @cached_property
+    def task(self) -> Task:
+        """What is learned, and by what it is judged."""
+        task: Task = built("task", self.config["task"])
+        if not isinstance(task, Task):
+            raise ConfigurationError(
+                f"task={self.config['task']['_target_']}: makes a {type(task).__name__}: give a subclass of "
+                "experiments.tasks.Task"
+            )
+        return task
+
+    def part(self, *fields: str) -> dict[str, Any]:
+        """What a result depends on: these fields of the configuration, the code behind them, and the content of data
+        and weights that come from files.
+        """
+        found = part(self.config, *fields)
+        if "data.load" in fields:
+            found["content of data"] = self._content
+        if "model" in fields and self._reads_files:
+            found["content of weights"] = self._initial_content
+        return found
+
+    @cached_property
+    def _content(self) -> list[str]:
+        return content_of_data(self.splits)
+
+    @property
+    def _reads_files(self) -> bool:
+        target = get_object(self.config["model"]["_target_"])
+        return self.config["when"] == "pretrained" or getattr(target, "reads_files", False)
+
+    @cached_property
+    def _initial_content(self) -> str:
+        return content_of_tensors(self.new_model().state_dict())
 
     @cached_property
     def device(self) -> torch.device:
@@ -111,7 +150,6 @@ class Basis:
             seed=self.config["seed"],
             accumulate=training["accumulate"],
             clip=training["clip"],
-            label_smoothing=training["label_smoothing"],
             best_on_validation=training["best_on_validation"],
             augment=None if augment is None else unguarded(built("data.augment", augment)),
         )

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError
 
-from experiments.targets import check_target
+from experiments.targets import check_target, completed
 from pruning.allocation import check_density
 from pruning.errors import ConfigurationError, RewindError
 from pruning.rewind import step_of
@@ -26,7 +26,6 @@ class Training:
     batch_size: int = 60
     accumulate: int = 1
     clip: float | None = None
-    label_smoothing: float = 0.0
     best_on_validation: bool = False
     precision: str = "no"
 
@@ -77,6 +76,7 @@ class Configuration:
     """
 
     data: dict[str, Any] = MISSING
+    task: dict[str, Any] = MISSING
     model: dict[str, Any] = MISSING
     optimizer: dict[str, Any] = MISSING
     learning_rate: dict[str, Any] = MISSING
@@ -112,10 +112,11 @@ CONTROLS = ("reinit", "shuffle", "random", "small_dense")
 """Networks to compare a ticket with: see `experiments.controls`."""
 
 _GROUPS = (
-    *("scorer", "granularity", "allocation", "schedule", "learning_rate", "model", "optimizer", "tracker", "execution"),
+    *("scorer", "granularity", "allocation", "schedule", "learning_rate", "model", "task", "optimizer", "tracker"),
+    "execution",
 )
 _CHOICES = {
-    "when": ("init", "trained"),
+    "when": ("init", "trained", "pretrained"),
     "scoring.mode": ("train", "eval"),
     "recovery.weights": ("keep", "rewind"),
     "recovery.learning_rate": ("last", "replay"),
@@ -165,12 +166,13 @@ def checked(config: DictConfig) -> dict[str, Any]:
     if plain["data"].get("augment") is not None:
         check_target("data.augment", plain["data"]["augment"])
     _check_values(plain)
-    return plain
+    facts = {name: value for name, value in plain["data"].items() if name not in ("name", "load", "augment")}
+    counted = next((facts[name] for name in ("classes", "labels") if name in facts), None)
+    facts = ({} if counted is None else {"outputs": counted}) | facts
+    return plain | {group: completed(group, plain[group], facts) for group in ("model", "task")}
 
 
 def _check_values(plain: Mapping[str, Any]) -> None:
-    if not 0.0 <= plain["training"]["label_smoothing"] < 1.0:
-        raise ConfigurationError(f"training.label_smoothing={plain['training']['label_smoothing']}: give one in [0, 1)")
     clip = plain["training"]["clip"]
     if clip is not None and clip <= 0:
         raise ConfigurationError(f"training.clip={clip}: give the largest gradient norm, above 0, or null")
@@ -211,6 +213,17 @@ def _check_recovery(plain: Mapping[str, Any]) -> None:
         raise ConfigurationError("training.best_on_validation: the best epoch may have other masks: unset it")
     if dynamic and plain["training"]["precision"] == "fp16":
         raise ConfigurationError("training.precision=fp16: dynamic masks read gradients unscaled: choose no or bf16")
+    if plain["when"] == "pretrained":
+        if recovery["learning_rate"] == "replay":
+            raise ConfigurationError(
+                "recovery: there is no training to replay with when=pretrained: set recovery=finetune or none"
+            )
+        for control in plain["controls"]:
+            if control != "shuffle":
+                raise ConfigurationError(
+                    f"controls={control}: is trained as the dense network was, and with when=pretrained it was not: "
+                    "leave it out"
+                )
     for control in plain["controls"]:
         if control not in CONTROLS:
             raise ConfigurationError(f"controls={control}: choose among {', '.join(CONTROLS)}")

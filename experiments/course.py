@@ -1,5 +1,6 @@
 """How far a training is, and all that the rest of it depends on: what a checkpoint holds."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,34 +16,67 @@ from pruning.rewind import RewindPoint
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch left: its number, learning rate at its end, mean training loss, validation, seconds."""
+    """What one epoch left.
+
+    Attributes:
+        number: in the order of the data.
+        learning_rate: at its end.
+        loss: mean over all that counts.
+        validation: the headline metric there, if the best epoch is to be kept.
+        seconds: that its steps took.
+    """
 
     number: int
     learning_rate: float
     loss: float
-    validation_accuracy: float | None
+    validation: float | None
     seconds: float
 
 
 @dataclass
 class Course:
-    """Steps done, what the present epoch has summed so far, the epochs before, the best of them with its weights."""
+    """How far a training is.
+
+    Attributes:
+        step: optimizer steps done.
+        loss, seen, seconds: of the present epoch: the sum of its losses, how much has counted, the time of its steps.
+        epochs: those before.
+        best: the best validation metric so far, and the weights that had it.
+        diverged: the first step whose loss was not finite, found when it was done on a CPU, else by its epoch's end.
+    """
 
     step: int
     loss: Tensor
-    seen: int = 0
+    seen: float | Tensor = 0
     seconds: float = 0.0
     epochs: list[Epoch] = field(default_factory=list)
     best: tuple[float, dict[str, Tensor]] | None = None
+    diverged: int | None = None
 
-    def close(self, number: int, learning_rate: float, accuracy: float | None, model: nn.Module) -> Epoch:
-        """End an epoch, with its validation accuracy if it was measured."""
-        if accuracy is not None and (self.best is None or accuracy > self.best[0]):
-            self.best = accuracy, {name: value.clone() for name, value in model.state_dict().items()}
-        epoch = Epoch(number, learning_rate, float(all_reduce(self.loss)) / self.seen, accuracy, self.seconds)
+    def add(self, loss: Tensor, count: float | Tensor) -> None:
+        """A step, and the sum of its losses."""
+        self.loss += loss
+        self.seen += count
+        self.step += 1
+        if loss.is_cpu and not math.isfinite(loss.item()):
+            self._not_finite()
+
+    def close(self, number: int, learning_rate: float, validation: float | None, better: bool, model: nn.Module) -> Epoch:
+        """End an epoch, with its validation metric if it was measured, and whether higher is `better`."""
+        if validation is not None and (self.best is None or (validation - self.best[0]) * (1 if better else -1) > 0):
+            self.best = validation, {name: value.clone() for name, value in model.state_dict().items()}
+        seen = float(self.seen)
+        mean = float(all_reduce(self.loss)) / seen if seen else math.nan
+        epoch = Epoch(number, learning_rate, mean, validation, self.seconds)
+        if not math.isfinite(mean):
+            self._not_finite()
         self.epochs.append(epoch)
         self.loss, self.seen, self.seconds = torch.zeros_like(self.loss), 0, 0.0
         return epoch
+
+    def _not_finite(self) -> None:
+        if self.diverged is None:
+            self.diverged = self.step
 
 
 def saved(
@@ -64,6 +98,7 @@ def saved(
         "seconds": course.seconds,
         "epochs": [asdict(epoch) for epoch in course.epochs],
         "best": course.best,
+        "diverged": course.diverged,
     }
 
 
@@ -92,4 +127,5 @@ def restored(
         seconds=tree["seconds"],
         epochs=[Epoch(**epoch) for epoch in tree["epochs"]],
         best=None if best is None else (best[0], {name: value.to(device) for name, value in best[1].items()}),
+        diverged=tree["diverged"],
     )

@@ -9,15 +9,17 @@ import torch
 from torch import nn
 
 from experiments.conditions import device_name
-from experiments.evaluation import evaluate as measured
-from experiments.identity import EXECUTION, STRUCTURE, code, part
+from experiments.data.examples import take
+from experiments.identity import EXECUTION, STRUCTURE, code
 from experiments.networks import MASKS, WEIGHTS, Network, finite, load
 from experiments.records import FORMAT
 from experiments.setting import Setting
 from experiments.targets import short_name
+from experiments.tasks import evaluate as measured
 from pruning import Masks
 from pruning.cost import cost, latency
 from pruning.execution.crossover import processor
+from pruning.inputs import Inputs
 from pruning.structure import TOLERANCE, remove, verify
 
 _ROW = "row.json"
@@ -42,7 +44,7 @@ def evaluate(setting: Setting, network: Network, level: Level, dense_network: Ne
     """The row of `network`: asked and got density, costs, validation and test. Test data are seen once a level."""
     removed = network.masks is not None and setting.structured
     identity = {"from": network.key, "format": FORMAT, "removed": removed}
-    identity |= part(setting.config, "data.load", "include", "exclude", "latency")
+    identity |= setting.part("data.load", "task", "include", "exclude", "latency")
     identity |= code(__name__, without=EXECUTION if removed else (*EXECUTION, *STRUCTURE))
     if setting.config["latency"] is not None:
         identity |= {"timed on": [processor(), device_name(setting.device), torch.get_num_threads()]}
@@ -52,12 +54,11 @@ def evaluate(setting: Setting, network: Network, level: Level, dense_network: Ne
         dense = Masks.dense(setting.prunable(model)).to("cpu")
         held = network.load_masks()
         masks = dense if held is None else held
-        example = setting.splits.test.inputs[:1].to(setting.device)
-        counts = cost(model, masks, example)
+        counts = cost(model, masks, _inputs(setting, 1))
         masks = Masks({name: masks[name] for name in dense})  # of coupled channels, not biases and norms
         table = masks.table()
         smallest = min(table, key=lambda line: line.density)
-        validation, test = measured(model, setting.splits.validation), measured(model, setting.splits.test)
+        parts = {"validation": setting.splits.validation, "test": setting.splits.test}
         row = {
             "density": masks.density,
             "prunable": masks.total,
@@ -71,10 +72,11 @@ def evaluate(setting: Setting, network: Network, level: Level, dense_network: Ne
             "emptied": list(masks.emptied),
             "layers": [asdict(line) for line in table],
             "bytes": sum(network.weights.size(name) for name in (WEIGHTS, MASKS) if network.weights.has(name)),
-            "validation_accuracy": validation.accuracy,
-            "validation_loss": finite(validation.loss),
-            "test_accuracy": test.accuracy,
-            "test_loss": finite(test.loss),
+            **{
+                f"{part}_{metric}": finite(value)
+                for part, data in parts.items()
+                for metric, value in measured(setting.task, model, data).items()
+            },
             **_removed(setting, model, held if removed else None),
         }
         (folder / _ROW).write_text(json.dumps(row, allow_nan=False))
@@ -104,10 +106,17 @@ def evaluate(setting: Setting, network: Network, level: Level, dense_network: Ne
         "processes": history["processes"],
         "sparse": history["sparse"],
         "versions": history["versions"],
+        "diverged": history["diverged"],
+        "metrics": [metric.as_dict() for metric in setting.task.all_metrics()],
         "control": None,
         "dense": dense_network.key,
         "network": network.key,
     }
+
+
+def _inputs(setting: Setting, count: int) -> Inputs:
+    """What the model is called with for the first examples of the test part."""
+    return setting.task.inputs(take(setting.splits.test, count, setting.device))
 
 
 def _losses(history: dict[str, Any], epoch_steps: int) -> list[list[float | None]]:
@@ -127,10 +136,10 @@ def _removed(setting: Setting, model: nn.Module, masks: Masks | None) -> dict[st
         if difference > TOLERANCE:
             remove(model, masks, setting.structure)  # says where
         model = small.to(setting.device)
-        counts = cost(model, None, setting.splits.test.inputs[:1].to(setting.device))
+        counts = cost(model, None, _inputs(setting, 1))
         found |= {"removed_parameters": counts.parameters, "removed_bytes": counts.stored_bytes}
     batch = setting.config["latency"]
     if batch is not None:
-        inputs = setting.splits.test.inputs[:batch].to(setting.device)
-        found |= {"latency_ms": latency(model, inputs, seconds=0.5), "latency_batch": len(inputs)}
+        found |= {"latency_ms": latency(model, _inputs(setting, batch), seconds=0.5)}
+        found |= {"latency_batch": min(batch, len(setting.splits.test))}
     return found

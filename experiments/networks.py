@@ -72,11 +72,12 @@ def save(
     epochs: Sequence[Epoch],
     start: Network | None,
     under: Mapping[str, Any],
+    diverged: int | None = None,
 ) -> None:
     """Weights, tied ones once, of masked tensors only what is kept; the masks themselves; and how it came about.
 
     `course` tells the optimizer steps of this training, their number in an epoch, and the position in the order of the
-    data at which it ended; `under` its `conditions`.
+    data at which it ended; `under` its `conditions`; `diverged` the step from which its loss was not finite.
     """
     tied = _tied(model)
     state: dict[str, Tensor] = {
@@ -99,6 +100,7 @@ def save(
         "seconds": round(seconds, 3),
         "total_seconds": round(before["total_seconds"] + seconds, 3),
         **under,
+        "diverged": diverged,
         "history": history,
     }
     (folder / HISTORY).write_text(json.dumps(record, allow_nan=False))

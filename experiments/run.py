@@ -35,7 +35,8 @@ from experiments.networks import Network
 from experiments.processes import first
 from experiments.results import results
 from experiments.setting import Setting
-from experiments.targets import built
+from experiments.targets import built, short_name
+from experiments.tasks import check_fit
 from experiments.tracking import Guarded, Nothing, leave
 from pruning.errors import ConfigurationError, PruningError
 
@@ -72,7 +73,8 @@ def _levels(setting: Setting, folder: Path, name: str, tracker: Guarded) -> list
         tracker.row(row)
         title = f"{name}, {row['control']}" if row["control"] else name
         emptied = f" (emptied: {', '.join(row['emptied'])})" if row["emptied"] else ""
-        log.info("%s: density %.4g, test accuracy %.4f%s", title, row["density"], row["test_accuracy"], emptied)
+        headline = row["metrics"][0]["name"]
+        log.info("%s: density %.4g, test %s %.4f%s", title, row["density"], headline, row[f"test_{headline}"], emptied)
 
     scoring = lru_cache(maxsize=1)(partial(stages.score, setting))  # densities that branch from one network share it
     numbers = count(1)
@@ -117,7 +119,9 @@ def _parts(setting: Setting) -> Callable[[float | None], tuple[float | None, ...
         for target in densities(config):
             stages.check_dynamic(setting, target)
     check_controls(setting)
-    setting.prunable(setting.new_model())
+    model = setting.new_model()
+    setting.prunable(model)
+    check_fit(setting.task, model, setting.splits, f"model={short_name(config['model'])}")
     setting.learning_rate(0.0)
     return schedule
 

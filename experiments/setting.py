@@ -7,6 +7,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from experiments.basis import Basis
+from experiments.data.examples import take
 from experiments.targets import built, short_name
 from pruning.errors import ConfigurationError
 from pruning.structure import trace
@@ -29,7 +30,7 @@ class Setting(Basis):
     @cached_property
     def structure(self) -> Structure:
         """The coupled units of the model; they depend on its form, not on its weights."""
-        return trace(self.new_model(), self.splits.train.inputs[:2])
+        return trace(self.new_model(), self.task.inputs(take(self.splits.train, 2)))
 
     @property
     def structured(self) -> bool:

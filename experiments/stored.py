@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from experiments.networks import MASKS, WEIGHTS
+from experiments.networks import MASKS, WEIGHTS, Network, load
 from experiments.store import Artefact
 from pruning import Masks
 from pruning.errors import ArtefactError
@@ -48,6 +48,13 @@ def kept_weights(row: Mapping[str, Any], store: Path | None = None) -> dict[str,
             values = values[now[name][held[name]]]
         found[name] = values.flatten().float()
     return found
+
+
+def network_of(row: Mapping[str, Any], model: nn.Module, store: Path | None = None) -> nn.Module:
+    """`model` with the weights of a row's network, removed ones zero; see `masks_of`."""
+    weights, masks = _keys(row)
+    held = _artefact(masks, row, store) if masks else None
+    return load(model, Network(_artefact(weights, row, store), held))
 
 
 def _keys(row: Mapping[str, Any]) -> tuple[str, str]:

@@ -49,6 +49,30 @@ def built(group: str, config: Mapping[str, Any], **arguments: Any) -> Any:
         raise ConfigurationError(f"{group}={config.get('_target_')}: {type(cause).__name__}: {cause}{hint}") from error
 
 
+def completed(group: str, config: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """A group's configuration, with those of `facts` (of the data) that its target has a parameter for.
+
+    Raises `ConfigurationError` where the target needs what neither has.
+    """
+    target = config["_target_"]
+    try:
+        parameters = inspect.signature(get_object(target)).parameters
+    except (TypeError, ValueError):
+        return dict(config)
+    found = {name: value for name, value in facts.items() if name in parameters} | dict(config)
+    for name, parameter in parameters.items():
+        needed = parameter.default is parameter.empty and parameter.kind in (
+            parameter.POSITIONAL_OR_KEYWORD,
+            parameter.KEYWORD_ONLY,
+        )
+        if needed and name not in found and not config.get("_partial_"):
+            raise ConfigurationError(
+                f"{group}.{name}: {target} needs it, and the data's YAML does not declare it: set {group}.{name}, or "
+                f"data.{name}"
+            )
+    return found
+
+
 def unguarded(function: Any) -> Any:
     """`function` without the check that Hydra makes, where it is a partial, of what every call returns.
 

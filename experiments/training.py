@@ -1,31 +1,31 @@
-"""One training loop, and evaluation. Data are tensors on the device, sliced by a permutation of (seed, epoch).
+"""One training loop. Data are read in the order of a permutation of (seed, epoch): columns on the device, or a Dataset.
 
 A training is a range of steps in the order of its data, so that it can begin and end anywhere in it: at a rewind point,
 or where a checkpoint was written. Whatever it draws at random is begun anew with every epoch.
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from experiments.checkpoints import Checkpoints
 from experiments.course import Course, Epoch, restored, saved
-from experiments.data import Examples
-from experiments.evaluation import evaluate
+from experiments.data import Batch, Data
+from experiments.data.examples import chunks, cut, rows_of, take
 from experiments.execution import execution_of
 from experiments.processes import first, on_cpu, rank, world
 from experiments.progress import Progress
-from experiments.seeding import generator, reseed, seeded
+from experiments.seeding import derived_seed, generator, reseed, seeded
+from experiments.tasks import Task, call, evaluate
 from pruning import Masks
 from pruning.dynamic import Held
 from pruning.errors import ConfigurationError, MaskError
@@ -55,8 +55,8 @@ class Recipe:
         accumulate: parts into which a batch is cut to save memory; the step is the same, unless batch norm or dropout
             see the parts.
         clip: largest norm of the whole gradient, or None.
-        label_smoothing: in [0, 1).
-        best_on_validation: end with the weights of the epoch with the best validation accuracy of *this* training.
+        best_on_validation: end with the weights of the epoch whose headline metric on the validation part is the best
+            of *this* training.
         keep_end: give back a rewind point of the end.
     """
 
@@ -68,7 +68,6 @@ class Recipe:
     seed: int
     accumulate: int = 1
     clip: float | None = None
-    label_smoothing: float = 0.0
     best_on_validation: bool = False
     augment: Augmentation | None = None
     keep_end: bool = False
@@ -76,13 +75,21 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Trained:
-    """The epochs of a training, the masks at its end, a rewind point of its end if the recipe asks for one, and the
-    weights that ran sparsely."""
+    """What a training gives besides the weights of its model.
+
+    Attributes:
+        epochs: one after the other.
+        masks: at its end.
+        end: a rewind point of its end, if the recipe asks for one.
+        sparse: the weights that ran sparsely.
+        diverged: the first step whose loss was not finite, where the last epoch's was not either.
+    """
 
     epochs: list[Epoch]
     masks: Masks | None
     end: RewindPoint | None
     sparse: tuple[str, ...] = ()
+    diverged: int | None = None
 
 
 def accelerator(device: str = "auto", precision: str = "no") -> Accelerator:
@@ -104,9 +111,10 @@ def steps_per_epoch(count: int, batch_size: int) -> int:
 
 def train(
     model: nn.Module,
-    examples: Examples,
-    validation: Examples,
+    examples: Data,
+    validation: Data,
     recipe: Recipe,
+    task: Task,
     accelerated: Accelerator,
     masks: Masks | None = None,
     regime: Regime | None = None,
@@ -121,6 +129,7 @@ def train(
         model: begins with the weights that it has.
         examples, validation: the data.
         recipe: how.
+        task: what is learned.
         accelerated: device and precision; made for this training, as it keeps the models that it prepares.
         masks: hold throughout.
         regime: instead, masks that change.
@@ -135,6 +144,7 @@ def train(
     base_rates = [group["lr"] for group in optimizer.param_groups]
     examples, validation = examples.to(device), validation.to(device)
     length = steps_per_epoch(len(examples), recipe.batch_size)
+    headline, warned = task.all_metrics()[0], False
     epochs = -(-len(recipe.steps) // length)
     prepared = accelerated.prepare(model)
     # accelerate's wrapper of an optimizer only matters to a gradient scaler, and costs a small network 5 % of a step
@@ -144,28 +154,33 @@ def train(
         if begin is not None:
             begin.restore(optimizer=optimizer, random=True)
         held = _held(prepared, optimizer, None if masks is None else masks.to(device), regime)
-        part = examples.inputs[: -(-recipe.batch_size // recipe.accumulate)]
+        part = task.inputs(take(examples, -(-recipe.batch_size // recipe.accumulate), device))
         execution = None if held is None else execution_of(held, choose, part, accelerated)
         tree = None if checkpoints is None else checkpoints.read(device)
         if tree is not None:
             course = restored(tree, model, optimizer, execution, accelerated)
         prepared.train()
         began, last_saved = time.perf_counter() - course.seconds, time.monotonic()
-        for inputs, targets in _upcoming(examples, recipe, range(course.step, recipe.steps.stop), length):
+        for batch in _upcoming(examples, recipe, task, range(course.step, recipe.steps.stop), length):
             number, place = divmod(course.step, length)
             if place == 0:
                 reseed(recipe.seed, "training", number)
             factor = recipe.factor(course.step / recipe.total)
             for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = rate * factor
-            course.loss += _step(prepared, stepper, inputs, targets, recipe, accelerated, execution)
-            course.seen += len(inputs)
-            course.step += 1
+            count = task.count(batch)
+            course.add(_step(prepared, stepper, batch, count, recipe, task, accelerated, execution), count)
             ends = course.step % length == 0 or course.step == recipe.steps.stop
-            accuracy = evaluate(model, validation).accuracy if ends and recipe.best_on_validation else None
+            found = evaluate(task, model, validation)[headline.name] if ends and recipe.best_on_validation else None
             course.seconds = time.perf_counter() - began
             if ends:
-                epoch = course.close(number, optimizer.param_groups[0]["lr"], accuracy, model)
+                epoch = course.close(number, rate := optimizer.param_groups[0]["lr"], found, headline.higher_is_better, model)
+                if course.diverged is not None and not warned:
+                    log.warning(
+                        "the loss is not finite at step %d, learning rate %g: lower optimizer.lr, or set training.clip",
+                        *(course.diverged, rate),
+                    )
+                    warned = True
                 began = time.perf_counter()
                 if progress is not None:
                     progress.epoch(len(course.epochs), epochs, epoch.loss)
@@ -176,13 +191,14 @@ def train(
         end = RewindPoint.capture(model, optimizer, step=course.step) if recipe.keep_end else None
     if course.best is not None:
         model.load_state_dict(course.best[1])
+    diverged = course.diverged if course.epochs and not math.isfinite(course.epochs[-1].loss) else None
     if held is None:
-        return Trained(course.epochs, None, end)
+        return Trained(course.epochs, None, end, diverged=diverged)
     if recipe.steps and not held.masks.agree(model):
         raise MaskError("removed weights came back in training: something writes to them past the optimizer")
     final = held.finish()
     final.apply_(model)
-    return Trained(course.epochs, final, end, sparse)
+    return Trained(course.epochs, final, end, sparse, diverged)
 
 
 def _optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
@@ -198,26 +214,24 @@ def _held(model: nn.Module, optimizer: Optimizer, masks: Masks | None, regime: R
     return None if masks is None else Held(model, optimizer, masks)
 
 
-def batches(
-    examples: Examples, size: int, seed: int, epoch: int, augment: Augmentation | None = None, first: int = 0
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of an epoch from number `first` on, a function of (seed, epoch, number)."""
-    order = torch.randperm(len(examples), generator=generator(seed, "order", epoch)).to(examples.inputs.device)
-    for number, chosen in enumerate(_cut(order, size)):
-        if number >= first:
-            inputs = examples.inputs.index_select(0, chosen)  # twice as fast as [chosen]
-            if augment is not None:
-                inputs = augment(inputs, generator(seed, "augmentation", epoch, number))
-            yield inputs, examples.targets[chosen]
+def batches(examples: Data, size: int, seed: int, epoch: int, numbers: slice = slice(None)) -> Iterator[Batch]:
+    """The batches of an epoch, or those of `numbers` among them; each is a function of (seed, epoch, number)."""
+    order = torch.randperm(len(examples), generator=generator(seed, "order", epoch))
+    yield from examples.batches(_cut(order, size)[numbers], derived_seed(seed, "examples", epoch))
 
 
-def _upcoming(examples: Examples, recipe: Recipe, steps: range, length: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of `steps`, of which an epoch has `length`."""
-    left = len(steps)
+def _upcoming(examples: Data, recipe: Recipe, task: Task, steps: range, length: int) -> Iterator[Batch]:
+    """The batches of `steps`, of which an epoch has `length`, as they are seen in training."""
+    augmenting = type(task).augment is not Task.augment  # a generator takes as long as a small step's gathering
     for epoch in range(steps.start // length, -(-steps.stop // length)):
         first = max(0, steps.start - epoch * length)
-        for batch in islice(batches(examples, recipe.batch_size, recipe.seed, epoch, recipe.augment, first), left):
-            left -= 1
+        numbers = slice(first, min(length, steps.stop - epoch * length))
+        for number, batch in enumerate(batches(examples, recipe.batch_size, recipe.seed, epoch, numbers), first):
+            if recipe.augment is not None:
+                noise = generator(recipe.seed, "augmentation", epoch, number)
+                batch["inputs"] = recipe.augment(batch["inputs"], noise)
+            if augmenting:
+                batch = task.augment(batch, generator(recipe.seed, "task", epoch, number))
             yield batch
 
 
@@ -231,27 +245,28 @@ def _cut(order: Tensor, size: int) -> list[Tensor]:
 def _step(
     model: nn.Module,
     optimizer: Optimizer,
-    inputs: Tensor,
-    targets: Tensor,
+    batch: Batch,
+    count: float | Tensor,
     recipe: Recipe,
+    task: Task,
     accelerated: Accelerator,
     execution: Execution | None,
 ) -> Tensor:
-    """One optimizer step; the sum of the losses of its examples, on the device."""
+    """One optimizer step on the mean over `count`; the sum of the losses of this process, on the device."""
     if execution is not None:
         execution.ready()
     optimizer.zero_grad()
-    loss_sum = torch.zeros((), device=inputs.device)
-    own, weight = _share(len(inputs))
-    weight *= world() / len(inputs)  # processes average their gradients
-    parts = list(zip(inputs[own].chunk(recipe.accumulate), targets[own].chunk(recipe.accumulate), strict=True))
-    for number, (part, wanted) in enumerate(parts, start=1):
+    loss_sum = torch.zeros((), device=accelerated.device)
+    own, counted = _share(rows_of(batch))
+    # processes average their gradients; where nothing counts, nothing is learned
+    weight = world() / count if counted and count else 0.0
+    parts = chunks(cut(batch, own) if world() > 1 else batch, recipe.accumulate)
+    for number, part in enumerate(parts, start=1):
         with nullcontext() if number == len(parts) else accelerated.no_sync(model):
             with accelerated.autocast():
-                outputs = model(part)
-                loss = F.cross_entropy(outputs, wanted, label_smoothing=recipe.label_smoothing, reduction="sum")
+                loss = task.loss(call(task, model, part), part, training=True)
             accelerated.backward(loss * weight)
-        if weight:
+        if counted:
             loss_sum += loss.detach()
     if recipe.clip is not None:
         accelerated.clip_grad_norm_(model.parameters(), recipe.clip)
@@ -263,13 +278,13 @@ def _step(
     return loss_sum
 
 
-def _share(count: int) -> tuple[slice, float]:
-    """Which of `count` examples this process trains on, and 1.
+def _share(count: int) -> tuple[slice, bool]:
+    """Which of `count` examples this process trains on, and whether they count.
 
     Nobody gets a single example, of which batch norm has no variance. Where there are too few for all, the last
-    processes get some that count 0.
+    processes get some that do not count.
     """
     parts = max(1, min(world(), count // 2))
     if rank() >= parts:
-        return slice(0, 2), 0.0
-    return slice(rank() * count // parts, (rank() + 1) * count // parts), 1.0
+        return slice(0, 2), False
+    return slice(rank() * count // parts, (rank() + 1) * count // parts), True

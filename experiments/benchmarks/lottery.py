@@ -48,10 +48,10 @@ class Pictures(Dataset[Any]):
     """MNIST as torchvision keeps it: bytes, which become a PIL image and then a standardised tensor when asked for."""
 
     def __init__(self, examples: Examples) -> None:
-        low, high = float(examples.inputs.min()), float(examples.inputs.max())
-        pixels = ((examples.inputs[:, 0] - low) / (high - low) * 255).round()
+        low, high = float(examples["inputs"].min()), float(examples["inputs"].max())
+        pixels = ((examples["inputs"][:, 0] - low) / (high - low) * 255).round()
         self.pixels = pixels.numpy().astype(np.uint8)
-        self.targets = examples.targets.tolist()
+        self.targets = examples["targets"].tolist()
         normalise = transforms.Normalize([-low / (high - low)], [1 / (high - low)])
         self.transform = transforms.Compose([transforms.ToTensor(), normalise])
 
@@ -64,7 +64,7 @@ class Pictures(Dataset[Any]):
 
 def tensors(examples: Examples) -> Dataset[Any]:
     """The same examples, ready to be used."""
-    return TensorDataset(examples.inputs, examples.targets)
+    return TensorDataset(examples["inputs"], examples["targets"])
 
 
 def level(setting: Setting, folder: Path) -> float:

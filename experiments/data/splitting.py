@@ -73,7 +73,7 @@ def splits(
     kept, held_out = hold_out(name, targets, validation, seed)
     mean, deviation = moments(name, images[kept])
     return Splits(
-        train=Examples(standardise(images[kept], mean, deviation), targets[kept]),
-        validation=Examples(standardise(images[held_out], mean, deviation), targets[held_out]),
-        test=Examples(standardise(test[0], mean, deviation), test[1]),
+        train=Examples(inputs=standardise(images[kept], mean, deviation), targets=targets[kept]),
+        validation=Examples(inputs=standardise(images[held_out], mean, deviation), targets=targets[held_out]),
+        test=Examples(inputs=standardise(test[0], mean, deviation), targets=test[1]),
     )

@@ -54,10 +54,10 @@ def minimised(
     data: Examples, seed: int, hidden: Sequence[int], iterations: int
 ) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
     """A network at a minimum of the objective on all of `data`, and these data as one batch."""
-    classes = int(data.targets.max()) + 1
-    batch = data.inputs.double(), F.one_hot(data.targets, classes).double()
+    classes = int(data["targets"].max()) + 1
+    batch = data["inputs"].double(), F.one_hot(data["targets"], classes).double()
     with seeded(seed, "initialisation"):
-        model = mlp(list(data.inputs.shape[1:]), classes, hidden=hidden, activation="tanh", init="xavier_normal")
+        model = mlp(list(data["inputs"].shape[1:]), classes, hidden=hidden, activation="tanh", init="xavier_normal")
     model = model.double()
     optimizer = torch.optim.LBFGS(
         model.parameters(),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from experiments.identity import EXECUTION, STRUCTURE, code, part
+from experiments.identity import EXECUTION, STRUCTURE, code
 from experiments.networks import MASKS, Network
 from experiments.seeding import generator
 from experiments.setting import Setting
@@ -19,9 +19,8 @@ from pruning.layouts import LaidOut, Layout, layouts
 def prune(setting: Setting, network: Network, density: float | None, scoring: Scoring) -> Network:
     """`network` with masks of `density`, within those it has. `scoring` is `stages.score`, which may be remembered."""
     identity = {"from": network.key, "density": density} | _code(setting)
-    identity |= part(
-        setting.config,
-        *("seed", "scorer", "scoring", "data.load", "granularity", "allocation", "include", "exclude"),
+    identity |= setting.part(
+        *("seed", "scorer", "scoring", "data.load", "task", "granularity", "allocation", "include", "exclude"),
     )
 
     def make(folder: Path) -> None:
@@ -36,7 +35,7 @@ def shuffle(setting: Setting, network: Network, control: str) -> Network:
     """`network` with its masks shuffled inside each tensor or family of channels, otherwise for each `control`."""
     assert network.masks is not None
     identity = {"from": network.masks.key, "control": control} | _code(setting)
-    identity |= part(setting.config, "seed", "granularity", "model")
+    identity |= setting.part("seed", "granularity", "model", "task")
 
     def make(folder: Path) -> None:
         masks = network.load_masks()

@@ -3,14 +3,13 @@
 import inspect
 from collections.abc import Mapping
 from functools import partial
-from itertools import islice
 from typing import Any
 
 from hydra.utils import get_object
 from torch import nn
 from torch.optim import Optimizer
 
-from experiments.identity import EXECUTION, STRUCTURE, code, part
+from experiments.identity import EXECUTION, STRUCTURE, code
 from experiments.networks import MASKS, Network, load
 from experiments.seeding import seeded
 from experiments.setting import Setting
@@ -74,11 +73,11 @@ def _part(setting: Setting, changing: bool, density: float | None) -> dict[str, 
     fields += ["compensate"] if config["compensate"] else []
     fields += ["dynamic", *_shared(config)] if changing else []
     if changing or config["compensate"]:
-        fields += ["scoring", "include", "exclude"]
+        fields += ["scoring", "task", "include", "exclude"]
     units = changing and "granularity" in _shared(config) and setting.structured
     # A compensation counts with its own code; the curvature behind it is nothing to the other recoveries.
     without = (*EXECUTION, "pruning.curvature", *([] if units else STRUCTURE))
-    return part(config, *fields) | code(__name__, without=without) | ({"density": density} if changing else {})
+    return setting.part(*fields) | code(__name__, without=without) | ({"density": density} if changing else {})
 
 
 def _shared(config: Mapping[str, Any]) -> list[str]:
@@ -125,7 +124,6 @@ def _compensated(setting: Setting, network: Network, masks: Masks) -> nn.Module:
 def _reestimate(setting: Setting, model: nn.Module, recipe: Recipe) -> None:
     """Batch norm's statistics of the pruned network, from the batches that an epoch begins with."""
     first = recipe.steps.start // setting.epoch_steps
-    found = batches(setting.splits.train, recipe.batch_size, recipe.seed, first)
-    device = setting.device
-    inputs = [part.to(device) for part, _ in islice(found, setting.config["recovery"]["batchnorm_batches"])]
-    reestimate_batchnorm(model.to(device), inputs)
+    device, numbers = setting.device, slice(setting.config["recovery"]["batchnorm_batches"])
+    found = batches(setting.splits.train.to(device), recipe.batch_size, recipe.seed, first, numbers)
+    reestimate_batchnorm(model.to(device), [setting.task.inputs(batch) for batch in found])

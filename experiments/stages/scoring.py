@@ -1,16 +1,19 @@
 """What the weights of a network are worth, and the examples by which that is found."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from experiments.basis import Basis
+from experiments.data import Batch, Data, Examples
+from experiments.data.examples import Positions
 from experiments.networks import Network, load
 from experiments.seeding import generator, seeded
 from experiments.targets import built
+from experiments.tasks import counts, mean_loss
 from pruning import Evidence, Masks
 from pruning.errors import ScoreError
 from pruning.evidence import Scores, with_layouts
@@ -35,13 +38,24 @@ def evidence_of(setting: Basis, model: nn.Module, masks: Masks | None) -> Eviden
     examples = setting.splits.train
     count = len(examples) if config["examples"] is None else min(config["examples"], len(examples))
     chosen = torch.randperm(len(examples), generator=generator(setting.config["seed"], "scoring"))[:count]
-    batches = [
-        (examples.inputs[part].to(device), examples.targets[part].to(device))
-        for part in chosen.split(config["batch_size"])
-    ]
+    batches: Iterable[Batch] = Reread(examples.to(device), chosen.split(config["batch_size"]))
+    if isinstance(examples, Examples):
+        batches = list(batches)  # cut once, as they are in memory anyway
     initial = setting.prunable(setting.new_model())
     alive = None if masks is None else masks.to(device)
-    return Evidence(model, setting.prunable(model), batches, _cross_entropy, alive, initial)
+    loss, counted = mean_loss(setting.task), counts(setting.task)
+    return Evidence(model, setting.prunable(model), batches, loss, alive, initial, counted)
+
+
+@dataclass(frozen=True)
+class Reread:
+    """Batches of data that need not fit in memory: read again whenever they are iterated."""
+
+    data: Data
+    chosen: Sequence[Positions]
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.data.batches(self.chosen)
 
 
 def _check_scores(scorer: str, scores: Any, parameters: Mapping[str, Tensor]) -> None:
@@ -57,7 +71,3 @@ def _check_scores(scorer: str, scores: Any, parameters: Mapping[str, Tensor]) ->
             raise ScoreError(
                 f"{scorer}: the score of {name} has {what}: return a tensor of shape {list(parameters[name].shape)}"
             )
-
-
-def _cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    return F.cross_entropy(model(batch[0]), batch[1])

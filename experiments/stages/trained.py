@@ -10,7 +10,7 @@ from torch import nn
 
 from experiments.basis import Basis
 from experiments.conditions import conditions
-from experiments.identity import EXECUTION, STRUCTURE, code, part
+from experiments.identity import EXECUTION, STRUCTURE, code
 from experiments.networks import NO_STEPS, POINT, Network, load, save
 from experiments.processes import world
 from experiments.store import Artefact
@@ -23,7 +23,7 @@ log = logging.getLogger("experiments")
 
 def initial(setting: Basis, draw: str = "initial weights") -> Network:
     """The network at its initialisation; another `draw` is another initialisation with the same seed."""
-    identity = {"draw": draw} | part(setting.config, "seed", "model") | _code()
+    identity = {"draw": draw} | setting.part("seed", "model") | _code()
 
     def make(folder: Path) -> None:
         save(folder, setting.new_model(draw), None, NO_STEPS, [], None, conditions(setting.config))
@@ -32,7 +32,9 @@ def initial(setting: Basis, draw: str = "initial weights") -> Network:
 
 
 def dense(setting: Basis) -> Network:
-    """The network trained without masks; all scorers of a sweep share it."""
+    """The network trained without masks, or as it comes; all scorers of a sweep share it."""
+    if setting.config["when"] == "pretrained":
+        return initial(setting)
     return _dense(setting, "dense", setting.total_steps)
 
 
@@ -96,6 +98,7 @@ def trained(
             setting.splits.train,
             setting.splits.validation,
             recipe,
+            setting.task,
             setting.new_accelerator(),
             masks=None if regime is not None else masks,
             regime=regime,
@@ -111,7 +114,7 @@ def trained(
         final = None if found.masks is None else found.masks.to("cpu")
         course = {"steps": len(recipe.steps), "position": recipe.steps.stop, "epoch_steps": setting.epoch_steps}
         under = conditions(setting.config, setting.device, found.sparse)
-        save(folder, model.to("cpu"), final, course, found.epochs, start, under)
+        save(folder, model.to("cpu"), final, course, found.epochs, start, under, found.diverged)
 
     return setting.store.obtain(kind, identity, make)
 
@@ -124,10 +127,10 @@ def _optimizer_of(network: Network | None) -> RewindPoint | None:
 def _training_part(setting: Basis, recipe: Recipe) -> dict[str, Any]:
     """What every training depends on, besides where it starts; its steps stand for all lengths in epochs."""
     training = (f"training.{name}" for name in setting.config["training"] if name != "epochs")
-    fields = (*training, "seed", "optimizer", "learning_rate", "data.load", "data.augment")
+    fields = (*training, "seed", "task", "optimizer", "learning_rate", "data.load", "data.augment")
     steps = [recipe.steps.start, recipe.steps.stop, recipe.total]
     # More than rounding: each process has a batch norm and a dropout of its own part of a batch
-    return {"steps": steps, "processes": world()} | part(setting.config, *fields)
+    return {"steps": steps, "processes": world()} | setting.part(*fields)
 
 
 def _execution_part(setting: Basis) -> dict[str, Any]:
@@ -135,7 +138,7 @@ def _execution_part(setting: Basis) -> dict[str, Any]:
     if setting.execution is masked:
         here = ("experiments.execution", "pruning.execution.alternating")
         return {"execution": setting.config["execution"]} | code(*here, without=(*EXECUTION, *STRUCTURE))
-    return part(setting.config, "execution") | code("experiments.execution")
+    return setting.part("execution") | code("experiments.execution")
 
 
 def _code() -> dict[str, str]:

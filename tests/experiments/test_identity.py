@@ -35,7 +35,7 @@ ELSEWHERE = {
 
 RUNS = {
     "rounds": ("schedule=exponential", "schedule.rounds=2", "density=0.2", "recovery.rounds=last", "training.clip=1",
-               "training.label_smoothing=0.1", "learning_rate=cosine"),
+               "task.label_smoothing=0.1", "learning_rate=cosine"),
     "controls": ("density=0.3", "compensate=bias", "controls=[reinit,shuffle,random,small_dense]"),
     "rewound": ("recovery=rewind", "recovery.to=5it", "density=0.3", "controls=[reinit,shuffle]", "scorer=snip"),
     "replayed": ("recovery=lr_rewind", "recovery.to=1ep", "density=0.3", "recovery.batchnorm_batches=3",

@@ -126,7 +126,7 @@ def test_scorers_share_the_dense_network_and_seeds_do_not(tmp_path):
 @pytest.mark.parametrize(
     "change",
     ["training.epochs=3", "training.clip=1.0", "optimizer.lr=0.01", "optimizer=sgd", "seed=3", "model.hidden=[8]",
-     "learning_rate=cosine", "data.load.validation=0.2", "training.label_smoothing=0.1", "training.batch_size=30"],
+     "learning_rate=cosine", "data.load.validation=0.2", "task.label_smoothing=0.1", "training.batch_size=30"],
 )  # fmt: skip
 def test_the_dense_network_depends_on_all_that_determines_it(tmp_path, change):
     plain = Setting(configured(), Store(tmp_path))

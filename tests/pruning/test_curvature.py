@@ -563,7 +563,7 @@ def test_examples_are_cut_out_of_any_mapping() -> None:
     wanted = mean_squares(Evidence(model, parameters, [(x, y)], cross_entropy), cotangents.empirical)
     for name, value in wanted.items():
         torch.testing.assert_close(found[name], value)
-    with pytest.raises(ScoreError, match="leave out Evidence"):
+    with pytest.raises(ScoreError, match="one by one"):
         mean_squares(Evidence(model, parameters, [(x, y)], cross_entropy, count=len), cotangents.empirical)
 
 

@@ -1,0 +1,202 @@
+"""What networks learn and what they are judged by: the one value that knows it. Nothing else in the application does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from experiments.data.examples import Batch, Data, Splits, consecutive, rows_of, take
+from experiments.tasks.metric import LOSS, Metric, value_of
+from pruning.errors import ConfigurationError, DataError, ModelError
+from pruning.evidence import output_tensor
+from pruning.inputs import Inputs, arguments
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torchmetrics
+
+CALLS = ("keywords", "positional", "dictionary")
+
+
+@dataclass(kw_only=True)
+class Task:
+    """The base of all tasks: a subclass says what its loss is, and by what it is judged.
+
+    Losses are sums, and `count` says of how much, so that padding, ignored tokens and weights of classes come out the
+    same however the data are cut into batches.
+
+    Attributes:
+        columns: what the model is called with; None: all columns but `targets`.
+        targets: the column of what is to be learned.
+        call: with several columns, whether the model takes them as "keywords", as "positional" arguments in their
+            order, or as one "dictionary". A single column is the model's only argument, unless it is a dictionary.
+        evaluation_batch: examples in a forward pass of the evaluation.
+        metrics: torchmetrics objects that are measured besides, by name: see `predictions`.
+    """
+
+    columns: Sequence[str] | None = None
+    targets: str = "targets"
+    call: str = "keywords"
+    evaluation_batch: int = 1000
+    metrics: Mapping[str, torchmetrics.Metric] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.call not in CALLS:
+            raise ConfigurationError(f"task.call={self.call}: choose {', '.join(CALLS)}")
+        if self.evaluation_batch < 1:
+            raise ConfigurationError(f"task.evaluation_batch={self.evaluation_batch}: give at least 1")
+
+    # What a task of one's own says
+
+    def described(self) -> tuple[Metric, ...]:
+        """Its own metrics; the first is the headline: y axis, best epoch, what `compare` calls better."""
+        raise NotImplementedError
+
+    def loss(self, outputs: Any, batch: Batch, training: bool = False) -> Tensor:
+        """The SUM of the losses of all that counts in `batch`, a tensor of one element."""
+        raise NotImplementedError
+
+    def count(self, batch: Batch) -> float | Tensor:
+        """How much counts in `batch`, so that loss / count is a mean: its number of examples, unless overridden."""
+        return rows_of(batch)
+
+    def measures(self) -> dict[str, torchmetrics.Metric]:
+        """A fresh torchmetrics object for each of its own metrics that does not follow from the loss."""
+        return {}
+
+    def predictions(self, outputs: Any, batch: Batch) -> tuple[Tensor, ...]:
+        """What torchmetrics objects are updated with: predictions and targets."""
+        return output_tensor(outputs), batch[self.targets]
+
+    def derived(self, loss: float) -> dict[str, float]:
+        """Metrics that follow from the mean loss."""
+        return {}
+
+    def check(self, data: Data, batch: Batch) -> None:
+        """Raise `DataError` where `data`, with a first `batch`, are not of this task. In memory all can be looked at."""
+
+    def augment(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """A batch of training as it is seen this time, by random numbers of `generator`."""
+        return batch
+
+    # What the application asks
+
+    def all_metrics(self) -> tuple[Metric, ...]:
+        """Descriptions of all numbers in `evaluate`, the headline first, the loss last."""
+        others = tuple(Metric(name, one.higher_is_better is not False) for name, one in self.metrics.items())
+        return (*self.described(), *others, LOSS)
+
+    def inputs(self, batch: Batch) -> Inputs:
+        """What the model is called with."""
+        names = [name for name in batch if name != self.targets] if self.columns is None else self.columns
+        missing = [name for name in names if name not in batch]
+        if missing or not names:
+            wanted = ", ".join(missing) or "any input"
+            raise DataError(f"task: no column {wanted} in the data; they have {', '.join(batch)}: set task.columns")
+        if self.call == "dictionary":
+            return ({name: batch[name] for name in names},)
+        if len(names) == 1 and isinstance(batch[names[0]], Tensor):
+            found: Tensor = batch[names[0]]
+            return found
+        if self.call == "positional":
+            return tuple(batch[name] for name in names)
+        return {name: batch[name] for name in names}
+
+    def evaluate(self, model: nn.Module, data: Data) -> dict[str, float]:
+        """Every metric over all of `data`, whatever the batches; `model` is in eval mode."""
+        device = next(model.parameters()).device
+        measures = self.measures() | {name: deepcopy(measure) for name, measure in self.metrics.items()}
+        for measure in measures.values():
+            measure.to(device)
+        loss, count = 0.0, 0.0
+        for batch in data.to(device).batches(consecutive(len(data), self.evaluation_batch)):
+            outputs = call(self, model, batch)
+            loss += float(self.loss(outputs, batch))
+            count += float(self.count(batch))
+            if measures:
+                found = self.predictions(outputs, batch)
+                for measure in measures.values():
+                    measure.update(*found)
+        if not count:
+            raise DataError("task: nothing in these data counts, so that there is no mean: give labels")
+        mean = loss / count
+        values = {name: value_of(measure) for name, measure in measures.items()} | self.derived(mean) | {"loss": mean}
+        return {metric.name: values[metric.name] for metric in self.all_metrics()}
+
+
+def call(task: Task, model: nn.Module, batch: Batch) -> Any:
+    """The model's outputs."""
+    positional, named = arguments(task.inputs(batch))
+    return model(*positional, **named)
+
+
+def mean_loss(task: Task) -> Callable[[nn.Module, Batch], Tensor]:
+    """The loss that scorers see."""
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        return task.loss(call(task, model, batch), batch) / task.count(batch)
+
+    return loss
+
+
+def counts(task: Task) -> Callable[[Batch], float] | None:
+    """`Evidence.count` of a task; None where examples count 1 each."""
+    if type(task).count is Task.count:
+        return None
+    return lambda batch: float(task.count(batch))
+
+
+@torch.no_grad()
+def evaluate(task: Task, model: nn.Module, data: Data) -> dict[str, float]:
+    """`task.evaluate` in eval mode; the modes of the model's modules are put back."""
+    with _evaluating(model):
+        return task.evaluate(model, data)
+
+
+@torch.no_grad()
+def check_fit(task: Task, model: nn.Module, splits: Splits, what: str) -> None:
+    """Raise a one-line error where data are not of this task, or `model` cannot be called with them, or has no loss."""
+    for name in ("test", "validation", "train"):
+        data = getattr(splits, name)
+        batch = take(data, 2)
+        try:
+            task.check(data, batch)
+        except DataError as error:
+            raise DataError(f"{error} (in the {name} part)") from error
+    columns = ", ".join(f"{name} {list(rows.shape)}" for name, rows in batch.items() if isinstance(rows, Tensor))
+    with _evaluating(model):
+        try:
+            outputs = call(task, model, batch)
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError) as error:
+            raise ModelError(f"{what}: cannot be called with the data's {columns} ({_line(error)})") from error
+        try:
+            loss = task.loss(outputs, batch)
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError) as error:
+            given = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+            raise ModelError(
+                f"{what}: gives {given} for {columns}, of which task={type(task).__name__} has no loss ({_line(error)})"
+            ) from error
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        raise ConfigurationError(f"task={type(task).__name__}: its loss is no single number: give a sum over the batch")
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
