@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from experiments.data.examples import Batch, Data, Examples, rows_of
 from experiments.tasks.metric import Metric, share
-from experiments.tasks.task import Task
-from pruning.errors import ConfigurationError, DataError
+from experiments.tasks.task import Task, widened
+from pruning.errors import ConfigurationError, DataError, ModelError
 from pruning.evidence import output_tensor
 
 if TYPE_CHECKING:
@@ -57,11 +57,12 @@ class Classification(Task):
 
     def loss(self, outputs: Any, batch: Batch, training: bool = False) -> Tensor:
         """The sum of the cross-entropies, times the weights of the classes."""
-        logits, targets = output_tensor(outputs), batch[self.targets]
+        logits, targets = widened(output_tensor(outputs)), batch[self.targets]
+        if logits.shape[1:] != (self.classes,):
+            raise ModelError(f"gives {list(logits.shape[1:])} logits an example for {self.classes} classes")
         smoothing = self.label_smoothing if training else 0.0
-        weight = self._weights(logits)
         return F.cross_entropy(
-            logits if training else logits.float(), targets, weight, reduction="sum", label_smoothing=smoothing
+            logits, targets, self._weights(logits), reduction="sum", label_smoothing=smoothing
         )
 
     def count(self, batch: Batch) -> float | Tensor:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from experiments.data.examples import Batch, Data
 from experiments.tasks.metric import Metric, share
-from experiments.tasks.task import Task
+from experiments.tasks.task import Task, widened
 from pruning.errors import DataError
 from pruning.evidence import output_tensor
 
@@ -48,7 +48,7 @@ class LanguageModelling(Task):
     def loss(self, outputs: Any, batch: Batch, training: bool = False) -> Tensor:
         """The sum over the tokens that count."""
         logits, labels = self.predictions(outputs, batch)
-        return F.cross_entropy(logits if training else logits.float(), labels, ignore_index=IGNORED, reduction="sum")
+        return F.cross_entropy(widened(logits), labels, ignore_index=IGNORED, reduction="sum")
 
     def count(self, batch: Batch) -> Tensor:
         """The tokens that are to be foretold: none is the first of its sequence."""

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from experiments.data.examples import Batch, Data, rows_of
 from experiments.tasks.language_modelling import IGNORED, PERPLEXITY, check_tokens, token_accuracy
 from experiments.tasks.metric import Metric, share
-from experiments.tasks.task import Task
+from experiments.tasks.task import Task, widened
 from pruning.errors import ConfigurationError
 from pruning.evidence import output_tensor
 from pruning.inputs import Inputs
@@ -72,7 +72,7 @@ class MaskedLanguageModelling(Task):
     def loss(self, outputs: Any, batch: Batch, training: bool = False) -> Tensor:
         """The sum over the tokens that were chosen."""
         logits, labels = self.predictions(outputs, batch)
-        return F.cross_entropy(logits if training else logits.float(), labels, ignore_index=IGNORED, reduction="sum")
+        return F.cross_entropy(widened(logits), labels, ignore_index=IGNORED, reduction="sum")
 
     def count(self, batch: Batch) -> Tensor:
         """The tokens that were chosen."""

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from experiments.data.examples import Batch, Data, Examples
 from experiments.tasks.metric import Metric, share
-from experiments.tasks.task import Task
+from experiments.tasks.task import Task, widened
 from pruning.errors import ConfigurationError, DataError
 from pruning.evidence import output_tensor
 
@@ -47,7 +47,7 @@ class Multilabel(Task):
 
     def loss(self, outputs: Any, batch: Batch, training: bool = False) -> Tensor:
         """The sum over examples and labels."""
-        logits = output_tensor(outputs)
+        logits = widened(output_tensor(outputs))
         weights = self.positive_weights
         positive = None if weights is None else torch.as_tensor(weights, dtype=logits.dtype, device=logits.device)
         targets = batch[self.targets].to(logits.dtype)

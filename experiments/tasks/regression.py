@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from experiments.data.examples import Batch, Data
 from experiments.tasks.metric import Metric
 from experiments.tasks.task import Task
-from pruning.errors import ConfigurationError, DataError
+from pruning.errors import ConfigurationError, DataError, ModelError
 from pruning.evidence import output_tensor
 
 if TYPE_CHECKING:
@@ -74,10 +74,7 @@ class Regression(Task):
     def _paired(self, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         found, wanted = output_tensor(outputs), batch[self.targets]
         if found.numel() != wanted.numel() or len(found) != len(wanted):
-            raise DataError(
-                f"task=regression: the model gives {list(found.shape)} for targets {list(wanted.shape)}: give one output "
-                "for each of them"
-            )
+            raise ModelError(f"gives {list(found.shape)} for targets {list(wanted.shape)}: give one output for each")
         shape = (len(wanted),) if self.outputs == 1 else (len(wanted), -1)
         return found.reshape(shape), wanted.reshape(shape)
 

@@ -146,6 +146,11 @@ def mean_loss(task: Task) -> Callable[[nn.Module, Batch], Tensor]:
     return loss
 
 
+def widened(outputs: Tensor) -> Tensor:
+    """`outputs` in at least float32: sums of losses in half precision stop growing."""
+    return outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs
+
+
 def counts(task: Task) -> Callable[[Batch], float] | None:
     """`Evidence.count` of a task; None where examples count 1 each."""
     if type(task).count is Task.count:
@@ -178,6 +183,8 @@ def check_fit(task: Task, model: nn.Module, splits: Splits, what: str) -> None:
             raise ModelError(f"{what}: cannot be called with the data's {columns} ({_line(error)})") from error
         try:
             loss = task.loss(outputs, batch)
+        except ModelError as error:
+            raise ModelError(f"{what}: {error}") from error
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError) as error:
             given = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
             raise ModelError(
