@@ -28,7 +28,7 @@ from experiments.state import recorded, states
 from experiments.status import repetitions
 from experiments.store import Store, identity_key
 from experiments.targets import short_name
-from pruning.errors import ConfigurationError, DampingWarning, PruningError, RecordsError
+from pruning.errors import ConfigurationError, DampingWarning, PruningError, RecordsError, ToleranceWarning
 from pruning.execution.crossover import processor
 
 log = logging.getLogger("experiments")
@@ -150,7 +150,7 @@ def _prepared(run: Callable[[Setting, Path, str], Rows], plain: dict[str, Any]) 
 
 def _warned(others: Callable[..., None], message: Warning | str, category: type[Warning], *where: Any) -> None:
     """A line in the log for what the library reports; where in its code that was says nothing to a user."""
-    if issubclass(category, DampingWarning):
+    if issubclass(category, DampingWarning | ToleranceWarning):
         log.warning("%s", message)
     else:
         others(message, category, *where)

@@ -60,9 +60,11 @@ def write(folder: str | Path, rows: Iterable[Mapping[str, Any]]) -> Path:
 
 
 def _starts(path: Path, lines: list[str]) -> bool:
+    """Whether the file begins with these lines, and can be read whatever follows."""
     try:
+        _rows(path)
         return path.read_text(encoding="utf-8").startswith("".join(lines))
-    except (OSError, UnicodeDecodeError):
+    except (OSError, UnicodeDecodeError, RecordsError):
         return False
 
 

@@ -104,7 +104,11 @@ def _parts(setting: Setting) -> Callable[[float | None], tuple[float | None, ...
     for group in ("scorer", "compensate", "dynamic"):
         if config[group]:
             built(group, config[group])
-    _ = setting.granularity, setting.allocation
+    own = getattr(setting.allocation, "density", None)
+    for target in densities(config):
+        if own is not None and target not in (None, own):
+            raise ConfigurationError(f"density={target:g}: this allocation keeps {own:g} of all: set density=null")
+    _ = setting.granularity
     schedule: Callable[[float | None], tuple[float | None, ...]] = built("schedule", config["schedule"])
     for target in densities(config):
         schedule(target)

@@ -65,6 +65,9 @@ def recorded(folder: Path, command: str, hardware: str = "") -> Iterator[None]:
         try:
             _write(folder, state)
             yield
+        except KeyboardInterrupt:
+            _end(folder, replace(state, state="cut", reason="it was interrupted", ended=time.time()))
+            raise
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             _end(folder, replace(state, state="failed", reason=reason, ended=time.time()))

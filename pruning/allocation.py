@@ -158,8 +158,13 @@ class NofM:
         if not 0 < self.n <= self.m:
             raise AllocationError(f"NofM({self.n}, {self.m}): n must lie between 1 and m")
 
+    @property
+    def density(self) -> float:
+        """n / m: no other can be asked for."""
+        return self.n / self.m
+
     def groups(self, units: Mapping[str, Units], density: float | None) -> list[Competition]:
-        share = self.n / self.m
+        share = self.density
         if density is not None and abs(density - share) > 1e-9:
             raise AllocationError(
                 f"NofM({self.n}, {self.m}) has density {share:g}, asked for {density:g}: ask for {share:g}, or None"

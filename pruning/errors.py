@@ -21,6 +21,10 @@ class DampingWarning(UserWarning):
     """A singular Hessian was made invertible by adding more to its diagonal than was asked for."""
 
 
+class ToleranceWarning(UserWarning):
+    """An estimate has not become as sure as was asked for."""
+
+
 class CoverageWarning(UserWarning):
     """A good part of a model's weights lies in layers that are not prunable by default."""
 

@@ -50,6 +50,10 @@ class Evidence:
     count: Callable[[Batch], float] | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.parameters, Mapping):
+            raise ScoreError(
+                f"Evidence: parameters are {type(self.parameters).__name__}, not name → parameter: give prunable(model)"
+            )
         check_whole(self.model, self.parameters)
         prunable = {storage(p): (name, p) for name, p in self.parameters.items()}
         for other, parameter in self.model.named_parameters():
@@ -91,7 +95,10 @@ def laid_out(scorer: _AnyScorer) -> _AnyScorer:
     """A decorator of scorers: where weights are not [outputs, …], their scores bring the layouts along."""
 
     @wraps(scorer)
-    def scored(evidence: Evidence, *args: Any, **kwargs: Any) -> Scores:
+    def scored(evidence: Any, *args: Any, **kwargs: Any) -> Scores:
+        if not isinstance(evidence, Evidence):
+            name, given = getattr(scorer, "__name__", "this scorer"), type(evidence).__name__
+            raise ScoreError(f"{name}: scores an Evidence, this is {given}: give Evidence(model, prunable(model), …)")
         return with_layouts(scorer(evidence, *args, **kwargs), evidence)
 
     return cast(_AnyScorer, scored)

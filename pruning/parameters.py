@@ -56,10 +56,11 @@ def prunable(
     }
     if not parameters:
         unfrozen = "" if frozen else ", or pass frozen=True if its parameters are frozen"
-        raise ParameterError(
-            f"{type(model).__name__}: nothing to prune among {len(names)} parameters; "
-            f"choose some with include='*.weight'{unfrozen}"
-        )
+        known = next((aliases[0] for aliases, _ in names.values()), "*.weight")
+        fix = f"choose some with include='{known}'{unfrozen}"
+        if included and included <= excluded:
+            fix = "exclude fewer of them: exclude= leaves none"
+        raise ParameterError(f"{type(model).__name__}: nothing to prune among {len(names)} parameters; {fix}")
     if include is None:
         _report_coverage(model, [names[key] for key in layers], [names[key] for key in rest])
     return parameters

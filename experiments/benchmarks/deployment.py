@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments import models
+from experiments.benchmarks.measuring import rounded
 from pruning import Evidence, deploy, prunable, prune, scorers
 
 
@@ -48,8 +49,8 @@ def main() -> None:
         print(deployed, flush=True)
         found.append((density, batch, deployed))
     *_, last = found
-    rows = [{"density": density, "batch": batch, "speedup": round(it.speedup, 2)} for density, batch, it in found]
-    print(json.dumps({"speedup": round(last[2].speedup, 2), "difference": last[2].difference, "all": rows}))
+    rows = [{"density": density, "batch": batch, "speedup": rounded(it.speedup)} for density, batch, it in found]
+    print(json.dumps({"speedup": rounded(last[2].speedup), "difference": last[2].difference, "all": rows}))
 
 
 def minilm() -> nn.Module:

@@ -30,7 +30,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from experiments.benchmarks.measuring import median_ratio
+from experiments.benchmarks.measuring import median_ratio, rounded
 from experiments.figures.style import COLOURS, STYLE, WIDTH, save
 from pruning import Evidence, prunable, prune, scorers
 from pruning.allocation import Uniform
@@ -80,7 +80,7 @@ def main() -> None:
                 flush=True,
             )
     speedups = {
-        network: {f"{1 - row.density:.4g}": round(row.speedup, 2) for row in found if row.network == network}
+        network: {f"{1 - row.density:.4g}": rounded(row.speedup) for row in found if row.network == network}
         for network in arguments.network
     }
     first, *others = arguments.network

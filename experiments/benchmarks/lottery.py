@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision import transforms
 
 from experiments import stages, training
-from experiments.benchmarks.measuring import median_ratio, show
+from experiments.benchmarks.measuring import median_ratio, rounded, show
 from experiments.data import Examples
 from experiments.levels import Level, evaluate
 from experiments.replications import composed
@@ -203,9 +203,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         ("", "s a level", "s an epoch", "ratio", "test accuracy"),
         rows,
         {
-            "seconds_level": round(statistics.median(ours.levels), 3),
-            "seconds_epoch": round(statistics.median(ours.levels) / options.epochs, 4),
-            "speedup": {name: round(ratios[name], 2) for name in ("tensors", "pictures")},
+            "seconds_level": rounded(statistics.median(ours.levels)),
+            "seconds_epoch": rounded(statistics.median(ours.levels) / options.epochs),
+            "speedup": {name: rounded(ratios[name]) for name in ("tensors", "pictures")},
             "outside_steps": round(1 - median_ratio(ours.steps, ours.levels), 4),
             "gathering": round(median_ratio(ours.gathering, ours.levels), 4),
             "accuracy": {name: one.accuracy for name, one in found.items()},

@@ -16,6 +16,11 @@ _WIDTH = 44
 """Of the first column, in characters: rows are printed before all of them are known."""
 
 
+def rounded(value: float) -> float:
+    """`value` to three digits: a ratio that is small does not become zero."""
+    return float(f"{value:.3g}")
+
+
 def median_ratio(numerator: list[float], denominator: list[float]) -> float:
     """The median over turns of the ratio within a turn."""
     return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from experiments import models
-from experiments.benchmarks.measuring import Row, median_ratio, show
+from experiments.benchmarks.measuring import Row, median_ratio, rounded, show
 from pruning import Evidence, prunable, prune, scorers
 from pruning.curvature import layer_hessian
 from pruning.evidence import Scores
@@ -80,7 +80,7 @@ def passes(rounds: int, scale: float, ratios: dict[str, float]) -> Iterator[Row]
             calls = {"plain": plain(seen), scorer: lambda score=score, seen=seen: score(seen)}
             seconds = in_turn(calls, turns)
             ratio = median_ratio(seconds[scorer], seconds["plain"])
-            ratios[f"{scorer}, {name}"] = round(ratio, 2)
+            ratios[f"{scorer}, {name}"] = rounded(ratio)
             medians = [f"{statistics.median(seconds[kind]) * 1e3:.1f}" for kind in ("plain", scorer)]
             yield f"{scorer}, {name}, {len(list(seen.batches))} x {size}", *medians, f"{ratio:.2f}"
 
@@ -97,7 +97,7 @@ def fisher(rounds: int, scale: float, ratios: dict[str, float], differences: dic
         }
         seconds = in_turn(calls, max(1, rounds // 6))
         ratio = median_ratio(seconds["loop"], seconds["fisher"])
-        ratios[title] = round(ratio, 1)
+        ratios[title] = rounded(ratio)
         want, found = loop(evidence), scorers.fisher(evidence)
         differences[title] = max(float((found[n] - want[n]).abs().max() / want[n].max()) for n in want)
         medians = [f"{statistics.median(seconds[kind]) * 1e3:.1f}" for kind in ("loop", "fisher")]
@@ -125,8 +125,8 @@ def obs(width: int, examples: int, found: dict[str, float]) -> Iterator[Row]:
         scored = time.perf_counter()
         compensate(evidence, masks)
         end = time.perf_counter()
-        found[f"{name}: score"] = round(scored - start, 4)
-        found[f"{name}: compensate"] = round(end - scored, 4)
+        found[f"{name}: score"] = rounded(scored - start)
+        found[f"{name}: compensate"] = rounded(end - scored)
         inverses = len(layer_hessian(evidence))
         text = f"obs, {name}, {width} x {width}; left: compensate"
         yield text, f"{(end - scored) * 1e3:.0f}", f"{(scored - start) * 1e3:.0f}", f"{inverses} inverse"

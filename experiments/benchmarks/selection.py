@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
-from experiments.benchmarks.measuring import peak_bytes
+from experiments.benchmarks.measuring import peak_bytes, rounded
 from pruning import Evidence, prune, scorers
 from pruning.allocation import NofM, PerRow
 from pruning.execution.timing import in_turn
@@ -167,7 +167,7 @@ def _grid_row(size: int, tensors: int, rounds: int) -> dict[str, Any]:
     ratio = median["ours"] / min(median["topk"], median["partition"])
     milliseconds = [f"{seconds * 1e3:,.3f}" for seconds in median.values()]
     _line(f"{total:,}", f"{tensors:,}", *milliseconds, f"{ratio:.2f}", f"{extra / 2**20:.1f}", str(equal))
-    return {"ratio": round(ratio, 2), "exact": equal}
+    return {"ratio": rounded(ratio), "exact": equal}
 
 
 def _bert_rows(scores: Scores, rounds: int) -> dict[str, dict[str, Any]]:
@@ -205,7 +205,7 @@ def _bert_rows(scores: Scores, rounds: int) -> dict[str, dict[str, Any]]:
         ratio = median["ours"] / median["peer"]
         seconds = [f"{value:.2f}" for value in median.values()]
         _line(name, "", *seconds, "", f"{ratio:.3f}", f"{extra / 2**20:.1f}", str(exact))
-        found[name] = {"ratio": round(ratio, 3), "ours": round(median["ours"], 2), "extra": extra, "exact": exact}
+        found[name] = {"ratio": rounded(ratio), "ours": rounded(median["ours"]), "extra": extra, "exact": exact}
     return found
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from experiments.benchmarks.measuring import Row, median_ratio, show
+from experiments.benchmarks.measuring import Row, median_ratio, rounded, show
 from experiments.models.resnet import resnet20
 from pruning import Evidence, prunable, prune, scorers
 from pruning.execution.timing import in_turn
@@ -47,7 +47,7 @@ def measured(density: float, rounds: int, batch: int, speedups: dict[str, float]
                 {"whole": lambda m=model, x=inputs: m(x), "small": lambda s=small, x=inputs: s(x)}, rounds
             )
         speedup = median_ratio(seconds["whole"], seconds["small"])
-        speedups[name] = round(speedup, 2)
+        speedups[name] = rounded(speedup)
         times = [f"{1000 * statistics.median(seconds[key]):.1f}" for key in ("whole", "small")]
         yield name, f"{share:.3f}", *times, f"{speedup:.2f}", f"{difference:.1e}"
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 
-from experiments.benchmarks.measuring import median_ratio, show
+from experiments.benchmarks.measuring import median_ratio, rounded, show
 from experiments.state import states
 
 _COMMAND = (sys.executable, "-m", "experiments.run", "-m", "scorer=magnitude", "density=[0.1,0.02]")
@@ -47,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             jobs[name].append(span)
             commands[name].append(whole)
     first = options.contenders[0]
-    throughput = {name: round(median_ratio(jobs[first], spans), 2) for name, spans in jobs.items()}
-    speedup = {name: round(median_ratio(commands[first], wholes), 2) for name, wholes in commands.items()}
+    throughput = {name: rounded(median_ratio(jobs[first], spans)) for name, spans in jobs.items()}
+    speedup = {name: rounded(median_ratio(commands[first], wholes)) for name, wholes in commands.items()}
     rows = [
         (
             _CONTENDERS[name][0],

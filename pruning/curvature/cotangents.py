@@ -40,7 +40,7 @@ def check_curved(found: Iterable[Tensor]) -> None:
 
 
 def empirical(loss: Tensor, outputs: Tensor, counts: Tensor) -> Iterator[Tensor]:
-    """v = √c_n·∂L_n/∂z: the empirical Fisher, squares of the gradients of the examples' losses with the labels given."""
+    """v = √c_n·∂L_n/∂z: the empirical Fisher, squares of the gradients of the examples' losses, with their labels."""
     (gradient,) = torch.autograd.grad(loss, outputs, retain_graph=True)
     yield gradient * along_first(counts.sum() * _inverse(counts).sqrt(), gradient)
 

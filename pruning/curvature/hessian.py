@@ -1,5 +1,6 @@
 """The Hessian of the mean loss, by products with it: exact products, and its diagonal by random probes."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pruning.errors import ScoreError
+from pruning.errors import ScoreError, ToleranceWarning
 from pruning.evidence import Evidence, Scores, accumulated, check_real, scalar_loss, untouched
 from pruning.gradients import Unreached, check_graph, mean_gradient, nodes
 from pruning.parameters import check_values
@@ -99,6 +100,9 @@ def hutchinson(evidence: Evidence, tolerance: float = 0.1, least: int = 10, most
         least, most: number of probes at least (2 or more) and at most; of very few weights the first few probes may
             all agree by chance, and tell no error.
         seed: of the probes; torch's global random state is not touched.
+
+    Warns:
+        ToleranceWarning: `most` probes have not reached the tolerance.
     """
     if not 2 <= least <= most:
         raise ScoreError(f"hutchinson: least={least}, most={most}: need 2 <= least <= most, two for a standard error")
@@ -121,6 +125,14 @@ def hutchinson(evidence: Evidence, tolerance: float = 0.1, least: int = 10, most
             error = {name: (value / (probes * (probes - 1))).sqrt() for name, value in squares.items()}
             if _norm(error) <= tolerance * _norm(mean):
                 break
+    else:
+        reached = _norm(error) / max(_norm(mean), 1e-300)
+        warnings.warn(
+            f"hutchinson: after {probes} probes the standard error is {reached:.2g} of the diagonal, not {tolerance:g}"
+            ": allow more probes, or a larger tolerance",
+            ToleranceWarning,
+            stacklevel=2,
+        )
     return Estimate(mean, error, probes)
 
 

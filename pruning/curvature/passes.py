@@ -28,10 +28,11 @@ from pruning.parameters import check_values
 
 @dataclass(frozen=True)
 class Pass:
-    """One forward pass: the batch, its outputs, how much every example counts, and the calls of each parameter's modules.
+    """One forward pass: the batch, its outputs, and the calls of each parameter's modules.
 
-    `counts` is float64 [size], 1 each unless `Evidence.count` says otherwise. `signature` is equal for passes that run the same operators on the same shapes, so that rows hold the same examples;
-    None if an operator depended on data.
+    `counts` says how much each example counts, float64 [size]: 1, unless `Evidence.count` says otherwise. `signature`
+    is equal for passes that run the same operators on the same shapes, so that rows hold the same examples; None if an
+    operator depended on data.
     """
 
     batch: Batch
@@ -102,8 +103,8 @@ def _counts(evidence: Evidence, batch: Batch, size: int) -> Tensor:
     whole = evidence.size(batch)
     if not bool((found >= 0).all()) or abs(float(found.sum()) - whole) > 1e-6 * whole:
         raise ScoreError(
-            f"Evidence count= gives {whole:g} for a batch, and {float(found.sum()):g} for its examples one by one: give "
-            "a sum over examples, none below 0"
+            f"Evidence count= gives {whole:g} for a batch, and {float(found.sum()):g} for its examples one by one: "
+            "give a sum over examples, none below 0"
         )
     return found
 
@@ -185,28 +186,39 @@ def _trusted(evidence: Evidence, taken: Pass) -> set[str]:
 
 
 def _check_alone(evidence: Evidence, taken: Pass) -> None:
-    """Raise `ScoreError` if the first example has other outputs alone than in its batch: then it has no gradient of
-    its own."""
+    """Raise `ScoreError` if an example has other outputs alone than in its batch, or another loss than its part of the
+    batch's: then it has no gradient of its own.
+
+    Asked of the first, the last and one between: where time comes first, one of them knows nothing of the others.
+    """
     if taken.size == 1:
         return
-    with torch.no_grad():
+    (slope,) = torch.autograd.grad(taken.loss, taken.outputs, retain_graph=True)
+    for number in sorted({0, taken.size // 2, taken.size - 1}):
+        one = slice(number, number + 1)
         try:
-            assert evidence.loss is not None
-            with _outputs(evidence.local) as found:
-                evidence.loss(evidence.local, cut(taken.batch, slice(0, 1)))
-            alone = output_tensor(found[-1] if found else None)
+            loss, alone = _run(evidence, cut(taken.batch, one))
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             raise ScoreError(
                 f"the model does not run on one example of a batch ({first_line(error)}), so examples have no "
                 "gradients of their own: use a scorer of the whole batch, as taylor"
             ) from error
-    tolerance = 1e-3 if torch.finfo(alone.dtype).bits >= 32 else 0.05
-    whole = taken.outputs.detach()[:1]
-    if alone.shape != whole.shape or not _close(accumulated(alone), accumulated(whole), tolerance):
-        raise ScoreError(
-            "an example has other outputs alone than in its batch: the model mixes examples, so they have no gradients "
-            "of their own: use a scorer of the whole batch, as taylor"
-        )
+        tolerance = 1e-3 if torch.finfo(alone.dtype).bits >= 32 else 0.05
+        whole = taken.outputs.detach()[one]
+        if alone.shape != whole.shape or not _close(accumulated(alone), accumulated(whole), tolerance):
+            raise ScoreError(
+                "an example has other outputs alone than in its batch: the model mixes examples, or something else "
+                "comes first (time, say): put examples first, or use a scorer of the whole batch, as taylor"
+            )
+        if not float(taken.counts[number]):
+            continue
+        (own,) = torch.autograd.grad(loss, alone)
+        part = slope[one] * float(taken.counts.sum() / taken.counts[number])
+        if not _close(accumulated(part), accumulated(own), tolerance):
+            raise ScoreError(
+                "the loss of a batch is no mean over its examples: the loss of one alone has another gradient than its "
+                "part of the batch's: give the mean, or Evidence(count=...), from a batch to what it averages over"
+            )
 
 
 def _mixing(taken: Pass) -> set[str]:

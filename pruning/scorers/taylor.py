@@ -24,7 +24,7 @@ def taylor(
     form: Literal["abs", "squared", "signed"] = "abs",
     absolute: Literal["after", "before"] = "after",
 ) -> Scores:
-    """g·w with g = ∂L/∂w: the change of the loss when w is removed, to first order. Molchanov et al. 2017, 2019.
+    """|g·w| with g = ∂L/∂w: how much the loss changes when w is removed, to first order. Molchanov et al. 2017, 2019.
 
     Args:
         form: `abs` |g·w|; `squared` (g·w)²; `signed` -g·w, which is high where removal would *raise* the loss.

@@ -83,6 +83,16 @@ def test_a_failed_write_leaves_the_old_rows_and_nothing_else(tmp_path, monkeypat
     assert (tmp_path / "rows.jsonl").read_bytes() == before
 
 
+@pytest.mark.parametrize("rest", [b'{"format": 1, "run"', b"nonsense\n", b"\xff\n"])
+def test_a_repetition_replaces_what_cannot_be_read(tmp_path, rest):
+    """Not what is written stays, but what it says: a line that is broken, whole rows before it or not."""
+    path = records.write(tmp_path, [row(), row(level=1)])
+    good = path.read_bytes()
+    path.write_bytes(good + rest)
+    records.write(tmp_path, [row(), row(level=1)])
+    assert path.read_bytes() == good
+
+
 def test_the_file_may_be_read_by_whom_the_umask_lets(tmp_path):
     (tmp_path / "plain").write_text("")
     assert records.write(tmp_path, [row()]).stat().st_mode == (tmp_path / "plain").stat().st_mode

@@ -233,7 +233,7 @@ def test_the_sweep_command_and_its_repetition(tmp_path):
         (["include=nothing*"], "nothing*"),
         (["optimizer._target_=torch.optim.Adam", "optimizer.lr=-1"], "learning rate"),
         (["seed=one"], "seed"),
-        (["allocation=n_of_m", "density=0.1"], "NofM"),
+        (["allocation=n_of_m", "density=0.1"], "keeps 0.5 of all: set density=null"),
         (["allocation=n_of_m", "density=null", "allocation.n=2.5"], "whole numbers"),
         (["allocation=n_of_m", "density=null", "schedule=linear"], "one_shot"),
         (["allocation=densities", "allocation.densities=5"], "glob"),

@@ -74,7 +74,7 @@ def test_done_failed_running_and_cut(tmp_path, capsys):
 def test_an_interrupted_run_is_cut(tmp_path):
     with pytest.raises(KeyboardInterrupt), recorded(tmp_path, "again"):
         raise KeyboardInterrupt
-    assert [found.state for found in states(tmp_path)] == ["cut"]
+    assert [(found.state, found.reason) for found in states(tmp_path)] == [("cut", "it was interrupted")]
 
 
 def test_a_repetition_forgets_the_failure(tmp_path):

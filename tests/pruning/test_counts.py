@@ -125,8 +125,8 @@ def test_an_example_of_weight_three_counts_as_three_of_weight_one(curvature):
         partial(scorers.obs, hessian=partial(block_hessian, curvature=curvature, size=4)),
     ):
         found, wanted = method(weighted), method(repeated)
-        for name in wanted:
-            torch.testing.assert_close(found[name], wanted[name], rtol=1e-9, atol=1e-14)
+        for name, scores in wanted.items():
+            torch.testing.assert_close(found[name], scores, rtol=1e-9, atol=1e-14)
 
 
 def test_fisher_counts_sequences_by_their_labels(tagging):
@@ -143,8 +143,8 @@ def test_fisher_counts_sequences_by_their_labels(tagging):
             gradients = torch.autograd.grad(loss(model, one), list(parameters.values()))
             for name, gradient in zip(wanted, gradients, strict=True):
                 wanted[name] += weight * gradient.square()
-    for name in wanted:
-        torch.testing.assert_close(found[name].double(), wanted[name] / total, rtol=1e-10, atol=1e-14)
+    for name, squares in wanted.items():
+        torch.testing.assert_close(found[name].double(), squares / total, rtol=1e-10, atol=1e-14)
 
 
 def test_a_count_that_is_no_sum_over_examples_is_refused(weighted):

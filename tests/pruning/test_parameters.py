@@ -124,6 +124,7 @@ def test_tied_weights_appear_once_under_their_first_name(view: Callable[[nn.Para
     assert chosen(model) == ["first.weight"]
     assert chosen(model, include="second.weight") == ["first.weight"]
     assert "nothing to prune" in refusal(model, exclude="second.weight")
+    assert "exclude= leaves none" in refusal(model, exclude="*")
 
 
 def test_equal_values_are_not_tied() -> None:
