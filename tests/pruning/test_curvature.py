@@ -542,7 +542,7 @@ def test_networks_that_mix_examples_are_refused() -> None:
     for model in (Centred(), Centred(0.5), Statistics(), Contrast()):
         evidence = Evidence(model.double(), prunable(model), [data(4)], cross_entropy)
         for scorer in (scorers.fisher, scorers.obd, scorers.woodfisher):
-            with pytest.raises(ScoreError, match="alone than in its batch|gradients of their own") as caught:
+            with pytest.raises(ScoreError, match=r"alone than in its batch|gradients of their own") as caught:
                 scorer(evidence)
             assert "\n" not in str(caught.value)
     calm = Centred(0.0).double()
