@@ -6,6 +6,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor, nn
 
+from pruning.copying import cloned
 from pruning.errors import StructureError
 from pruning.evidence import untouched
 from pruning.execution.crossover import Case, Crossover, fastest, of_this_machine
@@ -13,7 +14,6 @@ from pruning.execution.product import block_columns
 from pruning.execution.switching import candidates
 from pruning.inputs import Inputs, copies_for
 from pruning.parameters import named, unwrapped
-from pruning.structure.tape import cloned
 
 Choose = Callable[[nn.Module, Mapping[str, Tensor], Inputs], Collection[str]]
 """From a model in its dense form, its masks, and inputs like those it will see, to `layers` of `sparse_execution`."""

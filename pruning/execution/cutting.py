@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pruning.parameters import named, unwrapped, within
-from pruning.structure.dead import unread
-from pruning.structure.structure import Structure
+from pruning.structure.choosing.dead import unread
+from pruning.structure.coupling.structure import Structure
 
 SHARE = 0.5
 """Layers of which more of the products are left stay as they are: gathering what is left costs something too."""
