@@ -3,9 +3,10 @@
 from pruning.structure.choosing.budget import Budget
 from pruning.structure.choosing.channels import Channels
 from pruning.structure.choosing.dead import without_dead
-from pruning.structure.choosing.depth import Depth, Skip, find_blocks
+from pruning.structure.choosing.depth import Depth
 from pruning.structure.choosing.latency import LatencyTable, measure_latency
 from pruning.structure.coupling.structure import Structure
+from pruning.structure.removing.blocks import Skip, find_blocks
 from pruning.structure.removing.remove import TOLERANCE, remove, remove_
 from pruning.structure.removing.saving import load, save
 from pruning.structure.removing.verifying import verify

@@ -11,9 +11,9 @@ from pruning.copying import copied
 from pruning.errors import StructureError, first_line
 from pruning.masks import Masks
 from pruning.parameters import first_names, unwrapped
-from pruning.structure.choosing.depth import removed_blocks, skip_
 from pruning.structure.coupling.cost_terms import Kept
 from pruning.structure.coupling.structure import Structure
+from pruning.structure.removing.blocks import removed_blocks, skip_
 from pruning.structure.removing.shrinking import adjust_, sliced
 from pruning.structure.removing.verifying import first_difference, verify
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from pruning import snapshot
 from pruning.errors import ArtefactError, StructureError
 from pruning.parameters import unwrapped
-from pruning.structure.choosing.depth import Skip, skip_
 from pruning.structure.removing.attention import PrunedAttention
+from pruning.structure.removing.blocks import Skip, skip_
 
 _FIELDS = {"tensors", "sizes", "classes"}
 

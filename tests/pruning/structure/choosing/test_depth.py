@@ -1,72 +1,12 @@
 """Whole blocks: which are found, how they are scored and removed, and that nothing else changes."""
 
-import copy
-
 import pytest
 import torch
-from torch import nn
 
 from pruning import Evidence, Masks, prunable, prune, scorers
 from pruning.errors import GranularityError
-from pruning.structure import Channels, Depth, Skip, find_blocks, load, remove, remove_, save, trace, verify
-from tests.pruning.structure.zoo.case import images
-
-
-class Block(nn.Module):
-    """A pre-norm block; called by name, with an argument that is not its input."""
-
-    def __init__(self):
-        super().__init__()
-        self.norm, self.attention = nn.LayerNorm(12), nn.MultiheadAttention(12, 4, batch_first=True)
-        self.up, self.down = nn.Linear(12, 8), nn.Linear(8, 12)
-
-    def forward(self, hidden, *, scale):
-        y = self.norm(hidden)
-        hidden = hidden + scale * self.attention(y, y, y, need_weights=False)[0]
-        return hidden + self.down(torch.relu(self.up(hidden)))
-
-
-class Deep(nn.Module):
-    def __init__(self, depth=4):
-        super().__init__()
-        self.inner, self.blocks, self.head = (
-            nn.Linear(5, 12),
-            nn.ModuleList(Block() for _ in range(depth)),
-            nn.Linear(12, 3),
-        )
-
-    def forward(self, x):
-        x = self.inner(x)
-        for block in self.blocks:
-            x = block(hidden=x, scale=0.5)
-        return self.head(x.mean(1))
-
-
-def deep(seed=0):
-    torch.manual_seed(seed)
-    model = Deep().eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn_like(p) * 0.1)
-    return model, torch.randn(2, 6, 5)
-
-
-BLOCKS = tuple(f"blocks.{i}" for i in range(4))
-
-
-def test_blocks_are_what_gives_its_input_back_without_parameters():
-    model, inputs = deep()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    assert find_blocks(model, inputs) == BLOCKS
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    plain = nn.Sequential(nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 5))
-    assert find_blocks(plain, images(5)) == ()
-
-
-def test_blocks_of_convolutions_need_an_identity_as_shortcut():
-    torchvision = pytest.importorskip("torchvision")
-    model = torchvision.models.resnet18(num_classes=3).eval()
-    assert find_blocks(model, images(3, 32, 32)) == ("layer1.0", "layer1.1", "layer2.1", "layer3.1", "layer4.1")
+from pruning.structure import Channels, Depth, Skip, find_blocks, load, remove, save, trace, verify
+from tests.pruning.structure.blocks import BLOCKS, Deep, deep
 
 
 @pytest.mark.parametrize("density", [0.75, 0.5, 0.25])
@@ -117,32 +57,6 @@ def _everywhere(model, masks):
 
 def _filled(model, masks):
     return Masks(dict(Masks.dense(dict(model.named_parameters()))) | dict(masks))
-
-
-def test_in_place_the_optimizer_forgets_removed_blocks():
-    model, inputs = deep()
-    structure = trace(model, inputs)
-    masks = prune(scorers.magnitude(Evidence(model, prunable(model))), 0.5, Depth(model, BLOCKS))
-    optimizer = torch.optim.Adam(model.parameters(), 0.01)
-    model(inputs).square().sum().backward()
-    optimizer.step()
-    expected = remove(copy.deepcopy(model), masks, structure)
-    remove_(model, masks, structure, optimizer=optimizer)
-    assert torch.equal(model(inputs), expected(inputs))
-    assert len(optimizer.param_groups[0]["params"]) == len(list(model.parameters())) == len(optimizer.state)
-    optimizer.zero_grad()
-    model(inputs).square().sum().backward()
-    optimizer.step()
-
-
-def test_emptied_layers_outside_of_removed_blocks_keep_one_unit():
-    model, inputs = deep()
-    structure = trace(model, inputs)
-    gone = {name: torch.zeros(p.shape, dtype=torch.bool) for name, p in model.named_parameters() if ".up." in name}
-    gone |= {name: torch.zeros(p.shape, dtype=torch.bool) for name, p in model.named_parameters() if "down.w" in name}
-    small = remove(model, gone, structure)
-    assert [block.up.out_features for block in small.blocks] == [1] * 4
-    assert verify(model, gone, small, inputs) <= 1e-5
 
 
 @pytest.mark.parametrize(

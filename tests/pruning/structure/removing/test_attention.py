@@ -5,7 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pruning.structure import remove, trace, verify
+from pruning import prune
+from pruning.errors import StructureError
+from pruning.structure import Channels, remove, trace, verify
 from tests.pruning.structure.masking import families, masks_of, some_kept
 from tests.pruning.structure.zoo import build
 from tests.pruning.structure.zoo.attention import Attention
@@ -94,3 +96,22 @@ def test_pruned_attention_takes_all_that_attention_takes(bias, batch_first):
     assert torch.allclose(found, expected, atol=1e-5)
     assert weights.shape == (5, 7)
     assert torch.allclose(weights.sum(-1), torch.ones(5))
+
+
+def test_attention_without_some_heads_says_that_it_cannot_be_scripted():
+    layer = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    class Attending(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = layer
+
+        def forward(self, x):
+            return self.inner(x, x, x, need_weights=False)[0]
+
+    model, x = Attending().eval(), torch.randn(2, 4, 8)
+    structure = trace(model, x)
+    small = remove(model, prune({"inner.in_proj_weight": torch.rand(24, 8)}, 0.5, Channels(structure)), structure)
+    with pytest.raises(StructureError, match=r"cannot be scripted: use torch\.jit\.trace"):
+        torch.jit.script(small)
+    assert torch.equal(torch.jit.trace(small, x)(x), small(x))

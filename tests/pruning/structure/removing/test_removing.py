@@ -2,7 +2,6 @@
 
 import copy
 import json
-import time
 from contextlib import suppress
 
 import pytest
@@ -12,12 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from pruning import Masks
-from pruning.cost import latency
 from pruning.errors import ArtefactError, StructureError
-from pruning.structure import load, measure_latency, remove, remove_, save, trace, verify
+from pruning.structure import load, remove, remove_, save, trace, verify
 from tests.pruning.structure.masking import masks_of, some_kept
 from tests.pruning.structure.zoo import CASES, build
-from tests.pruning.structure.zoo.case import images
 
 OPTIMIZERS = {
     "SGD": lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, weight_decay=0.01, nesterov=True),
@@ -186,43 +183,6 @@ def test_export_gives_the_same_outputs(name, tmp_path):
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
     assert torch.allclose(torch.from_numpy(found), small(inputs), atol=1e-5)
-
-
-def test_latency_is_of_a_pass_in_eval_mode_and_leaves_modes_alone():
-    calls = []
-
-    class Watched(nn.Linear):
-        def forward(self, x):
-            calls.append((self.training, torch.is_grad_enabled()))
-            return super().forward(x)
-
-    model = Watched(4, 3).train()
-    assert latency(model, images(4), warmup=2, repeats=5) > 0
-    assert calls == [(False, False)] * 7
-    assert model.training
-
-
-def test_latency_repeats_as_often_as_asked_and_as_long():
-    model, calls = nn.Linear(4, 3), []
-    model.register_forward_hook(lambda *_: calls.append(1))
-    latency(model, images(4), warmup=2, repeats=5)
-    assert len(calls) == 7
-    began = time.perf_counter()
-    latency(model, images(4), warmup=2, repeats=5, seconds=0.05)
-    assert len(calls) > 14
-    assert time.perf_counter() - began >= 0.05
-
-
-def test_the_table_of_times_never_says_that_fewer_units_cost_more():
-    model, inputs = build("flatten")
-    structure = trace(model, inputs)
-    table = measure_latency(model, structure, repeats=3)
-    assert [counts[-1] for counts in table.counts] == [family.size for family in structure.families]
-    assert all(list(saved) == sorted(saved, reverse=True) and saved[-1] == 0 for saved in table.saved)
-    assert table.cost(some_kept(structure, 0)) <= table.whole
-    assert table.threads == torch.get_num_threads()
-    with pytest.raises(StructureError, match="shares"):
-        measure_latency(model, structure, shares=(1.5,))
 
 
 def test_verify_sees_what_is_wrong():
