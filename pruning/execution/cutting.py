@@ -135,7 +135,7 @@ def _read_rows(structure: Structure, masks: Mapping[str, Tensor]) -> dict[str, T
     rows = {}
     for name in structure.parameters:
         units = structure.axes[name][0] if structure.axes[name] else None
-        if units is not None and (name, 0) in structure.makes:
+        if units is not None and (name, 0) in structure.writes:
             gone = np.zeros(len(units), bool)
             gone[units >= 0] = dead[units[units >= 0]]
             rows[name] = torch.from_numpy(~gone)

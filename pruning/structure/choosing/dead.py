@@ -69,9 +69,9 @@ def _dead(structure: Structure, alive: Mapping[str, Tensor]) -> Kept:
     """[units]: those that nothing reads, or that say nothing."""
     made = np.zeros(structure.size, bool)
     for name, dim, units in _slots(structure, alive):
-        if (name, dim) in structure.makes:
+        if (name, dim) in structure.writes:
             made[units] = True
-    return _read_by_none(structure, alive) | (~made & ~structure.loud)
+    return _read_by_none(structure, alive) | (~made & ~structure.nonzero_when_removed)
 
 
 def _read_by_none(structure: Structure, alive: Mapping[str, Tensor]) -> Kept:
@@ -85,7 +85,7 @@ def _read_by_none(structure: Structure, alive: Mapping[str, Tensor]) -> Kept:
         axis = structure.axes[name][dim]
         if axis is not None:
             has_reader[axis[axis >= 0]] = True
-    return has_reader & ~read & ~structure.exposed
+    return has_reader & ~read & ~structure.summed_elsewhere
 
 
 def _slots(structure: Structure, alive: Mapping[str, Tensor]) -> Iterator[tuple[str, int, NDArray[np.int64]]]:

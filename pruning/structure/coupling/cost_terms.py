@@ -1,4 +1,4 @@
-"""Parameters and multiply-accumulates as products of how many indices are left of each axis."""
+"""Parameters and multiply-accumulates, as sums of products of how many indices are left of each axis."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -26,18 +26,18 @@ def left(axis: Array, kept: Kept) -> Kept:
 
 
 @dataclass(frozen=True)
-class Volume:
-    """`constant` times the number of indices that are left of each axis."""
+class CostTerm:
+    """A product that a cost is a sum of: `constant` times the number of indices that are left of each axis."""
 
     constant: int
     axes: tuple[Array, ...]
 
-    def of(self, kept: Kept) -> int:
-        """Its size when only the `kept` units are left."""
+    def value(self, kept: Kept) -> int:
+        """Its value when only the `kept` units are left."""
         return self.constant * prod(int(left(axis, kept).sum()) for axis in self.axes)
 
     def shrunk(self) -> tuple[Array, Array]:
-        """The units that it has, and by how much it shrinks when one of them goes alone."""
+        """The units that occur in it, and by how much it shrinks when each of them goes alone."""
         units = np.unique(np.concatenate(self.axes)) if self.axes else np.empty(0, np.int64)
         units = units[units >= 0]
         rest = np.full(len(units), self.constant, np.int64)
@@ -46,15 +46,15 @@ class Volume:
         return units, self.constant * prod(len(axis) for axis in self.axes) - rest
 
 
-def parameter_volumes(tape: Tape, axes: UnitsOf) -> Iterator[Volume]:
-    """One volume a parameter, each storage once."""
+def parameter_terms(tape: Tape, axes: UnitsOf) -> Iterator[CostTerm]:
+    """One term a parameter, each storage once."""
     for name, value in tape.tensors.items():
         if name not in tape.buffers:
-            yield _volume(axes[name], tape.shapes[value])
+            yield _term(axes[name], tape.shapes[value])
 
 
-def mac_volumes(tape: Tape, labels: Mapping[int, Axes], unit: Array) -> Iterator[Volume]:
-    """One volume a matrix product or convolution of the tape's first pass."""
+def mac_terms(tape: Tape, labels: Mapping[int, Axes], unit: Array) -> Iterator[CostTerm]:
+    """One term a matrix product or convolution of the tape's first pass."""
     for call in tape.calls[: tape.counted]:
         if call.operator == "convolution":
             # every weight of the kernel is used once at each output position; transposed, at each input position
@@ -78,14 +78,14 @@ def mac_volumes(tape: Tape, labels: Mapping[int, Axes], unit: Array) -> Iterator
         else:
             continue
         units = [None if axis is None else unit[axis.labels] for axis in axes]
-        yield _volume([*units, None][: len(sizes)], sizes)
+        yield _term([*units, None][: len(sizes)], sizes)
 
 
-def _volume(axes: Iterable[Array | None], sizes: Iterable[int]) -> Volume:
+def _term(axes: Iterable[Array | None], sizes: Iterable[int]) -> CostTerm:
     constant, moving = 1, []
     for axis, size in zip(axes, sizes, strict=True):
         if axis is None or not (axis >= 0).any():
             constant *= size
         else:
             moving.append(axis)
-    return Volume(constant, tuple(moving))
+    return CostTerm(constant, tuple(moving))

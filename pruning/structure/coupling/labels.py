@@ -20,12 +20,17 @@ Array = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Axis:
-    """The labels of one dimension, one an index. `zero`: what is removed along it holds exact zeros in the masked
-    network, so that sums do not feel it. `free`: every index holds the same, so that any may go, or none."""
+    """One dimension of a tensor.
+
+    Attributes:
+        labels: one an index.
+        holds_zeros: whether removed indices hold exact zeros in the masked network, so that sums are the same.
+        interchangeable: whether every index holds the same values, so that any of them may go, or none.
+    """
 
     labels: Array
-    zero: bool
-    free: bool = False
+    holds_zeros: bool
+    interchangeable: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -36,8 +41,8 @@ Axes = tuple[Axis | None, ...]
 
 
 def nonzero(axes: Sequence[Axis | None]) -> Axes:
-    """`axes` of a tensor in which what is removed need not be zero."""
-    return tuple(axis and replace(axis, zero=False) for axis in axes)
+    """The same axes, for a tensor that may hold other values than zeros where something is removed."""
+    return tuple(axis and replace(axis, holds_zeros=False) for axis in axes)
 
 
 Rule = Callable[["Labelling", Call], Sequence[Axes]]
@@ -57,8 +62,8 @@ class Labelling:
         weights: values that are parameters, or views of one, with the parameter's own value.
         uses: how many calls a parameter takes part in, views aside.
         reads: labels of weights' dimensions that are summed over, with activations.
-        loud: labels of activations that are read so, and do not hold zeros where they are removed.
-        exposed: labels that are summed over otherwise.
+        nonzero_when_removed: labels of activations that weights read, and that do not hold zeros where removed.
+        summed_elsewhere: labels that are summed over by other operators than products of weights and activations.
         unknown: operators without a rule, with the module that ran them.
     """
 
@@ -71,20 +76,20 @@ class Labelling:
     weights: dict[int, int] = field(default_factory=dict)
     uses: dict[int, int] = field(default_factory=dict)
     reads: list[Array] = field(default_factory=list)
-    loud: list[Array] = field(default_factory=list)
-    exposed: list[Array] = field(default_factory=list)
+    nonzero_when_removed: list[Array] = field(default_factory=list)
+    summed_elsewhere: list[Array] = field(default_factory=list)
     unknown: dict[str, str] = field(default_factory=dict)
     number: int = 0
     size: int = 0
     _ties: list[tuple[Array, Array]] = field(default_factory=list)
     _fixed: list[tuple[Array, str]] = field(default_factory=list)
 
-    def fresh(self, size: int, zero: bool, free: bool = False) -> Axis | None:
+    def fresh(self, size: int, holds_zeros: bool, interchangeable: bool = False) -> Axis | None:
         """New labels; a single index is no choice, and so fixed."""
         if size < 2:
             return None
         self.size += size
-        return Axis(np.arange(self.size - size, self.size, dtype=np.int64), zero, free)
+        return Axis(np.arange(self.size - size, self.size, dtype=np.int64), holds_zeros, interchangeable)
 
     def of(self, ref: Any) -> Axes:
         """The axes of an argument."""
@@ -115,7 +120,7 @@ class Labelling:
             left, right = np.broadcast_arrays(first, second)
             self._ties.append((left.ravel(), right.ravel()))
 
-    def tie(self, axes: Sequence[Axis | None], zero: bool) -> Axis | None:
+    def tie(self, axes: Sequence[Axis | None], holds_zeros: bool) -> Axis | None:
         """One axis for several of the same length: index i of each goes with index i of the others."""
         known = [axis for axis in axes if axis is not None]
         if len(known) < len(axes) or not known:
@@ -124,7 +129,7 @@ class Labelling:
             return None
         for axis in known[1:]:
             self.equate(known[0].labels, axis.labels)
-        return replace(known[0], zero=zero, free=all(axis.free for axis in known))
+        return replace(known[0], holds_zeros=holds_zeros, interchangeable=all(axis.interchangeable for axis in known))
 
     def walk(self, rules: Mapping[str, Rule], frozen: frozenset[str] = frozenset()) -> None:
         """Apply the rules to all calls; what modules named in `frozen` touch is fixed."""

@@ -1,4 +1,4 @@
-"""From a tape to units: channels with all that must go with them, gathered into families."""
+"""Solve for units: which labels of a tape are one channel, and which dimension keeps them where one is split."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,17 +33,17 @@ def solve(tape: Tape, frozen: frozenset[str] = frozenset(), lossy: bool = False)
 
     Heads come first: the dimension over which matrix products are batched. Then the last, as in channel shuffles.
     """
-    free = _walked(tape, None, frozen, lossy)
-    if not free.labelling.splits:
-        return free
-    heads = np.zeros(free.labelling.size, bool)
-    for labels in free.labelling.heads:
+    undecided = _walked(tape, None, frozen, lossy)
+    if not undecided.labelling.splits:
+        return undecided
+    heads = np.zeros(undecided.labelling.size, bool)
+    for labels in undecided.labelling.heads:
         heads[labels] = True
-    for split in reversed(free.labelling.splits.values()):  # what is split further on into heads counts as heads
+    for split in reversed(undecided.labelling.splits.values()):  # what is split further on into heads counts as heads
         if any(heads[part].any() for part in split.parts.values()):
             heads[split.whole] = True
     order: dict[int, list[int]] = {}
-    for number, split in free.labelling.splits.items():
+    for number, split in undecided.labelling.splits.items():
         dims = sorted(split.parts, reverse=True)
         order[number] = sorted(dims, key=lambda dim: not heads[split.parts[dim]].any())  # used at once
     choices = {number: dims[0] for number, dims in order.items()}
@@ -59,7 +59,7 @@ def solve(tape: Tape, frozen: frozenset[str] = frozenset(), lossy: bool = False)
             dims = order.get(number) or sorted(split.parts, reverse=True)
             if kept is None or (found.component[kept] >= 0).any():
                 continue
-            if _hopeless(free, number):
+            if _hopeless(undecided, number):
                 continue
             tried = dims.index(choices[number])
             if tried + 1 < len(dims):
@@ -71,10 +71,10 @@ def solve(tape: Tape, frozen: frozenset[str] = frozenset(), lossy: bool = False)
     return best
 
 
-def _hopeless(free: Solution, number: int) -> bool:
+def _hopeless(undecided: Solution, number: int) -> bool:
     """Whether a dimension was fixed before it was split, so that no part can keep labels."""
-    split = free.labelling.splits.get(number)
-    return split is not None and not (free.component[split.whole] >= 0).any()
+    split = undecided.labelling.splits.get(number)
+    return split is not None and not (undecided.component[split.whole] >= 0).any()
 
 
 def _walked(tape: Tape, choices: Mapping[int, int] | None, frozen: frozenset[str], lossy: bool) -> Solution:

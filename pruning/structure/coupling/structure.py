@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 
 from pruning.inputs import Inputs
-from pruning.structure.coupling.cost_terms import Kept, UnitsOf, Volume, mac_volumes, parameter_volumes
+from pruning.structure.coupling.cost_terms import CostTerm, Kept, UnitsOf, mac_terms, parameter_terms
 from pruning.structure.coupling.families import Family, families
 from pruning.structure.coupling.labels import Array, Axes
 from pruning.structure.coupling.solving import Solution
@@ -27,10 +27,11 @@ class Structure:
         unknown: operators without a rule, with a module that ran them; what they touch is fixed.
         lossy: whether channels may go over which statistics are taken.
         inputs: the example inputs.
-        reads: the (tensor, dimension) pairs by which weights read the units of others; `makes`: all others, and those
-            of weights that are used several times, for this and that.
-        loud: [units], those that are read while they hold no zeros where they are removed.
-        exposed: [units], those that something other than a weight sums over.
+        reads: (tensor, dimension) pairs with which weights read units: they are summed over.
+        writes: all other pairs, which make units; and those of weights that are used several times, which may do both.
+        nonzero_when_removed: [units], those whose activations weights read, and that may hold other values than zeros
+            where they are removed.
+        summed_elsewhere: [units], those that other operators than products of weights and activations sum over.
         tape, labels, unit: the forward pass, the labels of its values, and the unit of each label.
     """
 
@@ -43,9 +44,9 @@ class Structure:
     lossy: bool
     inputs: Inputs = field(repr=False)
     reads: frozenset[tuple[str, int]] = field(repr=False)
-    makes: frozenset[tuple[str, int]] = field(repr=False)
-    loud: Kept = field(repr=False)
-    exposed: Kept = field(repr=False)
+    writes: frozenset[tuple[str, int]] = field(repr=False)
+    nonzero_when_removed: Kept = field(repr=False)
+    summed_elsewhere: Kept = field(repr=False)
     tape: Tape = field(repr=False)
     labels: Mapping[int, Axes] = field(repr=False)
     unit: Array = field(repr=False)
@@ -67,23 +68,23 @@ class Structure:
         return tuple(name for name in self.parameters if self.tape.tensors[name] not in self.tape.read)
 
     @cached_property
-    def volumes(self) -> Mapping[str, tuple[Volume, ...]]:
-        """What is summed up for "parameters" and for "macs"."""
+    def cost_terms(self) -> Mapping[str, tuple[CostTerm, ...]]:
+        """The terms whose sum is the number of "parameters", and that of "macs"."""
         return {
-            "parameters": tuple(parameter_volumes(self.tape, self.axes)),
-            "macs": tuple(mac_volumes(self.tape, self.labels, self.unit)),
+            "parameters": tuple(parameter_terms(self.tape, self.axes)),
+            "macs": tuple(mac_terms(self.tape, self.labels, self.unit)),
         }
 
     def cost(self, of: str, kept: Kept | None = None) -> int:
         """Parameters (`of="parameters"`) or MACs (`of="macs"`) when only the `kept` units are left; None: all."""
         kept = np.ones(self.size, bool) if kept is None else kept
-        return sum(volume.of(kept) for volume in self.volumes[of])
+        return sum(term.value(kept) for term in self.cost_terms[of])
 
     def shrunk(self, of: str) -> Array:
         """[units]: how many parameters or MACs go when one unit goes alone."""
         each = np.zeros(self.size, np.int64)
-        for volume in self.volumes[of]:
-            units, less = volume.shrunk()
+        for term in self.cost_terms[of]:
+            units, less = term.shrunk()
             each[units] += less
         return each
 
@@ -116,8 +117,8 @@ class Structure:
                 "(to let these shrink, take sizes from tensors, as in x.shape[1], not from numbers in their code)"
             )
         if self.unused:
-            told = "trace with inputs that reach what others reach"
-            lines.append(f"not used by the example inputs: {_listed(self.unused)}: {told}")
+            hint = "trace with inputs that reach what others reach"
+            lines.append(f"not used by the example inputs: {_listed(self.unused)}: {hint}")
         if not self.families:
             for reason in list(dict.fromkeys(self.fixed.values()))[:8]:
                 slots = [f"{name}[{dim}]" for (name, dim), other in self.fixed.items() if other == reason]
@@ -157,7 +158,7 @@ def structure_of(
         if axis is not None and read[axis.labels].any()
     )
     marks = []
-    for labels in (labelling.loud, labelling.exposed):
+    for labels in (labelling.nonzero_when_removed, labelling.summed_elsewhere):
         numbers = unit[_joined(labels)]
         marks.append(np.isin(np.arange(size), numbers))
     return Structure(
@@ -176,14 +177,14 @@ def structure_of(
         lossy=labelling.lossy,
         inputs=inputs,
         reads=reads,
-        makes=frozenset(
+        writes=frozenset(
             (name, dim)
             for name, value in tape.tensors.items()
             for dim in range(len(tape.shapes[value]))
             if (name, dim) not in reads or labelling.uses.get(value, 0) > 1
         ),
-        loud=marks[0],
-        exposed=marks[1],
+        nonzero_when_removed=marks[0],
+        summed_elsewhere=marks[1],
         tape=tape,
         labels=labelling.axes,
         unit=unit,

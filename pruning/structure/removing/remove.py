@@ -187,11 +187,11 @@ def _check(
     if difference <= TOLERANCE or (lossy and np.isfinite(difference)):
         return
     if structure.lossy:
-        mend = "the structure is lossy: pass lossy=True to accept that"
+        hint = "the structure is lossy: pass lossy=True to accept that"
     else:
-        mend = "keep the units of this layer, as in Channels(structure, exclude='name*')"
+        hint = "keep the units of this layer, as in Channels(structure, exclude='name*')"
     where = first_difference(model, masks, small, structure, kept)
     raise StructureError(
         f"{where or type(model).__name__}: without the removed units the outputs differ by {difference:.2g} of the "
-        f"largest, and this is where it begins: {mend}"
+        f"largest, and this is where it begins: {hint}"
     )

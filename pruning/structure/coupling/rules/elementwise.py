@@ -9,11 +9,11 @@ from typing import Any
 from pruning.structure.coupling.labels import Axes, Axis, Labelling, Rule, argument, nonzero
 from pruning.structure.recording.tape import Call, Ref
 
-Zero = Callable[[Labelling, Call, list[bool]], bool]
-"""Whether the result is zero, by whether each tensor among the arguments is."""
+StaysZero = Callable[[Labelling, Call, list[bool]], bool]
+"""Whether the result is zero where it is removed, given whether each tensor among the arguments is."""
 
 
-def broadcast(state: Labelling, call: Call, operands: Sequence[Ref], zero: Callable[[list[bool]], bool]) -> Axes:
+def broadcast(state: Labelling, call: Call, operands: Sequence[Ref], stays_zero: Callable[[list[bool]], bool]) -> Axes:
     """The axes of the output, to which the operands' last dimensions are aligned."""
     shape = state.made(call)
     found: list[Axis | None] = []
@@ -25,16 +25,16 @@ def broadcast(state: Labelling, call: Call, operands: Sequence[Ref], zero: Calla
             axis = axes[-back] if back <= len(axes) else None
             if back <= len(axes) and state.shape(ref)[-back] == shape[-back]:
                 whole.append(axis)
-            zeros.append(axis is not None and axis.zero)
-        found.append(state.tie(whole, zero(zeros)) if shape[-back] > 1 else None)
+            zeros.append(axis is not None and axis.holds_zeros)
+        found.append(state.tie(whole, stays_zero(zeros)) if shape[-back] > 1 else None)
     return tuple(found)
 
 
-def _elementwise(zero: Zero) -> Rule:
+def _elementwise(stays_zero: StaysZero) -> Rule:
     def rule(state: Labelling, call: Call) -> Sequence[Axes]:
         operands = [ref for ref in call.args if isinstance(ref, Ref)]
         operands += [ref for ref in call.kwargs.values() if isinstance(ref, Ref)]
-        axes = broadcast(state, call, operands, lambda zeros: zero(state, call, zeros))
+        axes = broadcast(state, call, operands, lambda zeros: stays_zero(state, call, zeros))
         return [axes] * len(call.outputs)
 
     return rule
@@ -116,7 +116,7 @@ def _pole(rule: Rule, denominator: int) -> Rule:
         below = call.args[denominator]
         if isinstance(below, Ref):
             for axis in state.of(below):
-                if axis is not None and axis.zero:
+                if axis is not None and axis.holds_zeros:
                     state.fix(axis)
         return rule(state, call)
 
@@ -132,8 +132,12 @@ def _copy(state: Labelling, call: Call) -> Sequence[Axes]:
 
 def _like(state: Labelling, call: Call) -> Sequence[Axes]:
     """A constant in the shape of its argument: it has all labels it needs, and may lose any."""
-    zero = call.operator in ("zeros_like", "zero", "new_zeros_like")
-    return [tuple(state.fresh(len(a), zero, free=True) if a is not None else None for a in state.of(call.args[0]))]
+    zeros = call.operator in ("zeros_like", "zero", "new_zeros_like")
+    return [
+        tuple(
+            state.fresh(len(a), zeros, interchangeable=True) if a is not None else None for a in state.of(call.args[0])
+        )
+    ]
 
 
 def _drop(state: Labelling, call: Call) -> Sequence[Axes]:

@@ -38,7 +38,7 @@ def _index_add(state: Labelling, call: Call) -> Sequence[Axes]:
             state.fix(b)
             found.append(None)
         else:
-            found.append(state.tie([a, b], bool(a and b and a.zero and b.zero)))
+            found.append(state.tie([a, b], bool(a and b and a.holds_zeros and b.holds_zeros)))
     return [tuple(found)]
 
 
@@ -88,7 +88,7 @@ def _index_put(state: Labelling, call: Call) -> Sequence[Axes]:
             state.fix(other)
         else:
             axis = axes[i]
-            axes[i] = state.tie([axis, other], bool(axis and other and axis.zero and other.zero))
+            axes[i] = state.tie([axis, other], bool(axis and other and axis.holds_zeros and other.holds_zeros))
     return [tuple(axes)]
 
 
@@ -106,16 +106,16 @@ def _along(state: Labelling, call: Call) -> Sequence[Axes]:
                 state.fix(axis)
             found.append(None)
         else:
-            zeros = [axis is not None and axis.zero for axis in axes[:-1]]
+            zeros = [axis is not None and axis.holds_zeros for axis in axes[:-1]]
             found.append(state.tie(axes, all(zeros) and (isinstance(source, Ref) or source == 0)))
     return [tuple(found)]
 
 
-def _constant(zero: bool) -> Rule:
+def _constant(holds_zeros: bool) -> Rule:
     """Every index holds the same, so any of them may go."""
 
     def rule(state: Labelling, call: Call) -> Sequence[Axes]:
-        return [tuple(state.fresh(size, zero, free=True) for size in state.made(call))]
+        return [tuple(state.fresh(size, holds_zeros, interchangeable=True) for size in state.made(call))]
 
     return rule
 

@@ -11,8 +11,8 @@ def _affine(state: Labelling, axis: Axis | None, weight: Ref | None, bias: Ref |
     """Tie weight and bias to the channels. Both zero: the output is zero whatever the statistics were."""
     given = [state.of(ref)[0] for ref in (weight, bias) if ref is not None]
     if not given:
-        return axis and replace(axis, zero=False)
-    return state.tie([axis, *given], weight is not None and all(a is not None and a.zero for a in given))
+        return axis and replace(axis, holds_zeros=False)
+    return state.tie([axis, *given], weight is not None and all(a is not None and a.holds_zeros for a in given))
 
 
 def _batch_norm(state: Labelling, call: Call) -> Sequence[Axes]:
@@ -52,9 +52,9 @@ def _layer_norm(state: Labelling, call: Call) -> Sequence[Axes]:
             for axis in (axes[i], *own):
                 state.fix(axis)
             axes[i] = None
-    output = tuple(a and replace(a, zero=a.zero and i >= len(axes) - count) for i, a in enumerate(axes))
+    output = tuple(a and replace(a, holds_zeros=a.holds_zeros and i >= len(axes) - count) for i, a in enumerate(axes))
     statistics = [
-        tuple(None if i >= len(axes) - count else a and replace(a, zero=False) for i, a in enumerate(axes))
+        tuple(None if i >= len(axes) - count else a and replace(a, holds_zeros=False) for i, a in enumerate(axes))
     ] * (len(call.outputs) - 1)
     return [output, *statistics]
 

@@ -16,19 +16,19 @@ def _cat(state: Labelling, call: Call) -> Sequence[Axes]:
     for i in range(len(state.made(call))):
         axes = [state.of(ref)[i] for ref in tensors]
         if i != dim:
-            found.append(state.tie(axes, all(a.zero for a in axes if a)))
+            found.append(state.tie(axes, all(a.holds_zeros for a in axes if a)))
             continue
         sizes = [state.shape(ref)[i] for ref in tensors]
         if all(a is None for a in axes):
             found.append(None)
             continue
         parts = [a if a is not None else _anchored(state, size) for a, size in zip(axes, sizes, strict=True)]
-        found.append(Axis(np.concatenate([a.labels for a in parts]), all(a.zero for a in axes if a)))
+        found.append(Axis(np.concatenate([a.labels for a in parts]), all(a.holds_zeros for a in axes if a)))
     return [tuple(found)]
 
 
 def _anchored(state: Labelling, size: int) -> Axis:
-    """Labels of their own for a fixed part of what is otherwise free."""
+    """New, fixed labels for a part of a dimension whose other parts may go."""
     labels = np.arange(state.size, state.size + size, dtype=np.int64)
     state.size += size
     axis = Axis(labels, False)
@@ -42,7 +42,7 @@ def _stack(state: Labelling, call: Call) -> Sequence[Axes]:
     tied = []
     for i in range(len(state.of(tensors[0]))):
         axes = [state.of(ref)[i] for ref in tensors]
-        tied.append(state.tie(axes, all(a.zero for a in axes if a)))
+        tied.append(state.tie(axes, all(a.holds_zeros for a in axes if a)))
     tied.insert(dim, None)
     return [tuple(tied)]
 

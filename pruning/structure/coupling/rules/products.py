@@ -16,16 +16,16 @@ def contract(state: Labelling, left: tuple[Ref, Axis | None], right: tuple[Ref, 
     tied = state.tie([a, b], True)
     if tied is None or a is None or b is None:
         return
-    if not (a.zero or b.zero):
+    if not (a.holds_zeros or b.holds_zeros):
         state.fix(tied)
     weights = first.value in state.weights, second.value in state.weights
     if weights[0] == weights[1]:
-        state.exposed += [a.labels, b.labels]
+        state.summed_elsewhere += [a.labels, b.labels]
         return
     weight, activation = (a, b) if weights[0] else (b, a)
     state.reads.append(weight.labels)
-    if not activation.zero:
-        state.loud.append(activation.labels)
+    if not activation.holds_zeros:
+        state.nonzero_when_removed.append(activation.labels)
 
 
 def _matmul(state: Labelling, left: Ref, right: Ref) -> Axes:
@@ -33,7 +33,9 @@ def _matmul(state: Labelling, left: Ref, right: Ref) -> Axes:
     *batch, rows, inner = state.of(left)
     *other, summed, columns = state.of(right)
     contract(state, (left, inner), (right, summed))
-    shared = [state.tie([a, b], bool(a and b and (a.zero or b.zero))) for a, b in zip(batch, other, strict=True)]
+    shared = [
+        state.tie([a, b], bool(a and b and (a.holds_zeros or b.holds_zeros))) for a, b in zip(batch, other, strict=True)
+    ]
     state.heads += [axis.labels for axis in (*batch, *other) if axis is not None]
     return (*shared, rows, columns)
 
@@ -64,11 +66,13 @@ def _distances(state: Labelling, call: Call) -> Sequence[Axes]:
     *batch, rows, left = state.of(call.args[0])
     *other, columns, right = state.of(call.args[1])
     order = argument(call, 2, "p", 2.0)
-    summed = state.tie([left, right], bool(left and right and left.zero and right.zero and 0 < order < float("inf")))
-    if summed is not None and not summed.zero:
+    summed = state.tie(
+        [left, right], bool(left and right and left.holds_zeros and right.holds_zeros and 0 < order < float("inf"))
+    )
+    if summed is not None and not summed.holds_zeros:
         state.fix(summed)
     elif summed is not None:
-        state.exposed.append(summed.labels)
+        state.summed_elsewhere.append(summed.labels)
     shared = [state.tie([a, b], False) for a, b in zip(batch, other, strict=True)]
     return [nonzero((*shared, rows, columns))]
 
@@ -91,7 +95,7 @@ def _convolution(state: Labelling, call: Call) -> Sequence[Axes]:
         made = _grouped(state, call, channels)
     if bias is not None:
         offset = state.of(bias)[0]
-        made = state.tie([made, offset], bool(made and offset and made.zero and offset.zero))
+        made = state.tie([made, offset], bool(made and offset and made.holds_zeros and offset.holds_zeros))
     return [(*batch, made, *(None,) * len(state.shape(kernel)[2:]))]
 
 
@@ -110,7 +114,7 @@ def _depthwise(
         return None
     grid = first.labels.reshape(len(channels), -1)
     state.equate(channels.labels[:, None], grid)
-    return replace(first, zero=first.zero or channels.zero)
+    return replace(first, holds_zeros=first.holds_zeros or channels.holds_zeros)
 
 
 def _grouped(state: Labelling, call: Call, channels: Axis | None) -> Axis | None:

@@ -25,8 +25,8 @@ def _reduction(feels: Callable[[Labelling, Axis], bool], keeps: bool, position: 
             if axis is not None and feels(state, axis):
                 state.fix(axis)
             elif axis is not None:
-                state.exposed.append(axis.labels)
-        left = [a and replace(a, zero=a.zero and keeps) for a in axes]
+                state.summed_elsewhere.append(axis.labels)
+        left = [a and replace(a, holds_zeros=a.holds_zeros and keeps) for a in axes]
         kept = len(state.made(call)) == len(axes)
         found = tuple(None if i in gone else a for i, a in enumerate(left) if kept or i not in gone)
         # places, as of the maximum; or the mean beside the variance
@@ -37,7 +37,7 @@ def _reduction(feels: Callable[[Labelling, Axis], bool], keeps: bool, position: 
 
 
 def _not_zero(_: Labelling, axis: Axis) -> bool:
-    return not axis.zero
+    return not axis.holds_zeros
 
 
 def _always(_: Labelling, __: Axis) -> bool:

@@ -42,7 +42,7 @@ def _merged(state: Labelling, axes: Axes, shape: Sequence[int]) -> Axis | None:
     known = {i: axis for i, axis in enumerate(axes) if axis is not None}
     if not known:
         return None
-    keep = max(known, key=lambda i: (not known[i].free, shape[i]))
+    keep = max(known, key=lambda i: (not known[i].interchangeable, shape[i]))
     for i, axis in known.items():
         if i != keep:
             state.fix(axis)
@@ -70,7 +70,7 @@ def _parted(state: Labelling, flat: Axis | None, shape: Sequence[int], first: in
             return found
     number = state.number
     if state.choices is None:
-        parts = {i: state.fresh(shape[i], flat.zero) for i in wide}
+        parts = {i: state.fresh(shape[i], flat.holds_zeros) for i in wide}
         state.splits[number] = Split(flat.labels, {i + first: axis.labels for i, axis in parts.items() if axis})
         return [parts.get(i) for i in range(len(shape))]
     keep = state.choices.get(number, first + wide[0]) - first
@@ -115,7 +115,9 @@ def _expand(state: Labelling, call: Call) -> Sequence[Axes]:
     first = len(shape) - len(axes)
     return [
         tuple(
-            axes[i - first] if i >= first and before[i - first] == size else state.fresh(size, False, free=True)
+            axes[i - first]
+            if i >= first and before[i - first] == size
+            else state.fresh(size, False, interchangeable=True)
             for i, size in enumerate(shape)
         )
     ]

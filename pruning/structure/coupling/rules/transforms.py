@@ -38,7 +38,7 @@ def _sampled(state: Labelling, call: Call) -> Sequence[Axes]:
     batch, channels, *space = state.of(call.args[0])
     for axis in (*space, *state.of(call.args[1])[1:]):
         state.fix(axis)
-    batch = state.tie([batch, state.of(call.args[1])[0]], bool(batch and batch.zero))
+    batch = state.tie([batch, state.of(call.args[1])[0]], bool(batch and batch.holds_zeros))
     return [(batch, channels, *(None,) * len(space))]
 
 
