@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pruning.errors import StructureError, first_line
 from pruning.inputs import tensors_in
+from pruning.modes import kept_modes
 
 
 def on_meta(model: nn.Module, shape: Callable[[str, Tensor], Sequence[int]] | None = None) -> nn.Module:
@@ -54,8 +55,6 @@ def copied(model: nn.Module, tensor: Callable[[str, Tensor], Tensor]) -> nn.Modu
             f"{type(model).__name__}: cannot be copied ({type(error).__name__}: {first_line(error)}): take what has "
             "no copy, as locks, files and scripted modules, out of it"
         ) from error
-    modes = [module.training for module in small.modules()]
-    small.train(True)
-    for module, training in zip(small.modules(), modes, strict=True):
-        module.training = training
+    with kept_modes(small):
+        small.train(True)
     return small

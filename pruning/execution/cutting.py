@@ -49,7 +49,7 @@ class CutLinear(Cut, nn.Linear):
     whole_class = nn.Linear
 
     def forward(self, input: Tensor) -> Tensor:
-        """As that of the whole layer, but for units that lead nowhere."""
+        """Compute what the whole layer does, without the products of units that lead nowhere."""
         if input.is_nested or input.shape[-1:] != (self.in_features,):
             return super().forward(input)  # which says what is wrong, if anything is
         found = F.linear(input.index_select(-1, self.live_inputs), self.live_weight())
@@ -62,7 +62,7 @@ class CutConv2d(Cut, nn.Conv2d):
     whole_class = nn.Conv2d
 
     def forward(self, input: Tensor) -> Tensor:
-        """As that of the whole layer, but for channels that lead nowhere."""
+        """Compute what the whole layer does, without the products of channels that lead nowhere."""
         if input.dim() not in (3, 4) or input.shape[-3] != self.in_channels:
             return super().forward(input)
         found = self._conv_forward(input.index_select(-3, self.live_inputs), self.live_weight(), None)
@@ -130,7 +130,7 @@ def _kind(module: nn.Module) -> type[Cut] | None:
 
 
 def _read_rows(structure: Structure, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """For weights of which units are made that nothing reads: [outputs], which are read."""
+    """Weight name -> bool [outputs], those that something reads; of all weights that make units."""
     dead = unread(structure, masks)
     rows = {}
     for name in structure.parameters:

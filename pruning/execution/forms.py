@@ -24,7 +24,7 @@ from pruning.parameters import named
 FORMS = ("dense", "packed", "sparse", "csr")
 """The simplest first."""
 NOISE = 1.02
-"""Of forms that are as fast as each other but for this, the simplest or smallest is taken."""
+"""Relative difference below which forms count as equally fast: the simplest or smallest of them is taken."""
 _ROUNDS = 9
 _ALL = 2**31 - 1  # columns
 

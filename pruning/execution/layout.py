@@ -82,7 +82,7 @@ def _alike(model: nn.Module, layers: list[SparseLinear], inputs: Inputs) -> bool
 
 
 def _outputs(model: nn.Module, inputs: Inputs, training: bool) -> list[Tensor]:
-    """With noise of a fixed seed."""
+    """Run the model with a fixed seed, as dropout draws random numbers."""
     args, kwargs = copies_for(model, inputs)
     with untouched(model), torch.no_grad():
         torch.manual_seed(0)

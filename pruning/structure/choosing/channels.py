@@ -73,12 +73,12 @@ class Channels:
         if not self.families:
             raise GranularityError(
                 "no family of units is left: the structure has none, or include and exclude leave none; "
-                "print(structure) tells"
+                "print(structure) lists them"
             )
 
     @property
     def families(self) -> tuple[Family, ...]:
-        """Those whose units may go."""
+        """Families whose units may go."""
         return tuple(
             family
             for family in self.structure.families
@@ -183,7 +183,7 @@ def _add(total: Tensor, values: Tensor, dim: int, units: Tensor) -> None:
 
 
 def _subtract_shared(total: Tensor, values: Tensor, first: tuple[int, Tensor], second: tuple[int, Tensor]) -> None:
-    """What lies in slices of the same unit along two dimensions was counted twice."""
+    """Subtract what lies in slices of the same unit along two dimensions, which was added twice."""
     (dim, rows), (other, columns) = first, second
     if not bool(torch.isin(rows[rows >= 0], columns).any()):
         return

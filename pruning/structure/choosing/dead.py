@@ -1,4 +1,4 @@
-"""Dead units: what masks of single weights leave without a reader, or without anything to say."""
+"""Dead units: those that masks of single weights leave unread, or with outputs of zero."""
 
 from collections.abc import Iterator, Mapping
 
@@ -15,7 +15,7 @@ from pruning.structure.coupling.structure import Structure
 
 
 def without_dead(model: nn.Module, masks: Mapping[str, Tensor], structure: Structure) -> Masks:
-    """`masks`, and without all that is left of dead units, so that `remove` takes them out. Outputs stay as they are.
+    """Extend `masks` over all that is left of dead units, so that `remove` takes them out. Outputs stay as they are.
 
     A unit is dead if nothing reads it (all weights that do are removed, or zero), or if it is zero (all that makes it
     is, bias and norm included). One that goes may leave others without a reader, and so on. The highest unit of a
@@ -66,7 +66,7 @@ def unread(structure: Structure, masks: Mapping[str, Tensor]) -> Kept:
 
 
 def _dead(structure: Structure, alive: Mapping[str, Tensor]) -> Kept:
-    """[units]: those that nothing reads, or that say nothing."""
+    """[units]: those that nothing reads, or whose outputs are zero."""
     made = np.zeros(structure.size, bool)
     for name, dim, units in _slots(structure, alive):
         if (name, dim) in structure.writes:
@@ -89,7 +89,7 @@ def _read_by_none(structure: Structure, alive: Mapping[str, Tensor]) -> Kept:
 
 
 def _slots(structure: Structure, alive: Mapping[str, Tensor]) -> Iterator[tuple[str, int, NDArray[np.int64]]]:
-    """Tensor by tensor and dimension by dimension, the units of which anything is left there."""
+    """Yield, per tensor and dimension, the units of which anything is left there."""
     for name, mask in alive.items():
         for dim, units in enumerate(structure.axes[name]):
             if units is not None:

@@ -27,7 +27,7 @@ class Family:
 
     @property
     def units(self) -> slice:
-        """Where its units lie among all."""
+        """Slice of its units among all units."""
         return slice(self.first, self.first + self.size)
 
 
@@ -72,7 +72,7 @@ def families(solution: Solution, smallest: int = 2) -> tuple[tuple[Family, ...],
 def _by_members(slots: list[Array], count: int) -> list[tuple[list[int], Array]]:
     """Components, of which there are `count`, that occur in the same slots: (slots, components), by the first slot."""
     slots = [units[units >= 0] for units in slots]
-    # sets of slots are told apart by the sum of a random number for each
+    # sets of slots are distinguished by the sum of a random number for each
     numbers = np.random.default_rng(0).integers(2**63, size=len(slots), dtype=np.uint64)
     signature = np.zeros(count, np.uint64)
     for units, number in zip(slots, numbers, strict=True):

@@ -115,7 +115,7 @@ class Labelling:
             self.fix(axis)
 
     def equate(self, first: Array, second: Array) -> None:
-        """These labels, broadcast against each other, are the same."""
+        """Declare that labels, broadcast against each other, are the same."""
         if first is not second:
             left, right = np.broadcast_arrays(first, second)
             self._ties.append((left.ravel(), right.ravel()))

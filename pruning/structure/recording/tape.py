@@ -146,8 +146,10 @@ def record(model: nn.Module, inputs: Inputs) -> Tape:
 
 
 def _read(tape: Tape) -> frozenset[int]:
-    """From the end: the results, and what calls that make something that is read get. Writing into the memory of others
-    is for someone to read."""
+    """Values that some result depends on, found backwards from the results.
+
+    A call that writes into the memory of other values counts as read, as they may be.
+    """
     read = set(tape.results)
     for call in reversed(tape.calls):
         if call.aliases or not read.isdisjoint(call.outputs):
@@ -249,7 +251,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
-        """Know which module is running."""
+        """Keep track of the module that is running."""
 
         def enter(module: nn.Module, _: Any) -> None:
             self._running.append(self._names.get(id(module), self.module))

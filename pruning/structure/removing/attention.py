@@ -28,7 +28,7 @@ class PrunedAttention(nn.MultiheadAttention):
         module.__class__ = PrunedAttention
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """What `torch.jit.script` asks for."""
+        """Refuse to be scripted; `torch.jit.script` calls this."""
         raise StructureError(
             "attention with fewer heads cannot be scripted: use torch.jit.trace, torch.export or torch.compile"
         )
@@ -44,7 +44,7 @@ class PrunedAttention(nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """As `nn.MultiheadAttention.forward`, shapes included."""
+        """Compute what `nn.MultiheadAttention.forward` computes, with arguments and outputs of the same shapes."""
         batched = query.dim() == 3
         if self.batch_first and batched:
             query, key, value = (part.transpose(0, 1) for part in (query, key, value))

@@ -12,7 +12,7 @@ from pruning.parameters import unwrapped
 
 
 class Skip(nn.Module):
-    """In the place of a removed block: its first argument, whatever else it is called with."""
+    """Module in the place of a removed block: returns its first argument, whatever else it is called with."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         return next(tensors_in((args, kwargs)))

@@ -70,9 +70,9 @@ def remove_(
     verified: bool = True,
     lossy: bool = False,
 ) -> None:
-    """As `remove`, in place: parameters stay the same objects, so `optimizer`, whose state is sliced too, goes on.
+    """Remove units in place: parameters stay the same objects, so `optimizer`, whose state is sliced too, goes on.
 
-    Detach masks first; what they leave of partly removed units has to be attached anew.
+    Everything else is as in `remove`. Detach masks first, and attach again those that leave part of a unit.
     """
     model = unwrapped(model)
     masks = _by_first_name(model, masks)

@@ -26,8 +26,8 @@ def load(path: str | PathLike[str], model: nn.Module) -> nn.Module:
     """Make `model` the network in the file, in place, and return it.
 
     Args:
-        model: from the original constructor, with any weights; parameters are made anew, so give an optimizer those.
-            What is on the meta device comes to the CPU.
+        model: from the original constructor, with any weights; give an optimizer the parameters that it
+            has afterwards. What is on the meta device comes to the CPU.
 
     Raises:
         ArtefactError: the file is missing, cut, damaged or foreign.

@@ -41,7 +41,7 @@ Places = dict[tuple[Any, ...], tuple[int, int]]
 def adjust_(small: nn.Module, structure: Structure, kept: Kept) -> frozenset[tuple[type, str]]:
     """Set the sizes that modules keep as attributes, by their tensors and by the shapes that they worked with.
 
-    Returns the (class, attribute) pairs that changed, but for modules whose tensors tell their sizes.
+    Returns the (class, attribute) pairs that changed, but for modules whose sizes follow from their tensors.
     """
     places = _places(structure, kept)
     others: dict[type[nn.Module], list[tuple[nn.Module, Places]]] = {}
@@ -114,7 +114,7 @@ def is_whole(value: Any) -> bool:
 
 
 def _after(values: list[tuple[Places, int]]) -> list[int]:
-    """The sizes afterwards of values that are at the same places; as they are if that is not clear. 1 tells nothing."""
+    """The sizes afterwards of values that are at the same places; as they are if that is not clear, or 1."""
     common: set[tuple[Any, ...]] | None = None
     for places, value in values:
         if value != 1 and places:
@@ -132,7 +132,7 @@ def _adjust_known_(module: nn.Module) -> bool:
     if isinstance(module, nn.MultiheadAttention) and type(module) not in (nn.MultiheadAttention, PrunedAttention):
         return False  # it has a forward pass of its own
     if isinstance(module, nn.GroupNorm | nn.LayerNorm | nn.RMSNorm) and not list(module.parameters()):
-        return False  # no tensor of it tells its sizes
+        return False  # its sizes follow from no tensor
     for kinds, adjust in _KNOWN:
         if isinstance(module, kinds):
             adjust(module)
@@ -192,7 +192,7 @@ def _adjust_convolution_(module: _ConvNd) -> None:
 
 
 def _without_nesting_(module: nn.TransformerEncoder) -> None:
-    """Padded examples as nested tensors are for torch's own attention alone."""
+    """Turn off nested tensors of padded examples, which torch's own attention alone can take."""
     if any(isinstance(part, PrunedAttention) for part in module.modules()):
         module.use_nested_tensor = module.enable_nested_tensor = False
 

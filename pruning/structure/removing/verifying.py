@@ -71,7 +71,7 @@ def _single(model: nn.Module) -> nn.Module:
 
 
 def _outputs(model: nn.Module, inputs: Inputs, seen: dict[str, Tensor] | None = None) -> list[Tensor]:
-    """What the model gives; in `seen` goes what each of its modules gave at its first call."""
+    """Run the model; `seen` gets what each of its modules gave at its first call."""
     wide = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     args, kwargs = mapped(
         copies_for(model, inputs), lambda x: x.to(wide) if x.dtype in (torch.float16, torch.bfloat16) else x
@@ -97,7 +97,7 @@ def _outputs(model: nn.Module, inputs: Inputs, seen: dict[str, Tensor] | None = 
 
 @contextmanager
 def _without_tf32() -> Iterator[None]:
-    """GPUs take TF32 for convolutions unless told otherwise, and its ten bits are no ground for a comparison."""
+    """Switch TF32 off, which GPUs use for convolutions by default: its ten bits are no ground for a comparison."""
     products, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     if hasattr(cudnn, "conv"):  # torch ≥ 2.9
         settings: list[tuple[Any, str, Any]] = [

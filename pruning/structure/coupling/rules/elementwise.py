@@ -110,7 +110,7 @@ def _random(state: Labelling, call: Call) -> Sequence[Axes]:
 
 
 def _pole(rule: Rule, denominator: int) -> Rule:
-    """Where zero is not allowed: the masked network would have infinities there."""
+    """Fix a denominator that holds zeros where it is removed: the masked network would have infinities there."""
 
     def fixing(state: Labelling, call: Call) -> Sequence[Axes]:
         below = call.args[denominator]
@@ -124,7 +124,7 @@ def _pole(rule: Rule, denominator: int) -> Rule:
 
 
 def _copy(state: Labelling, call: Call) -> Sequence[Axes]:
-    """Into `target` goes `source`, broadcast."""
+    """Copy `source`, broadcast, into `target`."""
     target, source = call.args[:2]
     axes = broadcast(state, call, [target, source], lambda zeros: zeros[1])
     return [axes]

@@ -97,7 +97,7 @@ def _transpose(state: Labelling, call: Call) -> Sequence[Axes]:
 
 
 def _squeeze(state: Labelling, call: Call) -> Sequence[Axes]:
-    """Without dimensions of size 1: all of them, or those named."""
+    """Drop dimensions of size 1: all of them, or those named."""
     axes, shape = state.of(call.args[0]), state.shape(call.args[0])
     dims = argument(call, 1, "dim", tuple(range(len(shape))))
     gone = {dim % len(shape) for dim in (dims if isinstance(dims, tuple) else (dims,))}
@@ -162,7 +162,7 @@ def _channel_shuffle(state: Labelling, call: Call) -> Sequence[Axes]:
 
 
 def _as_strided(state: Labelling, call: Call) -> Sequence[Axes]:
-    """Understood only where it is the tensor itself."""
+    """Keep labels where the view is the tensor itself; fix all of them otherwise."""
     axes, shape = state.of(call.args[0]), state.shape(call.args[0])
     if tuple(call.args[1]) == tuple(shape) and tuple(call.args[2]) == _contiguous(shape):
         return [axes]

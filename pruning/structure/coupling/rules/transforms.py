@@ -43,7 +43,7 @@ def _sampled(state: Labelling, call: Call) -> Sequence[Axes]:
 
 
 def _grid(state: Labelling, call: Call) -> Sequence[Axes]:
-    """affine_grid: places alone."""
+    """affine_grid: gives places, and has no channels."""
     state.fix_all(state.of(call.args[0]))
     return [(None,) * len(state.made(call))]
 
