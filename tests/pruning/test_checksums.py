@@ -23,7 +23,7 @@ def test_names_types_shapes_and_bytes_are_digested_by_name():
     [
         {"b": torch.tensor([[1, 3]], dtype=torch.int16)},
         {"b": torch.tensor([[1], [2]], dtype=torch.int16)},
-        {"b": torch.tensor([[1, 2]], dtype=torch.bfloat16)},
+        {"b": torch.tensor([[1, 2]], dtype=torch.int16).view(torch.bfloat16)},
         {"c": torch.tensor([0])},
     ],
 )

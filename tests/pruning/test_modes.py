@@ -27,9 +27,14 @@ def test_everything_is_in_eval_mode_within_and_as_before_afterwards():
 @pytest.mark.parametrize("within", [eval_mode, kept_modes])
 def test_modes_are_put_back_after_an_error(within):
     model, before = mixed()
-    with pytest.raises(ValueError, match="of the pass"), within(model):
-        model.train(not model.training)
-        raise ValueError("of the pass")
+
+    def fail():
+        with within(model):
+            model.train(not model.training)
+            raise ValueError("of the pass")
+
+    with pytest.raises(ValueError, match="of the pass"):
+        fail()
     assert modes(model) == before
 
 
