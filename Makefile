@@ -16,7 +16,7 @@ EXTRAS := vision,text,export,sweeps,tracking,dev
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 SMOKE := tests/test_smoke.py tests/test_floors.py $(addprefix tests/pruning/,\
 	test_masks.py test_selection.py test_scorers.py test_second_order_scorers.py test_snapshot.py test_rewind.py\
-	test_dynamic.py structure/test_removing.py execution/test_switching.py) tests/experiments/test_page.py
+	test_dynamic.py structure/removing/test_removing.py execution/test_switching.py) tests/experiments/test_page.py
 
 .PHONY: install curve test kills floors pythons check format clean
 

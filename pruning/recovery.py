@@ -12,6 +12,7 @@ from pruning.curvature.linear_maps import column_sums, modules_with_columns
 from pruning.errors import MaskError
 from pruning.evidence import Evidence, accumulated
 from pruning.masks import Masks
+from pruning.modes import eval_mode
 from pruning.processes import sum_, sum_of
 
 
@@ -98,21 +99,18 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
         batches: inputs of the model, on its device, all of about one size: each counts the same.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-    before = [(module, module.training) for module in model.modules()]
     momenta = [norm.momentum for norm in norms]
-    model.eval()
-    try:
-        for number, inputs in enumerate(batches):
-            for norm in norms if number == 0 else ():
-                norm.reset_running_stats()
-                norm.momentum = None  # torch's word for the plain mean
-                norm.train()
-            model(inputs)
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        for module, training in before:
-            module.training = training
+    with eval_mode(model):
+        try:
+            for number, inputs in enumerate(batches):
+                for norm in norms if number == 0 else ():
+                    norm.reset_running_stats()
+                    norm.momentum = None  # torch's word for the plain mean
+                    norm.train()
+                model(inputs)
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
 
 
 def _checked(evidence: Evidence, masks: Mapping[str, Tensor]) -> Masks:

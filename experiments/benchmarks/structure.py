@@ -36,7 +36,7 @@ from experiments.benchmarks.structure_models import Maker, disturbed, models, wa
 from pruning import Masks
 from pruning.errors import PruningError
 from pruning.structure import TOLERANCE, Structure, remove, trace, verify
-from pruning.structure.channels import unit_masks
+from pruning.structure.choosing.channels import unit_masks
 
 _SHARE = 0.3
 _COLUMNS = (
