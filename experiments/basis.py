@@ -11,8 +11,8 @@ from hydra.utils import get_object
 from torch import nn
 
 from experiments.checkpoints import Checkpoints
-from experiments.data import Splits
 from experiments.content import content_of_data, content_of_tensors
+from experiments.data import Splits
 from experiments.identity import part
 from experiments.processes import on_cpu
 from experiments.progress import Progress, progress

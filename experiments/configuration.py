@@ -181,6 +181,7 @@ def _check_values(plain: Mapping[str, Any]) -> None:
     if not isinstance(plain["data"].get("name"), str):
         raise ConfigurationError(f"data.name={plain['data'].get('name')}: give the data set a name, for its rows")
     _check_recovery(plain)
+    _check_pretrained(plain)
     for name in ("include", "exclude"):
         globs = plain[name] if isinstance(plain[name], list) else [plain[name]]
         if plain[name] is not None and not all(isinstance(glob, str) for glob in globs):
@@ -213,20 +214,25 @@ def _check_recovery(plain: Mapping[str, Any]) -> None:
         raise ConfigurationError("training.best_on_validation: the best epoch may have other masks: unset it")
     if dynamic and plain["training"]["precision"] == "fp16":
         raise ConfigurationError("training.precision=fp16: dynamic masks read gradients unscaled: choose no or bf16")
-    if plain["when"] == "pretrained":
-        if recovery["learning_rate"] == "replay":
-            raise ConfigurationError(
-                "recovery: there is no training to replay with when=pretrained: set recovery=finetune or none"
-            )
-        for control in plain["controls"]:
-            if control != "shuffle":
-                raise ConfigurationError(
-                    f"controls={control}: is trained as the dense network was, and with when=pretrained it was not: "
-                    "leave it out"
-                )
     for control in plain["controls"]:
         if control not in CONTROLS:
             raise ConfigurationError(f"controls={control}: choose among {', '.join(CONTROLS)}")
+
+
+def _check_pretrained(plain: Mapping[str, Any]) -> None:
+    """What needs the training of the dense network, which there is not."""
+    if plain["when"] != "pretrained":
+        return
+    if plain["recovery"]["learning_rate"] == "replay":
+        raise ConfigurationError(
+            "recovery: there is no training to replay with when=pretrained: set recovery=finetune or none"
+        )
+    for control in plain["controls"]:
+        if control != "shuffle":
+            raise ConfigurationError(
+                f"controls={control}: is trained as the dense network was, and with when=pretrained it was not: "
+                "leave it out"
+            )
 
 
 def densities(config: Mapping[str, Any]) -> tuple[float | None, ...]:

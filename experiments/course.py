@@ -61,7 +61,9 @@ class Course:
         if loss.is_cpu and not math.isfinite(loss.item()):
             self._not_finite()
 
-    def close(self, number: int, learning_rate: float, validation: float | None, better: bool, model: nn.Module) -> Epoch:
+    def close(
+        self, number: int, learning_rate: float, validation: float | None, better: bool, model: nn.Module
+    ) -> Epoch:
         """End an epoch, with its validation metric if it was measured, and whether higher is `better`."""
         if validation is not None and (self.best is None or (validation - self.best[0]) * (1 if better else -1) > 0):
             self.best = validation, {name: value.clone() for name, value in model.state_dict().items()}

@@ -174,7 +174,9 @@ def train(
             found = evaluate(task, model, validation)[headline.name] if ends and recipe.best_on_validation else None
             course.seconds = time.perf_counter() - began
             if ends:
-                epoch = course.close(number, rate := optimizer.param_groups[0]["lr"], found, headline.higher_is_better, model)
+                epoch = course.close(
+                    number, rate := optimizer.param_groups[0]["lr"], found, headline.higher_is_better, model
+                )
                 if course.diverged is not None and not warned:
                     log.warning(
                         "the loss is not finite at step %d, learning rate %g: lower optimizer.lr, or set training.clip",

@@ -1,9 +1,9 @@
 """Data sets as functions: each returns `Splits`, standardised tensors for training, validation and test."""
 
 from experiments.data.augmentation import crop_and_flip
+from experiments.data.datasets import DatasetExamples
 from experiments.data.digit_labels import digit_labels
 from experiments.data.embedded import digits, mnist5k
-from experiments.data.datasets import DatasetExamples
 from experiments.data.examples import Batch, Data, Examples, Splits
 from experiments.data.manual import manual, manual_sections
 from experiments.data.parts import split

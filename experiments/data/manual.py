@@ -1,4 +1,4 @@
-"""English that comes with every Python: the language reference, as `pydoc` shows it. No download, 700 kB of plain text."""
+"""English that comes with every Python: the language reference, as `pydoc` shows it; 700 kB of text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pydoc_data.topics import topics
 import torch
 from torch import Tensor
 
-from experiments.data.examples import Examples, Splits
+from experiments.data.examples import Splits
 from experiments.data.parts import split
 from experiments.seeding import generator
 from pruning.errors import DataError

@@ -26,7 +26,7 @@ def transformers_model(
     Args:
         auto: a class of transformers, as AutoModelForCausalLM or AutoModelForSequenceClassification.
         name: a folder, or a model of the Hugging Face Hub, which is fetched unless its cache has it.
-        config: instead: "model_type", and what its configuration is to have besides: {model_type: bert, hidden_size: 64}.
+        config: instead: "model_type", and what its configuration has besides: {model_type: bert, hidden_size: 64}.
         gguf_file: the file in that folder, or of that model, with its weights.
         vocabulary: tokens that a model of `config` knows.
         classes: logits of a classifier's head, which is new where the pretrained one has another.

@@ -61,9 +61,7 @@ class Classification(Task):
         if logits.shape[1:] != (self.classes,):
             raise ModelError(f"gives {list(logits.shape[1:])} logits an example for {self.classes} classes")
         smoothing = self.label_smoothing if training else 0.0
-        return F.cross_entropy(
-            logits, targets, self._weights(logits), reduction="sum", label_smoothing=smoothing
-        )
+        return F.cross_entropy(logits, targets, self._weights(logits), reduction="sum", label_smoothing=smoothing)
 
     def count(self, batch: Batch) -> float | Tensor:
         """The examples, or the sum of the weights of their classes."""
@@ -90,15 +88,15 @@ class Classification(Task):
         if targets.dtype != torch.int64 or targets.dim() != 1:
             other = "regression" if targets.is_floating_point() and targets.dim() == 1 else "multilabel"
             raise DataError(
-                f"task=classification: {self.targets} are {targets.dtype} {list(targets.shape)}, not class indices: give "
-                f"int64 [n], or set task={other}"
+                f"task=classification: {self.targets} are {targets.dtype} {list(targets.shape)}, not class indices: "
+                f"give int64 [n], or set task={other}"
             )
         outside = (targets < 0) | (targets >= self.classes)
         if outside.any():
             first = int(outside.nonzero()[0])
             raise DataError(
-                f"task=classification: example {first} is of class {int(targets[first])}, and there are {self.classes}, "
-                "from 0: set data.classes, or task.classes"
+                f"task=classification: example {first} is of class {int(targets[first])}, and there are {self.classes}"
+                ", from 0: set data.classes, or task.classes"
             )
 
     def _weights(self, like: Tensor) -> Any:

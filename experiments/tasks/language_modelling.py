@@ -59,7 +59,7 @@ class LanguageModelling(Task):
         return {"token_accuracy": token_accuracy()}
 
     def predictions(self, outputs: Any, batch: Batch) -> tuple[Tensor, ...]:
-        """Logits [n · (tokens - 1), vocabulary], and the token that follows each, int64, -100 where it does not count."""
+        """Logits [n · (tokens - 1), vocabulary], and what follows each, int64, -100 where it does not count."""
         return output_tensor(outputs)[:, :-1].flatten(0, 1), self.labels(batch)[:, 1:].flatten()
 
     def derived(self, loss: float) -> dict[str, float]:
@@ -88,7 +88,9 @@ def check_tokens(task: str, batch: Batch, column: str, labels: Any) -> None:
     if not isinstance(tokens, Tensor):
         raise DataError(f"task={task}: no column {column} in the data; they have {', '.join(batch)}: set task.tokens")
     if tokens.dtype != torch.int64 or tokens.dim() != 2:
-        raise DataError(f"task={task}: {column} are {tokens.dtype} {list(tokens.shape)}: give token ids, int64 [n, tokens]")
+        raise DataError(
+            f"task={task}: {column} are {tokens.dtype} {list(tokens.shape)}: give token ids, int64 [n, tokens]"
+        )
     if labels(batch).shape != tokens.shape:
         raise DataError(f"task={task}: labels have shape {list(labels(batch).shape)}, tokens {list(tokens.shape)}")
 

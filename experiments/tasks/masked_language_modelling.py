@@ -55,8 +55,8 @@ class MaskedLanguageModelling(Task):
         super().__post_init__()
         if not 0.0 < self.share < 1.0 or not 0 <= self.mask_token < self.vocabulary:
             raise ConfigurationError(
-                f"task.share={self.share}, task.mask_token={self.mask_token}: give a share in (0, 1), and a token below "
-                f"{self.vocabulary}"
+                f"task.share={self.share}, task.mask_token={self.mask_token}: give a share in (0, 1), and a token "
+                f"below {self.vocabulary}"
             )
 
     def described(self) -> tuple[Metric, ...]:
@@ -109,7 +109,9 @@ class MaskedLanguageModelling(Task):
         sequence = sequence + batch[_NOISE] if _NOISE in batch else sequence
         drawn = _mixed(sequence[:, None] + places * _ODD[1])
         uniform = (drawn >> 11 & (1 << 53) - 1).double() * 2.0**-53
-        allowed = batch["attention_mask"] != 0 if "attention_mask" in batch else torch.ones_like(tokens, dtype=torch.bool)
+        allowed = (
+            batch["attention_mask"] != 0 if "attention_mask" in batch else torch.ones_like(tokens, dtype=torch.bool)
+        )
         for token in self.special:
             allowed = allowed & (tokens != token)
         chosen = allowed & (uniform < self.share)

@@ -37,8 +37,8 @@ class Multilabel(Task):
         weights = self.positive_weights
         if self.labels < 1 or (weights is not None and (len(weights) != self.labels or min(weights) <= 0)):
             raise ConfigurationError(
-                f"task.labels={self.labels}, task.positive_weights={weights}: give at least 1 label, and as many weights "
-                "above 0"
+                f"task.labels={self.labels}, task.positive_weights={weights}: give at least 1 label, and as many "
+                "weights above 0"
             )
 
     def described(self) -> tuple[Metric, ...]:

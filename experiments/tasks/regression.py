@@ -91,5 +91,5 @@ class Regression(Task):
             raise DataError("task=regression: one example alone has no R²: give at least 2 in every part")
         if targets[0].numel() != self.outputs:
             raise DataError(
-                f"task=regression: {self.targets} have {targets[0].numel()} numbers an example: set task.outputs to that"
+                f"task=regression: {self.targets} have {targets[0].numel()} numbers an example: set task.outputs"
             )

@@ -1,4 +1,4 @@
-"""What networks learn and what they are judged by: the one value that knows it. Nothing else in the application does."""
+"""What networks learn and what they are judged by: the one value that knows. Nothing else in the application does."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Task:
         return {}
 
     def check(self, data: Data, batch: Batch) -> None:
-        """Raise `DataError` where `data`, with a first `batch`, are not of this task. In memory all can be looked at."""
+        """Raise `DataError` where `data`, of which `batch` is the beginning, are not of this task."""
 
     def augment(self, batch: Batch, generator: torch.Generator) -> Batch:
         """A batch of training as it is seen this time, by random numbers of `generator`."""

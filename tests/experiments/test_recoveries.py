@@ -103,7 +103,7 @@ def test_rewound_without_pruning_it_is_the_dense_network_again(tmp_path, moment,
 def test_dropout_is_replayed_from_the_middle_of_an_epoch(tmp_path, monkeypatch):
     (tmp_path / "noisy.py").write_text(
         "from torch import nn\n"
-        "def net(inputs, classes, **_):\n"
+        "def net(shape, classes, **_):\n"
         "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.ReLU(), nn.Dropout(0.5), nn.Linear(9, classes))\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -243,7 +243,7 @@ def test_a_moment_after_the_end_is_refused_before_training(tmp_path, trainings):
     assert not trainings
 
 
-def linear(inputs, classes, **_):
+def linear(shape, classes, **_):
     """A model that has no hidden widths."""
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, classes))
 
@@ -259,7 +259,7 @@ def test_batch_norm_is_estimated_anew_after_the_pruning(tmp_path, trainings):
     seen = batches(setting.splits.train, setting.config["training"]["batch_size"], setting.config["seed"], epoch)
     (norm, *_) = (name.removesuffix(".running_mean") for name in after if name.endswith("running_mean"))
     (layer, *_) = (name.removesuffix(".weight") for name, value in after.items() if value.dim() == 2)
-    outputs = [x.flatten(1) @ after[f"{layer}.weight"].T for x, _ in islice(seen, 20)]
+    outputs = [x.flatten(1) @ after[f"{layer}.weight"].T for x in (batch["inputs"] for batch in islice(seen, 20))]
     assert torch.allclose(after[f"{norm}.running_mean"], torch.stack([y.mean(0) for y in outputs]).mean(0), atol=1e-6)
     assert torch.allclose(after[f"{norm}.running_var"], torch.stack([y.var(0) for y in outputs]).mean(0), atol=1e-5)
     assert not torch.allclose(before[f"{norm}.running_mean"], after[f"{norm}.running_mean"], atol=1e-2)

@@ -253,8 +253,16 @@ def test_the_sweep_command_and_its_repetition(tmp_path):
         (["schedule=exponential", "schedule.rounds=null", "schedule.rate=abc"], "abc"),
         (["learning_rate=cosine", "learning_rate.final=abc"], "learning_rate.final"),
         (["optimizer._target_=torch.optim.LBFGS", "~optimizer.fused"], "closure"),
-        (["data.classes=5"], "Target"),
-        (["model._target_=builtins.dict", "~model.hidden", "~model.classes"], "not a module"),
+        (["data.classes=5"], "is of class 5, and there are 5"),
+        (["model._target_=builtins.dict", "~model.hidden"], "not a module"),
+        (["~data.classes"], "experiments.tasks.Classification needs it"),
+        (["task=regression"], "task=classification"),
+        (["task.weights=[1,2]"], "give 10 numbers"),
+        (["task._target_=builtins.dict"], "give a subclass of experiments.tasks.Task"),
+        (["when=pretrained", "recovery=rewind"], "no training to replay"),
+        (["when=pretrained", "controls=[reinit]"], "controls=reinit"),
+        (["model=transformers", "model.auto=AutoModelForCausalLm"], "AutoModelForCausalLM"),
+        (["model=transformers", "model.config=null"], "give either model.name"),
     ],
     ids=str,
 )
@@ -347,7 +355,7 @@ def test_a_scorer_whose_imports_are_edited_is_run_anew(tmp_path, monkeypatch):
 
 
 def test_an_edited_model_is_trained_anew(tmp_path, monkeypatch):
-    model = "from torch import nn\ndef net(inputs, classes, **_):\n    return nn.Sequential(nn.Flatten(), {})\n"
+    model = "from torch import nn\ndef net(shape, classes, **_):\n    return nn.Sequential(nn.Flatten(), {})\n"
     accuracies = []
     for layers in ("nn.Linear(64, 10)", "nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 10)"):
         name = own(tmp_path, monkeypatch, model.format(layers))
@@ -370,7 +378,7 @@ def test_a_scorer_that_draws_random_numbers_is_repeatable(tmp_path, monkeypatch,
 
 
 def test_dropout_while_scoring_is_repeatable(tmp_path, monkeypatch):
-    code = "from torch import nn\ndef net(inputs, classes, **_):\n"
+    code = "from torch import nn\ndef net(shape, classes, **_):\n"
     code += "    return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, classes))\n"
     name = own(tmp_path, monkeypatch, code, "dropped")
     options = ("scorer=snip", "density=0.1", f"model._target_={name}.net")
@@ -479,7 +487,7 @@ def test_where_the_data_lie_does_not_matter(tmp_path):
 def test_tied_weights_are_stored_once_and_come_back(tmp_path, monkeypatch):
     code = """
 from torch import nn
-def net(inputs, classes, **_):
+def net(shape, classes, **_):
     one, two = nn.Linear(64, 64), nn.Linear(64, 64)
     two.weight = one.weight
     return nn.Sequential(nn.Flatten(), one, nn.ReLU(), two, nn.Linear(64, classes))

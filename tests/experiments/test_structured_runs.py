@@ -53,7 +53,7 @@ def test_a_row_s_macs_are_those_of_the_small_network(tmp_path):
     model = load(setting.new_model(), network)
     small = remove(model, network.load_masks(), setting.structure)
     whole = {name: torch.ones_like(p, dtype=torch.bool) for name, p in small.named_parameters()}
-    assert cost(small, Masks(whole), setting.splits.test.inputs[:1]).dense_macs == row["macs"]
+    assert cost(small, Masks(whole), setting.splits.test["inputs"][:1]).dense_macs == row["macs"]
     weights = [p for p in model.parameters() if p.dim() > 1]
     assert sum(int((w != 0).sum()) for w in weights) == row["kept"]
 

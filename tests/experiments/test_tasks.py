@@ -63,7 +63,9 @@ class Tokens(nn.Module):
 
     def forward(self, input_ids, attention_mask=None):
         hidden = self.embedding(input_ids)
-        return SimpleNamespace(logits=self.output(hidden if attention_mask is None else hidden * attention_mask[..., None]))
+        return SimpleNamespace(
+            logits=self.output(hidden if attention_mask is None else hidden * attention_mask[..., None])
+        )
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -160,7 +162,9 @@ def test_hidden_tokens_are_a_function_of_their_sequence():
     able = (tokens != 0) & (mask != 0)
     assert float(chosen[able].float().mean()) == pytest.approx(0.2, abs=0.01)
     kinds = [shown == 49, shown == tokens]
-    assert [float(kind[chosen].float().mean()) for kind in kinds] == pytest.approx([0.8 + 0.1 / 50, 0.1 + 0.1 / 50], abs=0.02)
+    assert [float(kind[chosen].float().mean()) for kind in kinds] == pytest.approx(
+        [0.8 + 0.1 / 50, 0.1 + 0.1 / 50], abs=0.02
+    )
     again = [task.augment(whole, torch.Generator().manual_seed(seed)) for seed in (1, 2, 1)]
     hidden = [task._hidden(batch)[1] for batch in again]
     assert torch.equal(hidden[0], hidden[2])
@@ -238,7 +242,9 @@ def test_the_loss_of_scorers_is_a_mean_over_what_counts(case):
     loss, count = mean_loss(task), counts(task) or (lambda batch: len(next(iter(batch.values()))))
     whole = next(data.batches([slice(0, 23)]))
     parts = list(data.batches([slice(0, 3), slice(3, 14), slice(14, 23)]))
-    together = sum(float(loss(model, part).detach()) * count(part) for part in parts) / sum(count(part) for part in parts)
+    together = sum(float(loss(model, part).detach()) * count(part) for part in parts) / sum(
+        count(part) for part in parts
+    )
     assert float(loss(model, whole).detach()) == pytest.approx(together, rel=1e-6)
 
 

@@ -21,7 +21,6 @@ from experiments.training import Recipe, accelerator, batches, steps_per_epoch, 
 from pruning import Evidence, prunable, prune, scorers
 from pruning.dynamic import RigL
 
-
 TASK = Classification(classes=3)
 
 
