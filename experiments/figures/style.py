@@ -1,4 +1,4 @@
-"""What all figures share: colours, sizes, how they are saved with their numbers, and the names of what they show.
+"""What all figures share: colours, sizes, and how they are saved with their numbers.
 
 Figures are values: they are built without pyplot or any global state.
 """
@@ -84,13 +84,6 @@ def _laid_out(figure: Figure) -> Iterator[None]:
         figure.set_layout_engine(engine)
         figure.set_dpi(dpi)
         figure.set_canvas(canvas)
-
-
-def describe(value: str) -> tuple[str, float]:
-    """The axis label of a column, and what its values are multiplied by: ("Test accuracy (%)", 100.0)."""
-    words = value.replace("_", " ").strip()
-    label = words[:1].upper() + words[1:]
-    return (f"{label} (%)", 100.0) if words.endswith("accuracy") else (label, 1.0)
 
 
 def legend_below(figure: Figure, axes: list[Axes], title: str) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from experiments.data.examples import Batch, Data, rows_of
+from experiments.metrics import Metric, share
 from experiments.tasks.language_modelling import IGNORED, PERPLEXITY, check_tokens, token_accuracy
-from experiments.tasks.metric import Metric, share
 from experiments.tasks.task import Task
 from pruning.errors import ConfigurationError
 from pruning.evidence import output_tensor
