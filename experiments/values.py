@@ -76,13 +76,12 @@ class Value:
 
     @property
     def difference(self) -> str:
-        """The unit of differences, for an axis: "difference in points"."""
-        if self.percent:
-            unit = "in points"
-        else:
-            unit = f"in {self.metric.unit}" if self.metric is not None and self.metric.unit else "in its unit"
-        lower = self.metric is not None and not self.metric.higher_is_better
-        return f"difference {unit}" + (" (below 0 is better)" if lower else "")
+        """What its differences are called: "difference in points"."""
+        if self.metric is None:
+            return "difference in its unit"
+        unit = "points" if self.percent else self.metric.unit
+        better = "" if self.metric.higher_is_better else " (below 0 is better)"
+        return f"difference{unit and f' in {unit}'}{better}"
 
     @property
     def stem(self) -> str:
@@ -201,8 +200,8 @@ def _agreed(name: str, known: Sequence[tuple[Metric, ...]]) -> Metric:
     plain = {replace(metric, chance=None) for metric in found}
     if len(plain) > 1:
         raise RecordsError(
-            f"metric {name}: these rows describe it in several ways ({'; '.join(sorted(map(_shown, plain)))}): choose a "
-            "folder of one task"
+            f"metric {name}: these rows describe it in several ways ({'; '.join(sorted(map(_shown, plain)))}): choose "
+            "a folder of one task"
         )
     return found[0] if len(set(found)) == 1 else plain.pop()
 

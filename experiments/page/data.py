@@ -110,12 +110,10 @@ def runs(frame: pd.DataFrame, states: list[State], folder: Path, output: Path) -
 
 
 def _diverged(rows: pd.DataFrame) -> str:
-    """ "diverged at step 12 (level 1)", of the first level that did."""
+    """ "diverged at step 12 (level 1), 7 (level 2)"; nothing where no level did."""
     found = statistics.diverged(rows)
-    if found.empty:
-        return ""
-    levels = ", ".join(str(level) for level in found["level"])
-    return f"diverged at step {found['diverged'].iloc[0]:.0f} (level {levels})"
+    steps = [f"{step:.0f} (level {level})" for step, level in zip(found["diverged"], found["level"], strict=True)]
+    return f"diverged at step {', '.join(steps)}" if steps else ""
 
 
 def configuration(frame: pd.DataFrame) -> tuple[list[tuple[str, str]], list[tuple[str, list[str]]]]:

@@ -79,7 +79,7 @@
       const x = line.map(p => p.x), banded = line.filter(p => p.half !== null);
       traces.push({
         x: [...banded.map(p => p.x), ...banded.map(p => p.x).reverse()],
-        y: [...banded.map(p => p.mean + p.half), ...banded.map(p => p.mean - p.half).reverse()],
+        y: [...banded.map(p => p.mean + p.half), ...banded.map(p => data.log ? Math.max(p.mean - p.half, p.mean / 1000) : p.mean - p.half).reverse()],  // no logarithm below 0
         fill: "toself", fillcolor: method.colour + "22", line: { width: 0 }, mode: "lines", hoverinfo: "skip",
         showlegend: false, legendgroup: method.name, name: escaped(method.name) + " interval",
       });
@@ -94,7 +94,7 @@
         traces.push({
           x: there.map(axes[axis].at), y: there.map(p => data.scale * p.value), mode: "markers", showlegend: false,
           legendgroup: method.name, name: escaped(method.name),
-          marker: { symbol: method.symbol + "-open", size: 6, color: method.colour },
+          marker: { symbol: there.map(p => p.diverged === null ? method.symbol + "-open" : "x"), size: 6, color: method.colour },
           customdata: there.map(p => [p.diverged === null ? p.seed : p.seed + ", diverged at step " + p.diverged, escaped(p.run)]),
           hovertemplate: `%{y:.${data.digits}f}, seed %{customdata[0]}<br>%{customdata[1]}`,
         });
@@ -124,7 +124,7 @@
       xaxis: { title: { text: small() ? axes[axis].short : axes[axis].title, standoff: 12 }, type: axes[axis].log ? "log" : "linear", gridcolor: "#e6e9ed", zeroline: false,
         ...(axes[axis].log ? { tickmode: "array", ...ticks(traces) } : {}), automargin: true },
       yaxis: { title: { text: escaped(data.label), standoff: 8 }, gridcolor: "#e6e9ed", zeroline: false, range: [bottom - margin, top + margin], automargin: true,
-        ...(data.log ? { type: "log", tickmode: "array", ...levels(bottom - margin, top + margin) } : {}) },
+        ...(data.log ? { type: "log", ...levels(bottom - margin, top + margin) } : {}) },
       legend: { orientation: "h", x: 0, y: -0.22, yanchor: "top" },
     }, { responsive: true, displaylogo: false, displayModeBar: !small() });
   }
@@ -143,7 +143,8 @@
     const found = [], steps = top - bottom < 3 ? [1, 2, 5] : [1], apart = Math.max(1, Math.ceil((top - bottom) / 8));
     for (let power = Math.floor(bottom / apart) * apart; power <= top; power += apart)
       for (const step of steps) if (Math.log10(step) + power >= bottom && Math.log10(step) + power <= top) found.push(step * 10 ** power);
-    return { tickvals: found, ticktext: found.map(y => y >= 1e6 || y < 1e-3 ? y.toExponential(0) : Number(y.toPrecision(3)).toLocaleString("en", { maximumFractionDigits: 6 })) };
+    if (found.length < 2) return { nticks: 6 };  // less than a decade
+    return { tickmode: "array", tickvals: found, ticktext: found.map(y => y >= 1e6 || y < 1e-3 ? y.toExponential(0) : Number(y.toPrecision(3)).toLocaleString("en", { maximumFractionDigits: 6 })) };
   }
 
   function heat() {
