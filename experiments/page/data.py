@@ -112,8 +112,10 @@ def runs(frame: pd.DataFrame, states: list[State], folder: Path, output: Path) -
 def _diverged(rows: pd.DataFrame) -> str:
     """ "diverged at step 12 (level 1), 7 (level 2)"; nothing where no level did."""
     found = statistics.diverged(rows)
+    if found.empty:
+        return ""
     steps = [f"{step:.0f} (level {level})" for step, level in zip(found["diverged"], found["level"], strict=True)]
-    return f"diverged at step {', '.join(steps)}" if steps else ""
+    return f"diverged at step {', '.join(steps)}"
 
 
 def configuration(frame: pd.DataFrame) -> tuple[list[tuple[str, str]], list[tuple[str, list[str]]]]:
