@@ -9,10 +9,11 @@ import pandas as pd
 from experiments.curves import own_dense
 from experiments.labels import baselines
 from experiments.statistics import points
+from experiments.values import Value, resolve
 
 SEEDS, OPERATING_POINTS, PAIRS = 3, 5, 3
 LOSS = 0.05
-"""Of accuracy, that every curve should come to lose."""
+"""What every curve should come to lose: so many points of a metric in percent, such a share of any other."""
 
 
 @dataclass(frozen=True)
@@ -24,21 +25,22 @@ class Check:
     found: str
 
 
-def checklist(frame: pd.DataFrame, value: str = "test_accuracy") -> list[Check]:
+def checklist(frame: pd.DataFrame, value: Value | str | None = None) -> list[Check]:
     """All points that rows can tell of, in the order of the paper. Raises what `statistics.points` raises."""
+    value = resolve(frame, value)
     final = points(frame, value).assign(setup=baselines)
     return [
         _baselines(final),
         _layer_controls(final),
         _pairs(final),
         _operating_points(final),
-        *([_tradeoff(final, frame, value)] if value.endswith("accuracy") else []),
+        *([_tradeoff(final, frame, value)] if value.metric is not None else []),
         _seeds(final),
         _costs(final),
         _start(final, frame),
         _budget(final),
         _software(frame),
-        _top_five(final),
+        *([_top_five(final)] if "test_accuracy" in final else []),
     ]
 
 
@@ -73,15 +75,23 @@ def _operating_points(final: pd.DataFrame) -> Check:
     return Check(f"At least {OPERATING_POINTS} operating points a curve", bool(counts.min() >= OPERATING_POINTS), found)
 
 
-def _tradeoff(final: pd.DataFrame, frame: pd.DataFrame, value: str) -> Check:
+def _tradeoff(final: pd.DataFrame, frame: pd.DataFrame, value: Value) -> Check:
     """Curves that end before anything is lost cannot tell methods apart."""
-    lost = (own_dense(final, frame, value) - final[value].astype(float)).groupby(final["method"]).max()
-    least = str(lost.idxmin()) if lost.notna().all() else ""
-    found = f"every method ends {100 * lost.min():.3g} points or more below the dense network ({least} the least)"
+    dense = own_dense(final, frame, value)
+    lost = value.lost(dense, final[value.column].astype(float))
+    lost = (lost if value.percent else lost / dense.abs()).groupby(final["method"]).max()
+    worse = "below" if value.metric is None or value.metric.higher_is_better else "above"
+    if value.percent:
+        amount = f"{100 * lost.min():.3g} points or more {worse} the dense network"
+    else:
+        amount = f"{100 * lost.min():.3g} % or more {worse} the dense network"
+    found = f"every method ends {amount} ({lost.idxmin()} the least)" if lost.notna().all() else ""
     return Check(
-        "Curves reach to where accuracy is lost",
+        f"Curves reach to where {value.words} is lost"
+        if worse == "below"
+        else f"Curves reach to where {value.words} rises",
         bool(lost.min() >= LOSS),
-        found if least else "some dense row is missing",
+        found or "some dense row is missing",
     )
 
 
@@ -136,7 +146,9 @@ def _software(frame: pd.DataFrame) -> Check:
 
 
 def _top_five(final: pd.DataFrame) -> Check:
-    return Check("Top-1 and top-5 accuracy", False, "only top-1 is measured")
+    there = "test_top5_accuracy" in final and bool(final["test_top5_accuracy"].notna().all())
+    found = "both are in the rows" if there else "only top-1 is measured"
+    return Check("Top-1 and top-5 accuracy", there, found)
 
 
 def _range(counts: pd.Series) -> str:

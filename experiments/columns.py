@@ -9,6 +9,9 @@ from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
 
+from experiments.metrics import Metric
+from experiments.values import PARTS
+
 DEEPEST, LARGEST = 50, 1e100
 """Levels of objects and lists in a row, of which ours have six; and the size of its numbers, that figures can show."""
 
@@ -17,16 +20,17 @@ LONGEST = 1e11  # seconds, three thousand years
 
 def fault_of(row: Mapping[str, Any]) -> str | None:
     """What is wrong with the values of a row: which column, and why; None: nothing."""
+    known = _COLUMNS | _measured(row.get("metrics"))
     for name, value in row.items():
         reason = _unreadable(name) or _unreadable(value, sys.float_info.max if name == "config" else LARGEST)
-        wanted, holds = _COLUMNS.get(name, _ANYTHING)
+        wanted, holds = known.get(name, _ANYTHING)
         if reason is None and value is not None and not holds(value):
             reason = f"no {wanted}"
         if reason is not None:
             return f"{name!a} is {_short(value)}, {reason}"
     for names in _ASCENDING:
-        known = [(name, row[name]) for name in names if row.get(name) is not None]
-        for (low, a), (high, b) in pairwise(known):
+        there = [(name, row[name]) for name in names if row.get(name) is not None]
+        for (low, a), (high, b) in pairwise(there):
             if a > b:
                 return f"{low!r} is {a}, more than {high!r}, which is {b}"
     density, kept, prunable = (row.get(name) for name in ("density", "kept", "prunable"))
@@ -128,6 +132,39 @@ def _losses(value: Any) -> bool:
     )
 
 
+def _metrics(value: Any) -> bool:
+    """At least one, each by a name of its own."""
+    if not isinstance(value, list) or not all(map(_metric, value)):
+        return False
+    return 0 < len({one["name"] for one in value}) == len(value)
+
+
+def _metric(value: Any) -> bool:
+    if not isinstance(value, Mapping) or not {"name", "higher_is_better"} <= set(value):
+        return False
+    scale, chance, unit = value.get("scale", 1.0), value.get("chance"), value.get("unit", "")
+    return (
+        isinstance(value["name"], str)
+        and re.fullmatch(r"\w+", value["name"]) is not None
+        and isinstance(value["higher_is_better"], bool)
+        and _number(scale)
+        and scale > 0
+        and (unit == "" or is_name(unit))
+        and (chance is None or _number(chance))
+        and isinstance(value.get("log", False), bool)
+    )
+
+
+def _measured(metrics: Any) -> "dict[str, tuple[str, Check]]":
+    """The columns of a row's own metrics; none where they cannot be read, which is said of "metrics" itself."""
+    if not _metrics(metrics):
+        return {}
+    described = map(Metric.from_dict, metrics)
+    return {f"{part}_{one.name}": _SHARE if one.fraction else _NUMBER for one in described for part in PARTS}
+
+
+_SHARE: tuple[str, Check] = ("fraction from 0 to 1", _fraction)
+_NUMBER: tuple[str, Check] = ("number", _number)
 _ANYTHING: tuple[str, Check] = ("value", lambda _: True)
 _COLUMNS: dict[str, tuple[str, Check]] = {
     **dict.fromkeys(
@@ -135,7 +172,7 @@ _COLUMNS: dict[str, tuple[str, Check]] = {
             *("density", "requested_density", "target_density", "smallest_density"),
             *("validation_accuracy", "test_accuracy"),
         ),
-        ("fraction from 0 to 1", _fraction),
+        _SHARE,
     ),
     **dict.fromkeys(
         (
@@ -146,10 +183,12 @@ _COLUMNS: dict[str, tuple[str, Check]] = {
     ),
     **dict.fromkeys(("latency_ms", "removed_difference", "epochs", "total_epochs"), ("number of at least 0", _amount)),
     **dict.fromkeys(("seconds", "total_seconds"), (f"number of seconds, from 0 to {LONGEST:g}", _duration)),
-    **dict.fromkeys(("validation_loss", "test_loss"), ("number", _number)),
+    **dict.fromkeys(("validation_loss", "test_loss"), _NUMBER),
     **dict.fromkeys(("scorer", "model", "data", "when", "dense", "device", "smallest_layer"), ("name", is_name)),
     **dict.fromkeys(("emptied", "sparse"), ("list of names", _names)),
     "network": ("key of a network", _key),
+    "metrics": ("list of metrics, each with a name of its own and its direction", _metrics),
+    "diverged": ("step, a count", _count),
     "seed": ("whole number of at least 0", _whole),
     "layers": ("list of layers, each with a name of its own and no more kept than in total", _layers),
     "losses": ("list of pairs, epoch and loss", _losses),

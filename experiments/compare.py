@@ -3,6 +3,7 @@
     python -m experiments.compare runs/scorers --baseline magnitude
     python -m experiments.compare runs/scorers --baseline magnitude --test wilcoxon --within 0.5
     python -m experiments.compare runs/scorers --baseline magnitude --format latex > table.tex
+    python -m experiments.compare runs/tokens --baseline magnitude --metric token_accuracy
 
 Differences are paired: the same seed, the same dense network, the same density. Runs that do not share them are not
 compared but refused. Below the table it is said in words what is significant and what is not. Set-ups (models, data,
@@ -24,26 +25,29 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments import figures, records
-from experiments.comparison import TESTS, Comparison, comparisons, smallest_p
+from experiments import records
+from experiments.comparison import POINT, RELATIVE, TESTS, Comparison, comparisons, smallest_p
 from experiments.intervals import INTERVALS, described, written
 from experiments.mistakes import told
+from experiments.values import Value, add_options, chosen
 from pruning.errors import PruningError
 
 UNLIKE = 0.02
 """Realised densities that differ by a larger share are told."""
 COLUMNS = ("density", "method", "n", "value", "difference", "p", "p Holm", "verdict")
 CURVE_COLUMNS = ("method", "area", "difference", "p", "p Holm", "verdict", "sparsity within", "collapsed")
-COLLAPSED = "lost 90 % of what the dense one has above chance"
+COLLAPSED = "lost 90 % of what the dense one has beyond chance"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 for success, 1 for what a user can mend, told in one line on standard error (2: argparse)."""
     asked = _arguments(argv)
-    _, scale = figures.describe(asked.value)
-    options = {"test": asked.test, "interval": asked.interval, "alpha": asked.alpha, "within": asked.within / scale}
     try:
-        found, refused = comparisons(records.read(asked.folder), asked.baseline, asked.value, **options)
+        frame = records.read(asked.folder)
+        value = chosen(frame, asked)
+        options = {"test": asked.test, "interval": asked.interval, "alpha": asked.alpha}
+        options["within"] = None if asked.within is None else asked.within / value.scale
+        found, refused = comparisons(frame, asked.baseline, value, **options)
         for comparison in found:
             _print(comparison, f"{comparison.setup}: " if len(found) + len(refused) > 1 else "", asked)
     except PruningError as error:
@@ -55,12 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if refused else 0
 
 
-def cells(comparison: Comparison, value: str, interval: str = "t") -> list[list[str]]:
+def cells(comparison: Comparison, interval: str = "t") -> list[list[str]]:
     """The rows of the table, as text: from dense to sparse, the baseline first. n is that of the mean; a difference of
     fewer pairs says so.
     """
-    _, scale = figures.describe(value)
-    digits = 2 if scale == 100 else 4
+    scale, digits = comparison.value.scale, comparison.value.digits
     known = comparison.summary.set_index(["method", "requested_density"])
     rows = []
     order = comparison.differences.assign(first=comparison.differences["method"] != comparison.baseline)
@@ -75,10 +78,9 @@ def cells(comparison: Comparison, value: str, interval: str = "t") -> list[list[
     return rows
 
 
-def curve_cells(comparison: Comparison, value: str, interval: str = "t") -> list[list[str]]:
+def curve_cells(comparison: Comparison, interval: str = "t") -> list[list[str]]:
     """The rows of the table of whole curves, as text, in the columns `CURVE_COLUMNS`."""
-    _, scale = figures.describe(value)
-    digits = 2 if scale == 100 else 4
+    scale, digits = comparison.value.scale, comparison.value.digits
     rows = []
     for row in comparison.overall.itertuples():
         area = "" if math.isnan(row.area) else f"{scale * row.area:.{digits}f}"
@@ -100,18 +102,20 @@ def _apart(row: Any, seeds: int, scale: float, digits: int, interval: str) -> st
 
 def words(comparison: Comparison, test: str = "t", alpha: float = 0.05) -> list[str]:
     """A sentence a method: whether its curve is higher or lower than the baseline's, at which densities, and what
-    cannot be said, and why not.
+    cannot be said, and why not. What is better is said where it is known, of each direction once.
     """
     whole, baseline = comparison.overall.set_index("method"), comparison.baseline
     sentences = []
     for method, rows in comparison.differences.groupby("method", sort=False):
         if method == baseline:
             continue
-        parts = [_whole_words(whole.loc[method], test, alpha)]
+        over = whole.loc[method]
+        parts = [_whole_words(over, comparison.value, test, alpha)]
         for verdict in ("higher", "lower"):
             at = rows[rows["verdict"] == verdict]
             if len(at):
-                parts.append(f"significantly {verdict} at {_list(at)}")
+                meaning = "" if over["verdict"] == verdict else _meaning(comparison.value, verdict)
+                parts.append(f"significantly {verdict} at {_list(at)}{meaning}")
         unclear = rows[(rows["verdict"] == "") & rows["p"].notna()]
         if len(unclear):
             parts.append(f"no significant difference at {_list(unclear)}")
@@ -137,7 +141,7 @@ def words(comparison: Comparison, test: str = "t", alpha: float = 0.05) -> list[
     return sentences
 
 
-def _whole_words(row: pd.Series, test: str, alpha: float) -> str:
+def _whole_words(row: pd.Series, value: Value, test: str, alpha: float) -> str:
     if math.isnan(row["area"]):
         return "no area (that takes two densities or more that all seeds have, and that all curves reach over)"
     if math.isnan(row["p"]):
@@ -147,15 +151,27 @@ def _whole_words(row: pd.Series, test: str, alpha: float) -> str:
         least = smallest_p(int(row["n"]), test)
         floor = f", and {row['n']} seeds cannot come below p = {least:g}" if least >= alpha else ""
         return f"over the whole curve no significant difference ({corrected}{floor})"
-    return f"over the whole curve significantly {row['verdict']} ({corrected})"
+    return f"over the whole curve significantly {row['verdict']}{_meaning(value, row['verdict'])} ({corrected})"
+
+
+def _meaning(value: Value, verdict: str) -> str:
+    meaning = value.meaning(verdict)
+    return f", which is {meaning}" if meaning else ""
+
+
+def within_words(value: Value, within: float | None = None) -> str:
+    """What a critical sparsity is within, in the unit that is shown; None: as by default."""
+    if within is None and not value.percent:
+        return f"sparsity within {100 * RELATIVE:g} % of dense"
+    return f"sparsity within {POINT * value.scale if within is None else within:g} of dense"
 
 
 def _print(comparison: Comparison, title: str, asked: argparse.Namespace) -> None:
-    label, _ = figures.describe(asked.value)
-    rows = cells(comparison, asked.value, asked.interval)
-    names = [label if name == "value" else name for name in COLUMNS]
-    curves = curve_cells(comparison, asked.value, asked.interval)
-    curve_names = [f"{name} {asked.within:g} of dense" if name == "sparsity within" else name for name in CURVE_COLUMNS]
+    rows = cells(comparison, asked.interval)
+    names = [comparison.value.label if name == "value" else name for name in COLUMNS]
+    curves = curve_cells(comparison, asked.interval)
+    within = within_words(comparison.value, asked.within)
+    curve_names = [within if name == "sparsity within" else name for name in CURVE_COLUMNS]
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     if asked.format != "text":
         write = _markdown if asked.format == "markdown" else _latex
@@ -202,11 +218,15 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("folder", type=Path, help="the folder that holds the runs, at any depth")
     parser.add_argument("--baseline", required=True, help="a method's label, or its scorer where that is enough")
-    parser.add_argument("--value", default="test_accuracy", help="the column to compare (default: %(default)s)")
+    add_options(parser, "compare")
     parser.add_argument("--test", choices=TESTS, default="t", help="paired t-test, or Wilcoxon's signed ranks")
     parser.add_argument("--interval", choices=tuple(INTERVALS), default="t", help="of means (default: %(default)s)")
     parser.add_argument("--alpha", type=_level, default=0.05, help="level of significance (default: %(default)s)")
-    parser.add_argument("--within", type=_points, default=1.0, help="points of dense, for the critical sparsity")
+    parser.add_argument(
+        "--within",
+        type=_points,
+        help="how far from dense, as shown, for the critical sparsity (default: 1 point, or 5 %% of dense)",
+    )
     parser.add_argument("--format", choices=("text", "markdown", "latex"), default="text", help="latex: with booktabs")
     return parser.parse_args(argv)
 

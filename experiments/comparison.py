@@ -14,9 +14,12 @@ from experiments.intervals import INTERVALS
 from experiments.labels import baselines, methods
 from experiments.records import require
 from experiments.statistics import group, points, summarise_points
+from experiments.values import Value, remember, resolve
 from pruning.errors import RecordsError
 
 TESTS = ("t", "wilcoxon")
+POINT, RELATIVE = 0.01, 0.05
+"""What a critical sparsity may lose by default: a point of a metric in percent; of any other, a share of dense."""
 _PAIR = ["requested_density", "seed"]
 """What the two points of a pair have in common."""
 
@@ -35,12 +38,14 @@ class Comparison:
     Attributes:
         setup: its label, by `labels.baselines`.
         baseline: the method's label.
+        value: what is compared.
         differences, overall, summary: what the functions of these names return.
         apart: the methods that have no density and seed in common with the baseline; they are in `summary` alone.
     """
 
     setup: str
     baseline: str
+    value: Value
     differences: pd.DataFrame
     overall: pd.DataFrame
     summary: pd.DataFrame
@@ -50,12 +55,12 @@ class Comparison:
 def comparisons(
     frame: pd.DataFrame,
     baseline: str,
-    value: str = "test_accuracy",
+    value: Value | str | None = None,
     *,
     test: str = "t",
     interval: str = "t",
     alpha: float = 0.05,
-    within: float = 0.01,
+    within: float | None = None,
 ) -> tuple[list[Comparison], list[str]]:
     """Every set-up of `frame` by itself, and a line for each that cannot be compared, which says why.
 
@@ -63,6 +68,7 @@ def comparisons(
     those of `differences` and `overall`.
     """
     found, refused = [], []
+    value = resolve(frame, value)
     whole = methods(frame)
     options: dict[str, Any] = {"test": test, "interval": interval, "alpha": alpha}
     parts = setups(frame)
@@ -83,14 +89,14 @@ def comparisons(
             refused.append(f"{setup}: {error}" if len(parts) > 1 else str(error))
         else:
             alone = tuple(method for method in names if method not in set(apart["method"]))
-            found.append(Comparison(setup, name, apart, area, means, alone))
+            found.append(Comparison(setup, name, value, apart, area, means, alone))
     return found, refused
 
 
 def differences(
     frame: pd.DataFrame,
     baseline: str,
-    value: str = "test_accuracy",
+    value: Value | str | None = None,
     *,
     test: str = "t",
     interval: str = "t",
@@ -114,6 +120,7 @@ def differences(
     Raises `RecordsError` where there is no such baseline, where it is the only method left though there are others, or
     where a pair did not start from the same dense network.
     """
+    value = resolve(frame, value)
     final = points(frame, value)
     name = resolved(baseline, list(final["method"].unique()))
     return _differences(final, name, value, test=test, interval=interval, alpha=alpha)
@@ -122,23 +129,25 @@ def differences(
 def overall(
     frame: pd.DataFrame,
     baseline: str,
-    value: str = "test_accuracy",
+    value: Value | str | None = None,
     *,
     test: str = "t",
     interval: str = "t",
     alpha: float = 0.05,
-    within: float = 0.01,
+    within: float | None = None,
 ) -> pd.DataFrame:
     """Every method's whole curve against that of `baseline`: one test a method, where many densities give many.
 
     Columns: `method`, `area` (mean over `seeds`; see `curves.area`), its `span` (see `curves.common_span`), `n`,
     `mean`, `std`, `low`, `high`, `p` of the paired differences in area as in `differences`, `p_holm` corrected for the
     methods, `verdict`; `critical` (the sparsity until which the mean over seeds stays `within` of dense, in the unit of
-    `value`; see `curves.critical_sparsity`; NaN for values that are no accuracies) and `collapsed` (share of
+    the column; for None, within `POINT` of a metric in percent, of any other within the share `RELATIVE` of dense; see
+    `curves.critical_sparsity`; NaN where it is not known which way is better) and `collapsed` (share of
     the networks, over seeds and densities; see `curves.collapsed`).
     A seed that lacks one of its method's densities has no area, nor has a method of one density, nor one that shares no
     density and seed with the baseline, nor one whose curve does not reach over the span; what follows from it is NaN.
     """
+    value = resolve(frame, value)
     final = points(frame, value)
     name = resolved(baseline, list(final["method"].unique()))
     return _overall(final, frame, name, value, test=test, interval=interval, alpha=alpha, within=within)
@@ -156,44 +165,46 @@ def resolved(baseline: str, methods: Sequence[str]) -> str:
 
 
 def _differences(
-    final: pd.DataFrame, baseline: str, value: str, *, test: str, interval: str, alpha: float
+    final: pd.DataFrame, baseline: str, value: Value, *, test: str, interval: str, alpha: float
 ) -> pd.DataFrame:
     """`differences` of `points` that are known already, to the `baseline` of that whole label."""
     if test not in TESTS:
         raise ValueError(f"test={test}: choose {' or '.join(TESTS)}")
     require(final, ["dense"])
-    told = [*dict.fromkeys([*_PAIR, "run", "dense", "data", "model", "density", value])]
-    base = final.loc[final["method"] == baseline, told]
-    pairs = final[["method", *told]].merge(base, on=_PAIR, suffixes=("", "_base"))
+    columns = [*dict.fromkeys([*_PAIR, "run", "dense", "data", "model", "density", value.column])]
+    base = final.loc[final["method"] == baseline, columns]
+    pairs = final[["method", *columns]].merge(base, on=_PAIR, suffixes=("", "_base"))
     _check_dense(pairs, baseline)
-    columns = {column: pairs[column].to_numpy(dtype=float) for column in ("density", "density_base")}
-    apart = pairs[value].to_numpy(dtype=float) - pairs[f"{value}_base"].to_numpy(dtype=float)
+    densities = {column: pairs[column].to_numpy(dtype=float) for column in ("density", "density_base")}
+    apart = pairs[value.column].to_numpy(dtype=float) - pairs[f"{value.column}_base"].to_numpy(dtype=float)
     found: dict[str, list[dict[str, Any]]] = {}
     for (method, requested), at in group(pairs).items():
         row = {"method": method, "requested_density": float(requested)}
-        row |= {column: float(of[at].mean()) for column, of in columns.items()}
+        row |= {column: float(of[at].mean()) for column, of in densities.items()}
         found.setdefault(method, []).append(row | _difference(apart[at], test, interval))
     if final["method"].nunique() > 1 and set(found) == {baseline}:
         raise RecordsError(
             f"{baseline}: no method shares a seed and a density with it; set the same seed= and density="
         )
-    return pd.DataFrame([row for rows in found.values() for row in _judged(rows, alpha)])
+    return remember(pd.DataFrame([row for rows in found.values() for row in _judged(rows, alpha)]), value)
 
 
 def _overall(
     final: pd.DataFrame,
     frame: pd.DataFrame,
     baseline: str,
-    value: str,
+    value: Value,
     *,
     test: str,
     interval: str,
     alpha: float,
-    within: float,
+    within: float | None,
 ) -> pd.DataFrame:
     """`overall` of `points` of `frame` that are known already, against the `baseline` of that whole label."""
-    final = final.assign(
-        loss=curves.own_dense(final, frame, value) - final[value].astype(float),
+    dense = curves.own_dense(final, frame, value)
+    beside = final[["method", "requested_density", "density"]].assign(
+        loss=value.lost(dense, final[value.column].astype(float)),
+        dense=dense.abs(),
         collapsed=curves.collapsed(final, frame, value),
     )
     shared = final.merge(final.loc[final["method"] == baseline, _PAIR], on=_PAIR)["method"]
@@ -201,18 +212,20 @@ def _overall(
     span = curves.common_span(whole)
     areas: dict[str, dict[int, float]] = {str(method): {} for method in final["method"].unique()}
     for (method, seed), one in whole.groupby(["method", "seed"]):
-        found = curves.area(one["density"], one[value], *span)
+        found = curves.area(one["density"], one[value.column], *span)
         if not math.isnan(found):
             areas[str(method)][seed] = found
-    means = final.groupby(["method", "requested_density"])[["density", "loss"]].mean()
-    collapsed = final.groupby("method")["collapsed"].mean()
+    means = beside.groupby(["method", "requested_density"])[["density", "loss", "dense"]].mean()
+    collapsed = beside.groupby("method")["collapsed"].mean()
     rows = []
     for method, own in areas.items():
         apart = np.array([area - areas[baseline][seed] for seed, area in own.items() if seed in areas[baseline]])
         nothing = dict.fromkeys(("mean", "std", "low", "high", "p"), math.nan) | {"n": 0}
         mean = means.loc[method]
-        told = value.endswith("accuracy") and mean["loss"].notna().all()
-        critical = curves.critical_sparsity(list(1 - mean["density"]), list(mean["loss"]), within)
+        relative = within is None and not value.percent
+        losses = mean["loss"] / mean["dense"] if relative else mean["loss"]
+        allowed = (RELATIVE if relative else POINT) if within is None else within
+        critical = curves.critical_sparsity(list(1 - mean["density"]), list(losses), allowed)
         rows.append(
             {
                 "method": method,
@@ -221,7 +234,7 @@ def _overall(
                 "span": span,
             }
             | (_difference(apart, test, interval) if len(apart) else nothing)
-            | {"critical": critical if told else math.nan}
+            | {"critical": critical if losses.notna().all() else math.nan}
             | {"collapsed": float(collapsed[method])}
         )
     return pd.DataFrame(_judged(rows, alpha, among=[row["method"] != baseline for row in rows]))

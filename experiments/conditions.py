@@ -3,6 +3,7 @@
 import platform
 import sys
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ from experiments.sources import libraries
 
 _LIBRARIES = frozenset({"accelerate", "numpy", "scipy", "torch"})
 """The packages with which our own code computes."""
+
+_DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml"}
+"""Names by which packages are installed, where they are imported by others."""
 
 
 def conditions(
@@ -34,9 +38,19 @@ def device_name(device: torch.device) -> str:
 
 def versions(config: Mapping[str, Any]) -> dict[str, str]:
     """The versions of Python and of the packages that compute: those of our own code, and of the code behind the
-    targets of `config`, as far as this process has loaded them.
+    targets of `config`, loaded already or not.
     """
     behind = libraries({group: value for group, value in config.items() if group != "tracker"})
-    loaded = {name: sys.modules.get(name) for name in sorted(_LIBRARIES | behind)}
-    known = {name: getattr(module, "__version__", None) for name, module in loaded.items()}
-    return {"python": platform.python_version()} | {name: str(text) for name, text in known.items() if text is not None}
+    known = {name: _version(name) for name in sorted(_LIBRARIES | behind)}
+    return {"python": platform.python_version()} | {name: text for name, text in known.items() if text is not None}
+
+
+def _version(name: str) -> str | None:
+    """Of a package by the name under which it is imported; None where nobody knows."""
+    found = getattr(sys.modules.get(name), "__version__", None)
+    if found is not None:
+        return str(found)
+    try:
+        return metadata.version(_DISTRIBUTIONS.get(name, name))
+    except metadata.PackageNotFoundError:
+        return None

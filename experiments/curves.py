@@ -1,4 +1,4 @@
-"""One number for a curve of accuracies over densities: its area, the sparsity it bears, the runs that collapsed."""
+"""One number for a curve of a metric over densities: its area, the sparsity it bears, the runs that collapsed."""
 
 import math
 from collections.abc import Sequence
@@ -7,29 +7,32 @@ import numpy as np
 import pandas as pd
 from scipy import integrate
 
+from experiments.values import Value, resolve
+
 LOST = 0.9
-"""A run collapsed where this share of what the dense network has above chance is gone."""
+"""A run collapsed where this share of what the dense network has beyond chance is gone."""
 
 
-def collapsed(points: pd.DataFrame, frame: pd.DataFrame, value: str = "test_accuracy") -> pd.Series:
-    """Whether each of the `points` collapsed: 1 or 0, NaN where chance or the dense network's accuracy is not known.
+def collapsed(points: pd.DataFrame, frame: pd.DataFrame, value: Value | str | None = None) -> pd.Series:
+    """Whether each of the `points` collapsed: 1 or 0, NaN where chance or the dense network's value is not known, or
+    that is no better than chance, so that there is nothing to lose.
 
-    Collapsed is an accuracy below chance + 0.1 · (dense − chance), where dense is that of the same run's dense network
-    (level 0 of `frame`) and chance is 1 / classes, of the data's configuration.
+    Collapsed is a value worse than chance + 0.1 · (dense − chance), where dense is that of the same run's dense network
+    (level 0 of `frame`) and chance is what the metric says of itself (see `Value.chances`), in either direction.
     """
-    if not value.endswith("accuracy"):
-        return pd.Series(math.nan, index=points.index)
-    chance = points["config"].map(_chance)
-    dense = own_dense(points, frame, value)
-    limit = chance + (1 - LOST) * (dense - chance)
-    return (points[value].astype(float) < limit.round(12)).where(limit.notna()).astype(float)
+    value = resolve(frame, value)
+    chance, dense = value.chances(points), own_dense(points, frame, value)
+    limit = (chance + (1 - LOST) * (dense - chance)).round(12)
+    known = value.lost(dense, chance) > 0
+    return (value.lost(limit, points[value.column].astype(float)) > 0).where(known).astype(float)
 
 
-def own_dense(points: pd.DataFrame, frame: pd.DataFrame, value: str = "test_accuracy") -> pd.Series:
-    """The `value` of the dense network that each of the `points` started from; NaN where `frame` lacks it."""
-    if "dense" not in frame:
+def own_dense(points: pd.DataFrame, frame: pd.DataFrame, value: Value | str | None = None) -> pd.Series:
+    """The value of the dense network that each of the `points` started from; NaN where `frame` lacks it."""
+    column = resolve(frame, value).column
+    if "dense" not in frame or column not in frame:
         return pd.Series(math.nan, index=points.index)
-    start = frame[frame["level"] == 0].drop_duplicates("dense").set_index("dense")[value]
+    start = frame[frame["level"] == 0].drop_duplicates("dense").set_index("dense")[column]
     return points["dense"].map(start).astype(float)
 
 
@@ -72,8 +75,9 @@ def common_span(points: pd.DataFrame) -> tuple[float, float]:
 def critical_sparsity(sparsities: Sequence[float], losses: Sequence[float], within: float) -> float:
     """The largest sparsity up to which a curve stays within `within` of dense; 0 where no point does.
 
-    `losses` are dense − value at each of the `sparsities`, in the unit of `within`. The first point from dense to
-    sparse that loses more ends it: a luckier one beyond does not count, and nothing is interpolated.
+    `losses` are by how much the point at each of the `sparsities` is worse than dense, in the unit of `within`. The
+    first point from dense to sparse that loses more ends it: a luckier one beyond does not count, and nothing is
+    interpolated.
     """
     best = 0.0
     for sparsity, loss in sorted(zip(sparsities, losses, strict=True)):
@@ -81,8 +85,3 @@ def critical_sparsity(sparsities: Sequence[float], losses: Sequence[float], with
             break
         best = float(sparsity)
     return best
-
-
-def _chance(config: dict) -> float:
-    classes = config.get("data", {}).get("classes") if isinstance(config.get("data"), dict) else None
-    return 1 / classes if isinstance(classes, int) and classes > 0 else math.nan

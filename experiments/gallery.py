@@ -1,7 +1,6 @@
 """All figures of a folder of runs, each as .png and .pdf beside its numbers as .csv; and what could not be drawn."""
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +19,7 @@ from experiments.figures.weights import histograms, weights
 from experiments.intervals import Interval
 from experiments.overlap import overlaps
 from experiments.stored import kept_weights, masks_of
+from experiments.values import Value, resolve
 from pruning.errors import ArtefactError, RecordsError
 
 Drawn = tuple[Figure, pd.DataFrame]
@@ -30,14 +30,14 @@ class Wanted:
     """What is drawn, and how.
 
     Attributes:
-        value: the column on the y axis.
+        value: what is on the y axis, also as the name of a column; None: the headline metric of the rows.
         interval: one of `intervals.INTERVALS`.
         compared: whose differences are drawn, a figure each.
         axes: x axes of the curves; None: all that the rows tell.
         store: where masks and weights lie; None: where the runs put them.
     """
 
-    value: str = "test_accuracy"
+    value: Value | str | None = None
     interval: str = "t"
     compared: Sequence[Comparison] = ()
     axes: Sequence[figures.X] | None = None
@@ -47,21 +47,21 @@ class Wanted:
 def gallery(frame: pd.DataFrame, wanted: Wanted, output: Path) -> tuple[list[Path], list[str]]:
     """Draw what `frame` tells into `output`, made if missing: the paths, and a line for what cannot be drawn and why.
 
-    Curves are called accuracy_… for the test accuracy and after the column for any other value. Raises `RecordsError`
-    where not even a curve can be drawn, `OSError` where it cannot be written.
+    Curves are called after the metric, as accuracy_…, and after the column where that is not of the test part. Raises
+    `RecordsError` where not even a curve can be drawn, `OSError` where it cannot be written.
     """
-    final = statistics.points(frame, wanted.value)
-    summary = statistics.summarise_points(final, frame, wanted.value, wanted.interval)
-    dense = statistics.dense(frame, wanted.value, wanted.interval)
+    value = resolve(frame, wanted.value)
+    final = statistics.points(frame, value)
+    summary = statistics.summarise_points(final, frame, value, wanted.interval)
+    dense = statistics.dense(frame, value, wanted.interval)
     output.mkdir(parents=True, exist_ok=True)
-    stem = "accuracy" if wanted.value == "test_accuracy" else re.sub(r"\W", "_", wanted.value)
     written, untold = [], []
     for x in wanted.axes or told_axes(summary):
-        figure = figures.accuracy(summary, dense, x, wanted.value, wanted.interval)
-        written += figures.save(figure, output / f"{stem}_{x}", with_dense(summary, dense))
+        figure = figures.accuracy(summary, dense, x, value, wanted.interval)
+        written += figures.save(figure, output / f"{value.stem}_{x}", with_dense(summary, dense))
     others: dict[str, Callable[[], Drawn]] = {}
     for place, comparison in enumerate(wanted.compared, start=1):
-        name = f"{stem}_difference" + (f"_{place}" if len(wanted.compared) > 1 else "")
+        name = f"{value.stem}_difference" + (f"_{place}" if len(wanted.compared) > 1 else "")
         others[name] = partial(_difference, comparison, wanted)
     others |= {
         "layers": partial(_layers, final),
@@ -100,7 +100,7 @@ def with_dense(summary: pd.DataFrame, dense: Mapping[str, Interval]) -> pd.DataF
 
 def _difference(comparison: Comparison, wanted: Wanted) -> Drawn:
     found = comparison.differences
-    figure = difference(found, comparison.baseline, wanted.value, wanted.interval)
+    figure = difference(found, comparison.baseline, comparison.value, wanted.interval)
     if len(wanted.compared) > 1:
         figure.axes[0].set_title(comparison.setup)
     return figure, found

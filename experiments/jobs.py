@@ -60,7 +60,8 @@ def job(run: Callable[[Setting, Path, str], Rows], config: DictConfig) -> float 
 
 
 def objectives(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> float | tuple[float, ...] | None:
-    """The values of the run's last row, controls aside, in the columns `names`; one alone as a number.
+    """The values of the run's last row, controls aside, by `names` of columns; one alone as a number. The name of a
+    metric is its column of the validation part: what is searched for by test data is not tested.
 
     Raises `ConfigurationError` for a column that is no number there.
     """
@@ -70,7 +71,7 @@ def objectives(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> float
     check_objective(names, last)
     found = []
     for name in names:
-        value = last[name]
+        value = last[_column(name, last)]
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ConfigurationError(f"objective={name}: is {value!r} in the last row; choose among {_numeric(last)}")
         found.append(float(value))
@@ -78,10 +79,42 @@ def objectives(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> float
 
 
 def check_objective(names: Sequence[str], row: Mapping[str, Any]) -> None:
-    """Raise `ConfigurationError` for a name that no row will have; any row shows it, the dense network's too."""
-    for name in names:
-        if name not in row:
+    """Raise `ConfigurationError` for a name that no row will have, and for a search that goes the wrong way; any row
+    shows it, the dense network's too.
+    """
+    for name, direction in zip(names, _directions(len(names)), strict=True):
+        column = _column(name, row)
+        if column not in row:
             raise ConfigurationError(f"objective={name}: rows have no such column; choose among {_numeric(row)}")
+        better = _better(column, row)
+        if direction is not None and better is not None and direction != better:
+            raise ConfigurationError(
+                f"objective={name}: to {direction} it is to search for the worst: set hydra.sweeper.direction={better}"
+            )
+
+
+def _column(name: str, row: Mapping[str, Any]) -> str:
+    """The column that an objective names, by itself or as a metric."""
+    return f"validation_{name}" if name not in row and f"validation_{name}" in row else name
+
+
+def _better(column: str, row: Mapping[str, Any]) -> str | None:
+    """Which way a column gets better, as Optuna says it; None where the row does not say."""
+    for metric in row.get("metrics") or []:
+        if column in (f"validation_{metric['name']}", f"test_{metric['name']}"):
+            return "maximize" if metric["higher_is_better"] else "minimize"
+    return None
+
+
+def _directions(count: int) -> list[str | None]:
+    """Where the sweeper searches, a direction for each of so many objectives; None where it says nothing of it."""
+    asked = HydraConfig.get().sweeper.get("direction") if HydraConfig.initialized() else None
+    if asked is None:
+        return [None] * count
+    directions = list(asked) if isinstance(asked, Sequence) and not isinstance(asked, str) else [asked]
+    if len(directions) != count:
+        raise ConfigurationError(f"objective: {count} columns, but hydra.sweeper.direction={directions}: give as many")
+    return [str(getattr(direction, "name", direction)) for direction in directions]
 
 
 def _numeric(row: Mapping[str, Any]) -> str:

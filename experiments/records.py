@@ -17,7 +17,9 @@ import pandas as pd
 from experiments.columns import fault_of, is_name
 from pruning.errors import RecordsError
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, FORMAT)
+"""Rows of format 1 do not describe their metrics: they are of classifications."""
 FILE = "rows.jsonl"
 
 
@@ -169,9 +171,9 @@ def _check(row: Any, seen: _Seen, where: str, number: int) -> None:
     """What every row must have to be told from others, and no value that its column cannot hold."""
     if not isinstance(row, Mapping):
         raise RecordsError(f"{where}: a row is a JSON object, this is {type(row).__name__}; repeat this run")
-    if type(row.get("format")) is not int or row["format"] != FORMAT:
+    if type(row.get("format")) is not int or row["format"] not in READABLE:
         raise RecordsError(
-            f"{where}: format {row.get('format')!r}, this version reads {FORMAT}; "
+            f"{where}: format {row.get('format')!r}, this version reads {' and '.join(map(str, READABLE))}; "
             "read it with the version that wrote it, or repeat this run"
         )
     run, level = row.get("run"), row.get("level")

@@ -5,7 +5,7 @@
     python -m experiments.report runs/channels --x macs latency --baseline taylor --interval bootstrap
 
 Reads every rows.jsonl below FOLDER and writes report.html, one page that needs no network, and figures as .png, .pdf
-and .csv (the numbers that are drawn): accuracy over all that the rows tell, differences to the baseline, densities of
+and .csv (the numbers that are drawn): the metric over all that the rows tell, differences to the baseline, densities of
 layers, overlap of masks, weights before and after, losses. It only reads the runs, so it may look at a sweep that is
 going on.
 """
@@ -32,6 +32,7 @@ from experiments.labels import methods
 from experiments.mistakes import told
 from experiments.page import render
 from experiments.state import State, states
+from experiments.values import Value, add_options, chosen, recall
 from pruning.errors import PruningError, RecordsError
 
 
@@ -42,13 +43,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         frame = records.read(asked.folder)
         with _settled():
-            summary = statistics.summarise(frame, asked.value, asked.interval)
-            dense = statistics.dense(frame, asked.value, asked.interval)
-            compared, refused = _compared(frame, asked)
-            wanted = Wanted(asked.value, asked.interval, compared, asked.x, asked.store)
+            value = chosen(frame, asked)
+            summary = statistics.summarise(frame, value, asked.interval)
+            dense = statistics.dense(frame, value, asked.interval)
+            compared, refused = _compared(frame, value, asked)
+            wanted = Wanted(value, asked.interval, compared, asked.x, asked.store)
             paths, untold = gallery(frame, wanted, output)
             known, unknown = _states(asked.folder)
-            html = render(frame, known, asked.folder, output, asked.value, compared, refused, asked.interval)
+            html = render(frame, known, asked.folder, output, value, compared, refused, asked.interval)
         page = output / "report.html"
         page.write_text(html, encoding="utf-8")
     except PruningError as error:
@@ -59,8 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # A pipe has no width of its own: 120 columns cut nothing off and fit most pagers.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    console.print(table(summary, dense, asked.value, console.encoding, asked.interval))
+    console.print(table(summary, dense, value, console.encoding, asked.interval))
     for line in (
+        *_diverged(frame),
         *(f"not compared: {reason}" for reason in refused),
         *(f"not drawn: {line}" for line in untold),
         *unknown,
@@ -92,33 +95,48 @@ def _states(folder: Path) -> tuple[list[State], list[str]]:
         return [], [f"states of runs not told: {error}"]
 
 
-def _compared(frame: pd.DataFrame, asked: argparse.Namespace) -> tuple[list[Comparison], list[str]]:
+def _compared(frame: pd.DataFrame, value: Value, asked: argparse.Namespace) -> tuple[list[Comparison], list[str]]:
     """To the baseline that is asked for; with none asked for, to magnitude where it is one of several methods."""
     labels = set(methods(frame[frame["level"] > 0]))
     baseline = asked.baseline or "magnitude"
     if asked.baseline is None and (len(labels) < 2 or "magnitude" not in {name.split(" (")[0] for name in labels}):
         return [], []
-    found, refused = comparisons(frame, baseline, asked.value, interval=asked.interval)
+    found, refused = comparisons(frame, baseline, value, interval=asked.interval)
     if asked.baseline and not found:
         raise RecordsError(refused[0])
     return found, refused
 
 
+def _diverged(frame: pd.DataFrame) -> list[str]:
+    """A line for every network whose training diverged, by the first run that has it."""
+    rows = statistics.diverged(frame)
+    once = rows.drop_duplicates("network") if "network" in rows else rows
+    return [
+        f"diverged at step {row['diverged']:.0f}: run {row['run']}, level {row['level']}"
+        for row in once.to_dict("records")
+    ]
+
+
 def table(
-    summary: pd.DataFrame, dense: Mapping[str, Interval], value: str, encoding: str = "utf-8", interval: str = "t"
+    summary: pd.DataFrame,
+    dense: Mapping[str, Interval],
+    value: Value | str | None = None,
+    encoding: str = "utf-8",
+    interval: str = "t",
 ) -> Table:
-    """Dense networks on top, then for every density the methods side by side: mean and interval.
+    """Dense networks on top, then for every density the methods side by side: mean and interval of the value that
+    `summary` remembers, unless another is given.
 
     Asked is the requested density; what follows is realised, which differs where units are coarse. A cell like the one
     above it within a group is left empty.
     """
     unicode = encoding.lower().startswith("utf")
-    label, scale = figures.describe(value)
+    value = recall(summary, value)
+    scale, digits = value.scale, value.digits
     sign, times = ("±", TIMES) if unicode else ("+/-", "x")
-    digits = 2 if scale == 100 else 4
     caption = f"{described(interval, sign)} over n seeds; compression = prunable / kept weights"
     result = Table(box=SIMPLE_HEAD, caption=caption, caption_justify="left", caption_style="", safe_box=True)
-    for name in ("asked", "density", "sparsity", "compression", "method", "n", label):
+    for name in ("asked", "density", "sparsity", "compression", "method", "n", value.label):
         left = name == "method"
         result.add_column(Text(name), justify="left" if left else "right", overflow="fold", no_wrap=not left)
 
@@ -145,7 +163,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Table, figures and page of a folder of runs.",
     )
     parser.add_argument("folder", type=Path, help="the folder that holds the runs, at any depth")
-    parser.add_argument("--value", default="test_accuracy", help="the column to average (default: %(default)s)")
+    add_options(parser, "average")
     parser.add_argument("--x", nargs="+", choices=figures.AXES, help="x axes (default: all that the rows tell)")
     parser.add_argument("--baseline", help="a method to compare with (default: magnitude, where it is there)")
     parser.add_argument("--interval", choices=tuple(INTERVALS), default="t", help="of means (default: %(default)s)")

@@ -15,18 +15,19 @@ log = logging.getLogger("experiments")
 
 
 def results(rows: Sequence[Mapping[str, Any]], store: Path) -> tuple[dict[str, "Figure"], dict[str, Path]]:
-    """The figure of accuracy over compression, and for every pruned level where its masks lie; by their names.
+    """The figure of the headline metric, and for every pruned level where its masks lie; by their names.
 
     Rows of which no figure can be made, as of a run that diverged, have their masks all the same.
     """
     import pandas as pd  # noqa: PLC0415  # these take a second, and most runs have no tracker
 
-    from experiments import figures, statistics  # noqa: PLC0415  # as pandas: slow, and for trackers alone
+    from experiments import figures, statistics, values  # noqa: PLC0415  # as pandas: slow, and for trackers alone
 
     frame = pd.DataFrame(rows)
     drawn = {}
     try:
-        drawn["accuracy"] = figures.accuracy(statistics.summarise(frame), statistics.dense(frame))
+        value = values.resolve(frame)
+        drawn[value.stem] = figures.accuracy(statistics.summarise(frame, value), statistics.dense(frame, value))
     except RecordsError as error:
         log.info("no figure of this run: %s", error)
     files = {_name(row): mask_file(row, store) for row in rows if row["level"] > 0}

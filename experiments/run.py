@@ -74,7 +74,9 @@ def _levels(setting: Setting, folder: Path, name: str, tracker: Guarded) -> list
         title = f"{name}, {row['control']}" if row["control"] else name
         emptied = f" (emptied: {', '.join(row['emptied'])})" if row["emptied"] else ""
         headline = row["metrics"][0]["name"]
-        log.info("%s: density %.4g, test %s %.4f%s", title, row["density"], headline, row[f"test_{headline}"], emptied)
+        value = row[f"test_{headline}"]
+        said = "not finite" if value is None else f"{value:.4f}"
+        log.info("%s: density %.4g, test %s %s%s", title, row["density"], headline, said, emptied)
 
     scoring = lru_cache(maxsize=1)(partial(stages.score, setting))  # densities that branch from one network share it
     numbers = count(1)

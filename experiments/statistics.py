@@ -14,18 +14,19 @@ from experiments.curves import collapsed
 from experiments.intervals import INTERVALS, Interval
 from experiments.labels import baselines, methods
 from experiments.records import require
+from experiments.values import Value, remember, resolve
 from pruning.errors import RecordsError
 
 INCIDENTAL = frozenset(
     {
         *("format", "run", "level", "seconds", "total_seconds", "threads", "processes", "device", "versions", "config"),
-        "latency_ms",
+        *("latency_ms", "metrics"),
     }
 )
 """Keys of a row that may differ between two records of the same measurement."""
 
 
-def points(frame: pd.DataFrame, value: str = "test_accuracy") -> pd.DataFrame:
+def points(frame: pd.DataFrame, value: Value | str | None = None) -> pd.DataFrame:
     """The rows that count, one for every method, requested density and seed, with their `method` (`labels.methods`).
 
     What counts is the last round of each density's chain (`round == rounds`), level 0 not among them. Where all runs of
@@ -34,8 +35,10 @@ def points(frame: pd.DataFrame, value: str = "test_accuracy") -> pd.DataFrame:
 
     The same seed found twice counts once where all that was measured agrees (two sweeps that share a density), and
     raises `RecordsError` where it does not: averaging both would count one seed as two. It also raises for no
-    finished level, and a `value` that is missing or is no finite number in some row.
+    finished level, and a `value` that is missing or is no finite number in some row. For None that is the headline
+    metric of the rows, in the test part (see `values.resolve`).
     """
+    value = resolve(frame, value)
     require(frame, ["run", "level"])
     pruned = frame[frame["level"] > 0]
     if pruned.empty:
@@ -48,7 +51,7 @@ def points(frame: pd.DataFrame, value: str = "test_accuracy") -> pd.DataFrame:
     final = pruned[last]
     if final.empty:
         raise RecordsError("no level in these rows is the last round of its chain; let the runs go on")
-    _numbers(final, value)
+    _numbers(final, value.column)
     curves = dict.fromkeys(zip(final["method"], final["requested_density"], strict=True))
     ordered = sorted(curves, key=lambda point: (natural(point[0]), -point[1]))
     place = {point: number for number, point in enumerate(ordered)}
@@ -63,7 +66,7 @@ def points(frame: pd.DataFrame, value: str = "test_accuracy") -> pd.DataFrame:
     return final[~again].reset_index(drop=True)
 
 
-def summarise(frame: pd.DataFrame, value: str = "test_accuracy", interval: str = "t") -> pd.DataFrame:
+def summarise(frame: pd.DataFrame, value: Value | str | None = None, interval: str = "t") -> pd.DataFrame:
     """One row for every method and requested density of `points`: the mean of `value` over seeds, its 95 % interval.
 
     `interval` is one of `intervals.INTERVALS`. Columns: `method`, `requested_density`, `density` (realised, mean over
@@ -73,17 +76,18 @@ def summarise(frame: pd.DataFrame, value: str = "test_accuracy", interval: str =
     where that is not known), `seeds` (a sorted tuple), and the means over seeds of `macs` (remaining / dense),
     `latency_ms` and `total_epochs`, NaN where they were not measured. Raises what `points` raises.
     """
+    value = resolve(frame, value)
     return summarise_points(points(frame, value), frame, value, interval)
 
 
-def summarise_points(final: pd.DataFrame, frame: pd.DataFrame, value: str, interval: str = "t") -> pd.DataFrame:
+def summarise_points(final: pd.DataFrame, frame: pd.DataFrame, value: Value, interval: str = "t") -> pd.DataFrame:
     """What `summarise` returns, of the `points` of a frame that are known already."""
-    columns = {name: _numeric_column(final, name) for name in ("density", value, *_COSTS)}
+    columns = {name: _numeric_column(final, name) for name in ("density", value.column, *_COSTS)}
     columns["collapsed"] = collapsed(final, frame, value).to_numpy(dtype=float)
     seeds = final["seed"].to_numpy()
     rows = []
     for (method, requested), at in group(final).items():
-        density, values = float(columns["density"][at].mean()), columns[value][at]
+        density, values = float(columns["density"][at].mean()), columns[value.column][at]
         found = INTERVALS[interval](values)
         share, macs, dense_macs, latency, epochs = (float(columns[name][at].mean()) for name in ("collapsed", *_COSTS))
         rows.append(
@@ -102,7 +106,7 @@ def summarise_points(final: pd.DataFrame, frame: pd.DataFrame, value: str, inter
                 "total_epochs": epochs,
             }
         )
-    return pd.DataFrame(rows)
+    return remember(pd.DataFrame(rows), value)
 
 
 def group(final: pd.DataFrame) -> dict[tuple[str, float], list[int]]:
@@ -113,7 +117,7 @@ def group(final: pd.DataFrame) -> dict[tuple[str, float], list[int]]:
     return places
 
 
-def dense(frame: pd.DataFrame, value: str = "test_accuracy", interval: str = "t") -> dict[str, Interval]:
+def dense(frame: pd.DataFrame, value: Value | str | None = None, interval: str = "t") -> dict[str, Interval]:
     """The dense networks' `value` (level 0): a 95 % interval for every set-up, by its label.
 
     Usually that is one, {"dense": Interval}; a frame with several models, data sets or trainings has more (see
@@ -122,20 +126,21 @@ def dense(frame: pd.DataFrame, value: str = "test_accuracy", interval: str = "t"
 
     Raises `RecordsError` for no level 0, one network with two values, and two networks of one set-up and seed.
     """
+    column = resolve(frame, value).column
     require(frame, ["run", "level"])
     start = frame[frame["level"] == 0]
     if start.empty:
         raise RecordsError("no dense network (level 0) in these rows; repeat the runs, or add the folder that has it")
     require(start, ["dense"])
     start = start.assign(setup=baselines(frame)[frame["level"] == 0])
-    _numbers(start, value)
+    _numbers(start, column)
 
     intervals = {}
     for setup, rows in sorted(start.groupby("setup"), key=lambda group: natural(str(group[0]))):
         # Scorers write different rows about one network, so here only the value must agree.
-        networks = _each_once(rows[["run", "level", "seed", "dense", value]], "dense", f"dense network of {setup}")
+        networks = _each_once(rows[["run", "level", "seed", "dense", column]], "dense", f"dense network of {setup}")
         networks = _each_once(networks, "seed", str(setup))
-        intervals[str(setup)] = INTERVALS[interval](networks[value].astype(float))
+        intervals[str(setup)] = INTERVALS[interval](networks[column].astype(float))
     return intervals
 
 
@@ -152,16 +157,27 @@ def natural(text: str) -> list[Any]:
     return [float(part) if place % 2 else part for place, part in enumerate(parts)]
 
 
-def _numbers(rows: pd.DataFrame, value: str) -> None:
-    """Raise where `value` is not a finite number in each of the rows, and name the first run where it is not."""
-    if value not in rows.columns:
+def diverged(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows whose network's training had no finite loss from the step in "diverged" on."""
+    return frame[frame["diverged"].notna()] if "diverged" in frame else frame.iloc[:0]
+
+
+def _numbers(rows: pd.DataFrame, column: str) -> None:
+    """Raise where `column` is not a finite number in each of the rows, and name the first run where it is not."""
+    if column not in rows.columns:
         known = ", ".join(sorted(str(name) for name in rows.columns if _numeric(rows[name])))
-        raise RecordsError(f'no column "{value}" in these rows; choose one of {known}')
-    for run, level, cell in zip(rows["run"], rows["level"], rows[value], strict=True):
+        raise RecordsError(f'no column "{column}" in these rows; choose one of {known}')
+    steps = rows["diverged"] if "diverged" in rows else [None] * len(rows)
+    for run, level, cell, step in zip(rows["run"], rows["level"], rows[column], steps, strict=True):
         if not isinstance(cell, Real) or isinstance(cell, (bool, np.bool_)) or not math.isfinite(cell):
+            why = (
+                "missing, or the network diverged"
+                if step is None or pd.isna(step)
+                else f"the network diverged at step {step:.0f}"
+            )
             raise RecordsError(
-                f"run {run}, level {level}: {value} is {cell!r}, not a finite number "
-                "(missing, or the network diverged); repeat this run, or move it away"
+                f"run {run}, level {level}: {column} is {cell!r}, not a finite number "
+                f"({why}); repeat this run, or move it away"
             )
 
 

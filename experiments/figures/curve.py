@@ -1,4 +1,4 @@
-"""Accuracy against sparsity, as a paper could print it: every seed's mean and band, the dense network, nothing hidden.
+"""A metric against sparsity, as a paper could print it: every seed's mean and band, the dense network, nothing hidden.
 
 What one should show is what Blalock et al. 2020, "What is the state of neural network pruning?", recommend.
 """
@@ -14,8 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.figures.axes import compression_axis, sparsity_axis
-from experiments.figures.style import COLOURS, DENSE_LINES, LINES, MARKERS, STYLE, WIDTH, describe, legend_below
+from experiments.figures.style import COLOURS, DENSE_LINES, LINES, MARKERS, STYLE, WIDTH, legend_below, log_ticks
 from experiments.intervals import NAMES, Interval
+from experiments.values import Value, recall
 from pruning.errors import RecordsError
 
 X = Literal["compression", "sparsity", "macs", "latency", "cost"]
@@ -26,16 +27,16 @@ def accuracy(
     summary: pd.DataFrame,
     dense: Mapping[str, Interval],
     x: X = "compression",
-    value: str = "test_accuracy",
+    value: Value | str | None = None,
     interval: str = "t",
 ) -> Figure:
     """One line a method with a marker at every operating point, its band, and the dense network as a line of its own.
 
-    `summary` and `dense` are what `statistics.summarise` and `statistics.dense` return for `value`. Points lie at the
-    realised density. `x` is "compression" (prunable / kept, log axis, sparsity on the upper edge), "sparsity" (in
-    percent, linear), "macs" (what remains of them, in percent), "latency" (milliseconds, where it was measured) or
-    "cost" (epochs of training in all, that of the dense network among them). Accuracies are drawn in percent, other
-    values in their own unit.
+    `summary` and `dense` are what `statistics.summarise` and `statistics.dense` return; `value` is needed only where it
+    is not the one that `summary` remembers. Points lie at the realised density. `x` is "compression" (prunable / kept,
+    log axis, sparsity on the upper edge), "sparsity" (in percent, linear), "macs" (what remains of them, in percent),
+    "latency" (milliseconds, where it was measured) or "cost" (epochs of training in all, that of the dense network
+    among them). The y axis is as the metric says: label and scale, and logarithmic if all that is drawn is above 0.
 
     A band is the `interval` of `summary`, which the legend names; where n = 1 there is none. Where some but not all
     runs of a point collapsed, a hollow marker shows their median, as a mean says little then. Where most points lie
@@ -49,10 +50,11 @@ def accuracy(
         summary = summary[np.isfinite(summary[column])]
         if summary.empty:
             raise RecordsError(f"no row tells its {column}: run the sweep with latency=32, say, or choose another x")
-    label, scale = describe(value)
+    value = recall(summary, value)
+    scale = value.scale
     curves = [(str(name), rows) for name, rows in summary.groupby("method", sort=False)]
-    limits = _full(summary, dense, scale), _near(summary, dense, scale)
-    panels = [limit for limit in limits if limit is not None]
+    view = _View(value, summary, dense)
+    panels = [view.full(), *view.near()]
 
     with style.context(["default", STYLE]):  # whatever the user's own matplotlibrc says
         figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
@@ -63,20 +65,24 @@ def accuracy(
             for place, (name, rows) in enumerate(curves):
                 _curve(panel, name, rows, place, x, scale=scale, alpha=min(0.15, 0.8 / len(curves)))
             panel.set_ylim(low, high)
+            if view.log:
+                log_ticks(panel)
         for panel, note in zip(axes, ("", "\nnear the dense network"), strict=False):
-            panel.set_ylabel(label + note)
+            panel.set_ylabel(value.label + note)
         if x == "compression":
             compression_axis(axes, summary)
         elif x == "sparsity":
             sparsity_axis(axes, summary)
         else:
             axes[-1].set_xlabel(_COSTS[x])
-        notes = [f"Mean and 95 % {NAMES[interval]} over seeds"]
-        if x == "compression" and bool(np.isinf(summary["compression"]).any()):
-            notes.append("without points where nothing is kept")
-        if _divided(summary).any():
-            notes.append("hollow: the median, where some runs collapsed")
-        legend_below(figure, axes, "; ".join(notes))
+        nothing = x == "compression" and bool(np.isinf(summary["compression"]).any())
+        notes = {
+            f"Mean and 95 % {NAMES[interval]} over seeds": True,
+            "without points where nothing is kept": nothing,
+            "intervals that reach far beyond are cut": view.cut,
+            "hollow: the median, where some runs collapsed": bool(_divided(summary).any()),
+        }
+        legend_below(figure, axes, "; ".join(note for note, holds in notes.items() if holds))
     return figure
 
 
@@ -168,29 +174,55 @@ _COSTS = {
 # Limits
 
 
-def _full(summary: pd.DataFrame, dense: Mapping[str, Interval], scale: float) -> tuple[float, float]:
-    """All means and intervals; an interval that leaves [0 %, 100 %] is cut there by the panel, not in the numbers."""
-    lines = [(interval.mean, interval.low, interval.high) for interval in dense.values()]
-    ends = np.concatenate([summary[["mean", "low", "high"]].to_numpy(dtype=float).ravel(), np.ravel(lines)])
-    ends = scale * ends[np.isfinite(ends)]
-    bounds = (0.0, 100.0) if scale == 100 else (-math.inf, math.inf)
-    low, high = np.clip([ends.min(), ends.max()], *bounds)
-    margin = 0.04 * (high - low) or 0.05 * abs(high) or 1.0
-    return float(max(low - margin, bounds[0] - 2)), float(min(high + margin, bounds[1] + 2))
+ROOM = 3.0
+"""How far a band may reach over all means on a logarithmic axis: by this factor."""
 
 
-def _near(summary: pd.DataFrame, dense: Mapping[str, Interval], scale: float) -> tuple[float, float] | None:
-    """What holds the dense lines, their bands and the nearer half of the points; None where it is much of the range."""
-    if not dense:
-        return None
-    lines = scale * np.array([interval.mean for interval in dense.values()])
-    means = scale * summary["mean"].to_numpy(dtype=float)
-    away = np.maximum(np.maximum(lines.min() - means, means - lines.max()), 0)
-    bands = [scale * end for interval in dense.values() if interval.n > 1 for end in (interval.low, interval.high)]
-    shown = [*means[away <= 1.15 * np.median(away)], *lines, *bands]
-    low, high = min(shown), max(shown)
-    full_low, full_high = _full(summary, dense, scale)
-    if not 0 < high - low < (full_high - full_low) / 4:
-        return None
-    margin = 0.1 * (high - low)
-    return float(low - margin), float(high + margin)
+class _View:
+    """What there is to see on the y axis, in the shown unit; on a logarithmic one limits are found among logarithms."""
+
+    def __init__(self, value: Value, summary: pd.DataFrame, dense: Mapping[str, Interval]) -> None:
+        self.percent, self.cut = value.percent, False
+        self.means = value.scale * summary["mean"].to_numpy(dtype=float)
+        self.lines = value.scale * np.array([interval.mean for interval in dense.values()])
+        points = summary[["low", "high"]].to_numpy(dtype=float).ravel()
+        bands = [end for interval in dense.values() for end in (interval.low, interval.high)]
+        self.ends, self.bands = (
+            ends[np.isfinite(ends)] for ends in (value.scale * points, value.scale * np.array(bands))
+        )
+        values = np.concatenate([self.means, self.lines])
+        self.log = value.log and bool((values > 0).all())
+        if self.log:
+            # An interval of few seeds may end below 0, which has no logarithm: the panel cuts it there.
+            lowest, highest = values.min() / ROOM, values.max() * ROOM
+            both = np.concatenate([self.ends, self.bands])
+            self.cut = bool((both < lowest).any() or (both > highest).any())
+            self.ends, self.bands = (np.log10(np.clip(ends, lowest, highest)) for ends in (self.ends, self.bands))
+            self.means, self.lines = np.log10(self.means), np.log10(self.lines)
+
+    def full(self) -> tuple[float, float]:
+        """All means and intervals; what leaves [0 %, 100 %] is cut there by the panel, not in the numbers."""
+        return self._shown(*self._whole())
+
+    def near(self) -> list[tuple[float, float]]:
+        """The dense lines, their bands and the nearer half of the points; none where that is much of the range."""
+        if not self.lines.size:
+            return []
+        away = np.maximum(np.maximum(self.lines.min() - self.means, self.means - self.lines.max()), 0)
+        shown = [*self.means[away <= 1.15 * np.median(away)], *self.lines, *self.bands]
+        low, high = min(shown), max(shown)
+        full_low, full_high = self._whole()
+        if not 0 < high - low < (full_high - full_low) / 4:
+            return []
+        margin = 0.1 * (high - low)
+        return [self._shown(low - margin, high + margin)]
+
+    def _whole(self) -> tuple[float, float]:
+        ends = np.concatenate([self.means, self.lines, self.ends, self.bands])
+        bounds = (0.0, 100.0) if self.percent else (-math.inf, math.inf)
+        low, high = np.clip([ends.min(), ends.max()], *bounds)
+        margin = 0.04 * (high - low) or (0.05 * abs(high) if not self.log else 0.05) or 1.0
+        return max(low - margin, bounds[0] - 2), min(high + margin, bounds[1] + 2)
+
+    def _shown(self, low: float, high: float) -> tuple[float, float]:
+        return (float(10.0**low), float(10.0**high)) if self.log else (float(low), float(high))

@@ -7,21 +7,26 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.figures.axes import compression_axis
-from experiments.figures.style import COLOURS, LINES, MARKERS, STYLE, WIDTH, describe, legend_below
+from experiments.figures.style import COLOURS, LINES, MARKERS, STYLE, WIDTH, legend_below
 from experiments.intervals import NAMES
+from experiments.values import Value, recall
 
 
 def difference(
-    differences: pd.DataFrame, baseline: str, value: str = "test_accuracy", interval: str = "t", alpha: float = 0.05
+    differences: pd.DataFrame,
+    baseline: str,
+    value: Value | str | None = None,
+    interval: str = "t",
+    alpha: float = 0.05,
 ) -> Figure:
     """One line a method: its mean difference to `baseline`, with the interval of the pairs as a band.
 
-    `differences` is what `comparison.differences` returns for `value`, `interval` and `alpha`; markers are filled where
-    the difference is significant after Holm's correction, and hollow where it is not. Zero is the baseline. Points lie
-    at the method's realised density.
+    `differences` is what `comparison.differences` returns for `interval` and `alpha`; a `value` is needed only where
+    that is not the one it remembers. Markers are filled where the difference is significant after Holm's correction,
+    and hollow where it is not. Zero is the baseline. Points lie at the method's realised density.
     """
-    label, scale = describe(value)
-    unit = "points" if scale == 100 else "its unit"
+    value = recall(differences, value)
+    scale = value.scale
     known = differences[differences["density"] > 0]
     known = known.assign(compression=1 / known["density"])
     shown = known[known["method"] != baseline]
@@ -41,7 +46,7 @@ def difference(
             panel.plot(at[sure], means[sure], color=colour, linestyle="none", marker=marker, zorder=3)
             low, high = (scale * rows[end].to_numpy() for end in ("low", "high"))
             panel.fill_between(at, low, high, color=colour, alpha=0.12, linewidth=0, zorder=1)
-        panel.set_ylabel(f"{label.removesuffix(' (%)')},\ndifference in {unit}")
+        panel.set_ylabel(f"{value.title},\n{value.difference}")
         cut = " (cut at the edge)" if _cut(panel, scale * shown["mean"].to_numpy()) else ""
         compression_axis([panel], shown)
         legend_below(

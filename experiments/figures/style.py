@@ -1,4 +1,4 @@
-"""What all figures share: colours, sizes, how they are saved with their numbers, and the names of what they show.
+"""What all figures share: colours, sizes, and how they are saved with their numbers.
 
 Figures are values: they are built without pyplot or any global state.
 """
@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito 2008, safe for the colour-blind; without its yellow (faint on white) and black (the dense network)."""
@@ -86,13 +86,6 @@ def _laid_out(figure: Figure) -> Iterator[None]:
         figure.set_canvas(canvas)
 
 
-def describe(value: str) -> tuple[str, float]:
-    """The axis label of a column, and what its values are multiplied by: ("Test accuracy (%)", 100.0)."""
-    words = value.replace("_", " ").strip()
-    label = words[:1].upper() + words[1:]
-    return (f"{label} (%)", 100.0) if words.endswith("accuracy") else (label, 1.0)
-
-
 def legend_below(figure: Figure, axes: list[Axes], title: str) -> None:
     """Below the axes, in as many columns as the longest label leaves room for; the figure grows, the axes stay."""
     lines = [line for line in axes[0].get_lines() if line.get_linestyle() != "None" and line.get_label() != NO_LABEL]
@@ -119,9 +112,23 @@ def panel_title(panel: Axes, title: str, columns: int) -> None:
 def log_ticks(panel: Axes) -> None:
     """A log y axis with numbers as they are said: 0.01, 1, 1,000."""
     panel.set_yscale("log")
-    panel.yaxis.set_major_formatter(lambda at, _: f"{at:,.0f}" if at >= 1 else f"{at:g}")
+    panel.yaxis.set_major_formatter(lambda at, _: _said(at))
     low, high = panel.get_ylim()
     if high / low > 30:  # otherwise a decade has too few numbers
         panel.yaxis.set_minor_formatter(NullFormatter())
-    else:
+    elif sum(low <= step * 10.0**power <= high for step in (1, 2, 5) for power in _powers(low, high)) > 1:
         panel.yaxis.set_minor_formatter(lambda at, _: f"{at:g}" if f"{at:e}"[0] in "125" else "")
+    else:  # and less than a decade has none
+        panel.yaxis.set_major_locator(MaxNLocator(5))
+        panel.yaxis.set_major_formatter(lambda at, _: f"{at:g}")
+        panel.yaxis.set_minor_locator(NullLocator())
+
+
+def _said(at: float) -> str:
+    if at >= 1e9:
+        return f"{at:.0e}".replace("e+", "e")
+    return f"{at:,.0f}" if at >= 1 else f"{at:g}"
+
+
+def _powers(low: float, high: float) -> range:
+    return range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)

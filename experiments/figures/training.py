@@ -54,7 +54,7 @@ def training(losses: pd.DataFrame) -> Figure:
     """A panel a method: the dense network's loss in black, a line for every density, and a tick where it was pruned.
 
     `losses` is what the function of that name returns. A line begins with its first epoch; the dotted line is
-    where it was pruned. Loss is on a log axis.
+    where it was pruned. Loss is on a log axis, unless some is not above 0.
     """
     starts = dict(zip(losses["method"], losses["dense"], strict=True))
     methods = [name for name, start in starts.items() if name != start]
@@ -77,7 +77,8 @@ def training(losses: pd.DataFrame) -> Figure:
             for at in losses.loc[losses["method"] == method, "begin"].unique():
                 _mark(panel, at)
             panel_title(panel, str(method), columns)
-        log_ticks(panels[0])  # the panels share scale, limits and ticks
+        if (losses["loss"].dropna() > 0).all():  # a loss of one's own may be below 0
+            log_ticks(panels[0])  # the panels share scale, limits and ticks
         for panel in panels[len(methods) :]:
             panel.set_axis_off()
         for place, panel in enumerate(panels[: len(methods)]):

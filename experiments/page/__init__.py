@@ -12,13 +12,14 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from experiments import figures, statistics
+from experiments import statistics
 from experiments.checklist import checklist
-from experiments.compare import COLLAPSED, COLUMNS, CURVE_COLUMNS, cells, curve_cells, words
+from experiments.compare import COLLAPSED, COLUMNS, CURVE_COLUMNS, cells, curve_cells, within_words, words
 from experiments.comparison import Comparison
 from experiments.intervals import described
 from experiments.page.data import configuration, curves, runs
 from experiments.state import State
+from experiments.values import Value, resolve
 
 _HERE = Path(__file__).parent
 
@@ -28,7 +29,7 @@ def render(
     states: list[State],
     folder: Path,
     output: Path,
-    value: str = "test_accuracy",
+    value: Value | str | None = None,
     comparisons: Sequence[Comparison] = (),
     refused: Sequence[str] = (),
     interval: str = "t",
@@ -39,6 +40,7 @@ def render(
     averages anew for what is filtered, have t-intervals. Raises `RecordsError` where statistics
     refuse the rows.
     """
+    value = resolve(frame, value)
     same, apart = configuration(frame)
     environment = Environment(
         loader=FileSystemLoader(_HERE),
@@ -49,14 +51,13 @@ def render(
     )
     return environment.get_template("report.html.j2").render(
         title=folder.resolve().name,
-        label=figures.describe(value)[0],
-        value=value,
+        label=value.label,
         plotly=get_plotlyjs(),
         css=(_HERE / "page.css").read_text(encoding="utf-8"),
         script=(_HERE / "page.js").read_text(encoding="utf-8"),
         data=_embedded(curves(frame, value)),
         counts=_counts(frame, value),
-        comparisons=[_shown(comparison, value, interval) for comparison in comparisons],
+        comparisons=[_shown(comparison, interval) for comparison in comparisons],
         refused=refused,
         checks=checklist(frame, value),
         same=same,
@@ -71,7 +72,7 @@ def _embedded(data: Any) -> str:
     return text.replace("&", r"\u0026").replace("<", r"\u003c").replace(">", r"\u003e")
 
 
-def _counts(frame: pd.DataFrame, value: str) -> str:
+def _counts(frame: pd.DataFrame, value: Value) -> str:
     final = statistics.points(frame, value)
     parts = [
         (frame["run"].nunique(), "run", "runs"),
@@ -82,17 +83,18 @@ def _counts(frame: pd.DataFrame, value: str) -> str:
     return ", ".join(f"{count} {one if count == 1 else many}" for count, one, many in parts)
 
 
-def _shown(comparison: Comparison, value: str, interval: str) -> dict[str, Any]:
+def _shown(comparison: Comparison, interval: str) -> dict[str, Any]:
     """A table and its sentences."""
-    label, _ = figures.describe(value)
+    value = comparison.value
+    within = "sparsity within 1 point" if value.percent else within_words(value)
     return {
         "setup": comparison.setup,
         "baseline": comparison.baseline,
-        "columns": [label if column == "value" else column for column in COLUMNS],
-        "rows": cells(comparison, value, interval),
+        "columns": [value.label if column == "value" else column for column in COLUMNS],
+        "rows": cells(comparison, interval),
         "shown": described(interval),
-        "curve_columns": [f"{column} 1 point" if column == "sparsity within" else column for column in CURVE_COLUMNS],
-        "curves": curve_cells(comparison, value, interval),
+        "curve_columns": [within if column == "sparsity within" else column for column in CURVE_COLUMNS],
+        "curves": curve_cells(comparison, interval),
         "span": comparison.overall["span"].iloc[0],
         "collapsed": COLLAPSED,
         "words": words(comparison),

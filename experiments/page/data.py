@@ -18,6 +18,7 @@ from experiments.gallery import told_axes
 from experiments.labels import baselines, flattened
 from experiments.state import State
 from experiments.targets import short_name
+from experiments.values import Value
 from pruning.errors import RecordsError
 
 CONFIDENCE = 0.95
@@ -25,18 +26,20 @@ NOTHING = "\N{EN DASH}"
 """What a run shows for a field that it does not have."""
 
 
-def curves(frame: pd.DataFrame, value: str) -> dict[str, Any]:
+def curves(frame: pd.DataFrame, value: Value) -> dict[str, Any]:
     """Every point of every seed, the dense networks, layers, and Student's quantiles, by which the page makes means."""
     final = statistics.points(frame, value)
-    label, scale = figures.describe(value)
     methods = list(dict.fromkeys(final["method"]))
     summary = statistics.summarise_points(final, frame, value)
     start = frame[frame["level"] == 0].drop_duplicates("dense")
     setups = baselines(frame)[start.index]
     most = max(2, int(final.groupby(["method", "requested_density"])["seed"].nunique().max()), len(start))
     return {
-        "label": label,
-        "scale": scale,
+        "label": value.label,
+        "scale": value.scale,
+        "digits": value.digits,
+        "log": value.log and min(*final[value.column], *start[value.column]) > 0,
+        "lower": value.meaning("lower") == "better",
         "axes": told_axes(summary),
         "methods": [
             {"name": name, "colour": _of(figures.COLOURS, place), "symbol": _of(_SYMBOLS, place)}
@@ -53,14 +56,15 @@ def curves(frame: pd.DataFrame, value: str) -> dict[str, Any]:
                 "macs": _ratio(row.get("macs"), row.get("dense_macs")),
                 "latency": _number(row.get("latency_ms")),
                 "cost": _number(row.get("total_epochs")),
-                "value": float(row[value]),
+                "value": float(row[value.column]),
                 "run": str(row["run"]),
+                "diverged": _number(row.get("diverged")),
             }
             for row in final.to_dict("records")
         ],
         "dense": [
             {"setup": setup, "seed": int(seed), "value": float(of)}
-            for setup, seed, of in zip(setups, start["seed"], start[value], strict=True)
+            for setup, seed, of in zip(setups, start["seed"], start[value.column], strict=True)
         ],
         "layers": _layers(final),
         "quantiles": [
@@ -90,7 +94,7 @@ def runs(frame: pd.DataFrame, states: list[State], folder: Path, output: Path) -
         found.append(
             {
                 "run": str(name),
-                "state": "" if state is None else state.state,
+                "state": ", ".join(filter(None, ["" if state is None else state.state, _diverged(rows)])),
                 "seed": str(last["seed"]),
                 "rows": str(len(rows)),
                 "trained": _duration(float(rows["seconds"].fillna(0).sum())) if "seconds" in rows else "",
@@ -103,6 +107,15 @@ def runs(frame: pd.DataFrame, states: list[State], folder: Path, output: Path) -
             }
         )
     return found
+
+
+def _diverged(rows: pd.DataFrame) -> str:
+    """ "diverged at step 12 (level 1), 7 (level 2)"; nothing where no level did."""
+    found = statistics.diverged(rows)
+    if found.empty:
+        return ""
+    steps = [f"{step:.0f} (level {level})" for step, level in zip(found["diverged"], found["level"], strict=True)]
+    return f"diverged at step {', '.join(steps)}"
 
 
 def configuration(frame: pd.DataFrame) -> tuple[list[tuple[str, str]], list[tuple[str, list[str]]]]:

@@ -16,6 +16,7 @@
     made.append(...children);
     return made;
   };
+  const shown = value => value.toFixed(data.digits);
   const format = value => String(Number(value.toPrecision(4)));
   // Plotly reads a few tags in labels: text from runs must stay text.
   const escaped = text => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
@@ -60,41 +61,42 @@
       const x = at.reduce((sum, one) => sum + one, 0) / at.length;
       // the mean of densities, not of ratios, as in the tables
       const density = of.reduce((sum, p) => sum + p.density, 0) / of.length;
-      found.push({ requested, density, x: axis === "compression" ? 1 / density : x, ...meanInterval(of.map(p => data.scale * p.value)) });
+      const diverged = of.filter(p => p.diverged !== null).length;
+      found.push({ requested, density, diverged, x: axis === "compression" ? 1 / density : x, ...meanInterval(of.map(p => data.scale * p.value)) });
     }
     return found.sort((a, b) => a.x - b.x);
   }
 
   function draw() {
     const axis = document.getElementById("axis").value;
-    const shown = data.points.filter(p => Object.keys(chosen).every(key => chosen[key].has(p[key])));
+    const kept = data.points.filter(p => Object.keys(chosen).every(key => chosen[key].has(p[key])));
     const traces = [], seen = [];
     for (const method of data.methods) {
-      const points = shown.filter(p => p.method === method.name);
+      const points = kept.filter(p => p.method === method.name);
       const line = means(points, axis);
       if (!line.length) continue;
       seen.push(...line.map(p => p.mean));
       const x = line.map(p => p.x), banded = line.filter(p => p.half !== null);
       traces.push({
         x: [...banded.map(p => p.x), ...banded.map(p => p.x).reverse()],
-        y: [...banded.map(p => p.mean + p.half), ...banded.map(p => p.mean - p.half).reverse()],
+        y: [...banded.map(p => p.mean + p.half), ...banded.map(p => data.log ? Math.max(p.mean - p.half, p.mean / 1000) : p.mean - p.half).reverse()],  // no logarithm below 0
         fill: "toself", fillcolor: method.colour + "22", line: { width: 0 }, mode: "lines", hoverinfo: "skip",
         showlegend: false, legendgroup: method.name, name: escaped(method.name) + " interval",
       });
       traces.push({
         x, y: line.map(p => p.mean), mode: "lines+markers", name: escaped(method.name), legendgroup: method.name,
         line: { color: method.colour, width: 2 }, marker: { symbol: method.symbol, size: 8 },
-        customdata: line.map(p => [p.half === null ? "one seed" : "± " + p.half.toFixed(2), p.n, format(100 * p.density), format(1 / p.density)]),
-        hovertemplate: "%{y:.2f} %{customdata[0]}, n = %{customdata[1]}<br>%{customdata[2]} % kept (%{customdata[3]}×)",
+        customdata: line.map(p => [p.half === null ? "one seed" : "± " + shown(p.half), p.diverged ? p.n + ", " + p.diverged + " diverged" : p.n, format(100 * p.density), format(1 / p.density)]),
+        hovertemplate: `%{y:.${data.digits}f} %{customdata[0]}, n = %{customdata[1]}<br>%{customdata[2]} % kept (%{customdata[3]}×)`,
       });
       if (document.getElementById("seeds").checked) {
         const there = points.filter(p => Number.isFinite(axes[axis].at(p)) && axes[axis].at(p) !== null);
         traces.push({
           x: there.map(axes[axis].at), y: there.map(p => data.scale * p.value), mode: "markers", showlegend: false,
           legendgroup: method.name, name: escaped(method.name),
-          marker: { symbol: method.symbol + "-open", size: 6, color: method.colour },
-          customdata: there.map(p => [p.seed, escaped(p.run)]),
-          hovertemplate: "%{y:.2f}, seed %{customdata[0]}<br>%{customdata[1]}",
+          marker: { symbol: there.map(p => p.diverged === null ? method.symbol + "-open" : "x"), size: 6, color: method.colour },
+          customdata: there.map(p => [p.diverged === null ? p.seed : p.seed + ", diverged at step " + p.diverged, escaped(p.run)]),
+          hovertemplate: `%{y:.${data.digits}f}, seed %{customdata[0]}<br>%{customdata[1]}`,
         });
       }
     }
@@ -110,15 +112,19 @@
       type: "line", xref: "paper", x0: 0, x1: 1, y0: base[place], y1: base[place], line: { color: "#1b1f24", width: 1.5, dash: "dash" },
       label: { text: escaped(setup), textposition: "end", font: { size: 12 } },
     }));
+    // Near the dense network: from there to the median, on the side where networks are worse.
     const median = [...seen].sort((a, b) => a - b)[Math.floor(seen.length / 2)];
-    const near = document.getElementById("near").checked, bottom = near ? Math.min(median, ...base) : low;
-    const margin = 0.06 * (high - bottom) || 1;
+    const near = document.getElementById("near").checked;
+    const ends = [near && !data.lower ? Math.min(median, ...base) : low, near && data.lower ? Math.max(median, ...base) : high];
+    const [bottom, top] = data.log ? ends.map(Math.log10) : ends;
+    const margin = 0.06 * (top - bottom) || (data.log ? 0.05 : 1);
     Plotly.react("plot", traces, {
       font, shapes, paper_bgcolor: "#ffffff", plot_bgcolor: "#ffffff", hovermode: "closest", autosize: true,
       margin: { l: 62, r: 16, t: 16, b: 56 },
       xaxis: { title: { text: small() ? axes[axis].short : axes[axis].title, standoff: 12 }, type: axes[axis].log ? "log" : "linear", gridcolor: "#e6e9ed", zeroline: false,
         ...(axes[axis].log ? { tickmode: "array", ...ticks(traces) } : {}), automargin: true },
-      yaxis: { title: { text: escaped(data.label), standoff: 8 }, gridcolor: "#e6e9ed", zeroline: false, range: [bottom - margin, high + margin], automargin: true },
+      yaxis: { title: { text: escaped(data.label), standoff: 8 }, gridcolor: "#e6e9ed", zeroline: false, range: [bottom - margin, top + margin], automargin: true,
+        ...(data.log ? { type: "log", ...levels(bottom - margin, top + margin) } : {}) },
       legend: { orientation: "h", x: 0, y: -0.22, yanchor: "top" },
     }, { responsive: true, displaylogo: false, displayModeBar: !small() });
   }
@@ -130,6 +136,15 @@
     const kept = [];
     for (const point of points.reverse()) if (!kept.length || Math.log(kept[kept.length - 1] / point) >= room) kept.push(point);
     return { tickvals: kept, ticktext: kept.map(x => Number(x.toPrecision(3)) >= 1000 ? Math.round(x).toLocaleString("en") + "×" : Number(x.toPrecision(3)) + "×") };
+  }
+
+  // Round numbers on a logarithmic axis: 1, 2 and 5 of every decade, or of every so many where there are many.
+  function levels(bottom, top) {
+    const found = [], steps = top - bottom < 3 ? [1, 2, 5] : [1], apart = Math.max(1, Math.ceil((top - bottom) / 8));
+    for (let power = Math.floor(bottom / apart) * apart; power <= top; power += apart)
+      for (const step of steps) if (Math.log10(step) + power >= bottom && Math.log10(step) + power <= top) found.push(step * 10 ** power);
+    if (found.length < 2) return { nticks: 6 };  // less than a decade
+    return { tickmode: "array", tickvals: found, ticktext: found.map(y => y >= 1e6 || y < 1e-3 ? y.toExponential(0) : Number(y.toPrecision(3)).toLocaleString("en", { maximumFractionDigits: 6 })) };
   }
 
   function heat() {

@@ -1,9 +1,9 @@
 """Tasks: what networks learn, and what they are judged by."""
 
+from experiments.metrics import LOSS, Metric, share
 from experiments.tasks.classification import Classification
 from experiments.tasks.language_modelling import LanguageModelling
 from experiments.tasks.masked_language_modelling import MaskedLanguageModelling
-from experiments.tasks.metric import LOSS, Metric, share
 from experiments.tasks.multilabel import Multilabel
 from experiments.tasks.regression import Regression
 from experiments.tasks.task import Task, call, check_fit, counts, evaluate, mean_loss

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from experiments.data.examples import Batch, Data
-from experiments.tasks.metric import Metric, share
+from experiments.metrics import Metric, share
 from experiments.tasks.task import Task, widened
 from pruning.errors import DataError
 from pruning.evidence import output_tensor
@@ -63,8 +63,8 @@ class LanguageModelling(Task):
         return output_tensor(outputs)[:, :-1].flatten(0, 1), self.labels(batch)[:, 1:].flatten()
 
     def derived(self, loss: float) -> dict[str, float]:
-        """exp(loss), as far as a float reaches."""
-        return {"perplexity": math.exp(loss) if loss < 700.0 else math.inf}
+        """exp(loss), infinite beyond what rows hold."""
+        return {"perplexity": perplexity(loss)}
 
     def labels(self, batch: Batch) -> Tensor:
         """What each position holds if it counts, -100 else: int64 [n, tokens]."""
@@ -80,6 +80,11 @@ class LanguageModelling(Task):
         check_tokens("language_modelling", batch, self.tokens, self.labels)
         if batch[self.tokens].shape[1] < 2:
             raise DataError("task=language_modelling: sequences of one token have none that follows: give longer ones")
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss) of a mean loss a token; infinite above 1e99, and NaN of NaN."""
+    return math.inf if loss > 99 * math.log(10) else math.exp(loss)
 
 
 def check_tokens(task: str, batch: Batch, column: str, labels: Any) -> None:

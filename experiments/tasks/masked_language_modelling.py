@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from experiments.data.examples import Batch, Data, rows_of
-from experiments.tasks.language_modelling import IGNORED, PERPLEXITY, check_tokens, token_accuracy
-from experiments.tasks.metric import Metric, share
+from experiments.metrics import Metric, share
+from experiments.tasks.language_modelling import IGNORED, PERPLEXITY, check_tokens, perplexity, token_accuracy
+from experiments.metrics import Metric, share
 from experiments.tasks.task import Task, widened
 from pruning.errors import ConfigurationError
 from pruning.evidence import output_tensor
@@ -87,8 +88,8 @@ class MaskedLanguageModelling(Task):
         return output_tensor(outputs).flatten(0, 1), self._hidden(batch)[1].flatten()
 
     def derived(self, loss: float) -> dict[str, float]:
-        """exp(loss), as far as a float reaches."""
-        return {"perplexity": float(torch.tensor(loss, dtype=torch.float64).exp())}
+        """exp(loss), infinite beyond what rows hold."""
+        return {"perplexity": perplexity(loss)}
 
     def augment(self, batch: Batch, generator: torch.Generator) -> Batch:
         """With numbers that choose other tokens than those of the last epoch."""

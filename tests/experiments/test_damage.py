@@ -19,6 +19,7 @@ from experiments.figures.training import losses
 from experiments.gallery import Wanted, gallery
 from experiments.page import data, render
 from experiments.report import table
+from experiments.values import resolve
 from pruning.errors import RecordsError
 
 Rows = dict[str, list[dict[str, Any]]]
@@ -54,8 +55,8 @@ def read_by_all(folder: Path) -> None:
     final = statistics.points(frame)
     found, _ = comparisons(frame, "magnitude")
     for comparison in found:
-        cells(comparison, "test_accuracy")
-        curve_cells(comparison, "test_accuracy")
+        cells(comparison)
+        curve_cells(comparison)
         words(comparison)
     table(statistics.summarise(frame), statistics.dense(frame), "test_accuracy")
     checklist(frame)
@@ -65,7 +66,7 @@ def read_by_all(folder: Path) -> None:
         lambda: statistics.summarise(frame, "test_loss"),
         lambda: layer_densities(final),
         lambda: losses(final, frame),
-        lambda: json.dumps(data.curves(frame, "test_accuracy"), allow_nan=False),
+        lambda: json.dumps(data.curves(frame, resolve(frame)), allow_nan=False),
     ):
         assert "\n" not in refusal(work)
 

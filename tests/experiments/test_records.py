@@ -155,7 +155,7 @@ good = json.dumps(row()).encode()
         (good.replace(b"0}", b'0, "loss": -Infinity}'), 1, "-Infinity is not JSON"),
         (b"[1, 2]", 1, "JSON object"),
         (b"null", 1, "JSON object"),
-        (good.replace(b'"format": 1', b'"format": 2'), 1, "format 2"),
+        (good.replace(b'"format": 1', b'"format": 3'), 1, "format 3, this version reads 1 and 2"),
         (good.replace(b'"format": 1', b'"format": true'), 1, "format True"),
         (good.replace(b'"format": 1', b'"format": 1.0'), 1, "format 1.0"),
         (good.replace(b'"format": 1, ', b""), 1, "format None"),

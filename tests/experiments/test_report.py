@@ -63,8 +63,8 @@ def test_another_value_and_another_folder(tmp_path, capsys):
     sweep(tmp_path / "runs")
     output = tmp_path / "not" / "there" / ("long" * 40)
     assert main([str(tmp_path / "runs"), "--value", "test_loss", "--output", str(output)]) == 0
-    assert str(output / "test_loss_sparsity.csv") in capsys.readouterr().out.splitlines()
-    stems = {"test_loss_compression", "test_loss_sparsity", "test_loss_difference", "report"}
+    assert str(output / "loss_sparsity.csv") in capsys.readouterr().out.splitlines()
+    stems = {"loss_compression", "loss_sparsity", "loss_difference", "report"}
     assert {path.stem for path in output.iterdir()} == stems
     assert not [path for path in (tmp_path / "runs").iterdir() if path.is_file()]
 
