@@ -11,7 +11,7 @@ from torch import nn
 from experiments.conditions import device_name
 from experiments.data.examples import take
 from experiments.identity import EXECUTION, STRUCTURE, code
-from experiments.networks import MASKS, WEIGHTS, Network, finite, load
+from experiments.networks import Network, finite, load
 from experiments.records import FORMAT
 from experiments.setting import Setting
 from experiments.targets import short_name
@@ -71,7 +71,7 @@ def evaluate(setting: Setting, network: Network, level: Level, dense_network: Ne
             "smallest_layer": smallest.name,
             "emptied": list(masks.emptied),
             "layers": [asdict(line) for line in table],
-            "bytes": sum(network.weights.size(name) for name in (WEIGHTS, MASKS) if network.weights.has(name)),
+            "bytes": network.stored_bytes(model),
             **{
                 f"{part}_{metric}": finite(value)
                 for part, data in parts.items()

@@ -24,10 +24,15 @@ NO_STEPS = {"steps": 0, "position": 0, "epoch_steps": 1}
 
 @dataclass(frozen=True)
 class Network:
-    """Weights, and the masks that hold from now on; both on disk."""
+    """Weights, and the masks that hold from now on; both on disk.
+
+    `untrained`: nothing has followed the masks, so that the weights, and their history, are those of the network that
+    was pruned: half a gigabyte a level is not copied.
+    """
 
     weights: Artefact
     masks: Artefact | None = None
+    untrained: bool = False
 
     @property
     def key(self) -> str:
@@ -39,7 +44,20 @@ class Network:
     def history(self) -> dict[str, Any]:
         """Epochs and seconds of its training, and in total since the initialisation; threads; versions."""
         found: dict[str, Any] = self.weights.json(HISTORY)
-        return found
+        return found | {"epochs": 0.0, "seconds": 0.0, "history": []} if self.untrained else found
+
+    def stored_bytes(self, model: nn.Module) -> int:
+        """What its kept weights, everything else of `model` and its masks take in files."""
+        held = Masks.load(self.weights.file(MASKS)) if self.weights.has(MASKS) else None
+        masks, parameters = self.load_masks(), dict(model.named_parameters())
+        if masks is None:
+            return self.weights.size(WEIGHTS)
+        assert self.masks is not None
+        removed = 0  # of what is in the file
+        for name, mask in masks.items():
+            there = mask.numel() if held is None else int(held[name].sum())
+            removed += (there - int(mask.sum())) * parameters[name].element_size()
+        return self.weights.size(WEIGHTS) - removed + self.masks.size(MASKS)
 
     def load_masks(self) -> Masks | None:
         """The masks, on the CPU."""

@@ -88,7 +88,9 @@ class DatasetExamples:
             if "worker" not in str(error):
                 raise
             reason = " ".join(str(error).split())
-            raise DataError(f"{type(self.dataset).__name__}: {reason}: give the workers more memory, or fewer of them") from error
+            raise DataError(
+                f"{type(self.dataset).__name__}: {reason}: give the workers more memory, or fewer of them"
+            ) from error
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,8 @@ def recover(
         steps = range(ended, ended + config["epochs"] * setting.epoch_steps)
         recipe = setting.recipe(steps, setting.recovery_rate, total=0)
     changes = changing and bool(setting.config["dynamic"])
+    if not (recipe.steps or changes or setting.config["compensate"] or config["batchnorm_batches"]):
+        return Network(weights.weights, network.masks, untrained=True)
     regime = _regime(setting, masks, len(recipe.steps), density) if changes else None
     identity = {"weights": weights.key} | _part(setting, changes, density)
     begin = partial(_begun, setting, network, weights, masks, recipe)

@@ -30,6 +30,7 @@ ELSEWHERE = {
     "checkpoint.seconds": "a training that was cut ends in the same bits",
     "checkpoint.steps": "a training that was cut ends in the same bits",
     "data.load.folder": "where the files of a known set lie",
+    "when": "which network is the dense one, not what it is",
 }
 """Fields that stages read and that no identity holds by their names, and why."""
 
@@ -218,7 +219,7 @@ NEEDS = {
     "initial": {"experiments.models.mlp", "experiments.seeding", "experiments.targets"},
     "dense": {
         "experiments.training",
-        "experiments.evaluation",
+        "experiments.tasks.classification",
         "experiments.data.embedded",
         "experiments.learning_rate",
     },
@@ -230,7 +231,7 @@ NEEDS = {
         "pruning.evidence",
     },
     "recovered": {"pruning.dynamic.held", "pruning.attachment", "pruning.recovery", "pruning.execution.alternating"},
-    "rows": {"experiments.levels", "experiments.evaluation", "pruning.cost"},
+    "rows": {"experiments.levels", "experiments.tasks.classification", "pruning.cost"},
 }
 """Kind → some of the code that makes it."""
 

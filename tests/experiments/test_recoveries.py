@@ -13,6 +13,7 @@ from experiments.networks import MASKS, POINT, WEIGHTS
 from experiments.seeding import generator
 from experiments.stages import trained
 from experiments.stages.masks import shuffled
+from experiments.stored import kept_weights, masks_of
 from experiments.training import batches, train
 from pruning import Masks
 from pruning.errors import ConfigurationError
@@ -289,3 +290,23 @@ def test_every_regime_runs_and_says_what_it_kept(tmp_path, name):
     artefact = tmp_path / "store" / "recovered" / rows[1]["network"]
     manifest = json.loads((artefact / "manifest.json").read_text())
     assert MASKS in manifest["files"]
+
+
+def test_levels_without_recovery_store_masks_alone(tmp_path):
+    """In rounds, each half of the one before: rows as if every network had been stored, and no copy of the weights."""
+    options = ("schedule=exponential", "schedule.rounds=2", "density=0.25", "recovery.epochs=0")
+    rows = run(tmp_path, *options)
+    kinds = {path.name for path in (tmp_path / "store").iterdir()}
+    assert "recovered" not in kinds
+    dense = load_file(next((tmp_path / "store" / "dense").rglob("weights.safetensors")))
+    biases = sum(value.nbytes for name, value in dense.items() if name.endswith("bias"))
+    for row in rows[1:]:
+        assert (row["epochs"], row["seconds"], row["losses"]) == (0, 0, [])
+        assert row["total_epochs"] == rows[0]["total_epochs"] == 2
+        assert abs(row["bytes"] - (4 * row["kept"] + row["prunable"] / 8 + biases)) < 2500  # headers of two files
+        masks = masks_of(row, tmp_path / "store")
+        for name, vector in kept_weights(row, tmp_path / "store").items():
+            assert torch.equal(vector, dense[name][masks[name]])
+    trained = run(tmp_path, *options[:-1], "recovery.epochs=1")  # goes on from masks without weights of their own
+    assert [row["epochs"] for row in trained] == [2, 1, 1]
+    assert [row["total_epochs"] for row in trained] == [2, 3, 4]
