@@ -27,9 +27,10 @@ def blocks(title: str, language: str) -> list[str]:
 
 
 def written(folder: Path, title: str) -> None:
-    """Its files, each under the name that its first line gives."""
+    """Its files, each under the name that its first line gives, or its second after Hydra's own."""
     for block in (*blocks(title, "python"), *blocks(title, "yaml")):
-        path = folder / block.splitlines()[0].removeprefix("# ")
+        first, second, *_ = block.splitlines()
+        path = folder / (second if first.startswith("# @package") else first).removeprefix("# ")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(block)
 
@@ -57,6 +58,31 @@ def test_your_own(tmp_path, title):
     assert line["scorer"] == ("gradient_norm" if title == "Your own scorer" else "magnitude")
     assert line["model"] == ("lenet_300_100" if title == "Your own scorer" else "small")
     assert line["kept"] == round(0.2 * line["prunable"])
+
+
+@pytest.mark.parametrize(
+    ("title", "metric", "more"), [("Your own data", "r2", ["model.width=8"]), ("Your own task", "deviance", [])]
+)
+def test_your_own_data_and_task(tmp_path, title, metric, more):
+    written(tmp_path, title)
+    command = blocks(title, "bash")[0].strip()
+    done = shell(tmp_path, command, "training.epochs=3", "recovery.epochs=1", "density=[0.5,0.2]", *more)
+    assert done.returncode == 0, done.stderr
+    rows = records.read(tmp_path / "runs")
+    assert rows[f"test_{metric}"].notna().all()
+    assert len(rows) == 3
+    done = shell(tmp_path, f"python -m experiments.report runs/{command.split('name=')[1]}")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / command.split("name=")[1] / f"{metric}_compression.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_language_models_and_classifiers_of_text(tmp_path, number):
+    command = blocks("Your own task", "bash")[1].strip().splitlines()[number].split("  #")[0]
+    small = ("training.epochs=1", "training.batch_size=100", "recovery.epochs=0", "density=0.5", "scoring.examples=20")
+    done = shell(tmp_path, command, *small, "data.load.length=16" if number else "data.load.length=200")
+    assert done.returncode == 0, done.stderr
+    assert records.read(tmp_path / "runs")["test_accuracy" if number else "test_perplexity"].gt(0).all()
 
 
 def test_a_sweep_of_your_own(tmp_path):
