@@ -9,13 +9,14 @@ The rows of a run go to <folder>/<run>/rows.jsonl. The same command again resume
 import logging
 import os
 import re
+import sys
 import time
 from collections.abc import Callable
 from copy import deepcopy
 from functools import lru_cache, partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -24,7 +25,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments import jobs, records, stages
-from experiments.configuration import Configuration, densities
+from experiments.configuration import CONF, Configuration, densities
 from experiments.controls import check as check_controls
 from experiments.controls import controls
 from experiments.identity import read_code
@@ -41,7 +42,6 @@ from experiments.tracking import Guarded, Nothing, leave
 from pruning.errors import ConfigurationError, PruningError
 
 log = logging.getLogger("experiments")
-_CONF = Path(__file__).resolve().parents[1] / "conf"
 ConfigStore.instance().store(name="schema", node=Configuration)
 
 
@@ -137,7 +137,7 @@ def main() -> int:
     logging.raiseExceptions = False  # a closed terminal loses lines, never a result
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands its errors on; they are told in one line here
     try:
-        hydra.main(config_path=str(_CONF), config_name="config", version_base="1.3")(job)()
+        hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(job)()
     except JobError as error:
         return jobs_failed(error, since)
     except (PruningError, HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra's own are all three
@@ -154,5 +154,12 @@ def main() -> int:
     return 0
 
 
-if __name__ == "__main__":
+def command() -> NoReturn:
+    """`main` as a process of its own; modules in the folder where it runs can be imported, as with python -m."""
+    if not getattr(sys.flags, "safe_path", False) and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
     leave(main())
+
+
+if __name__ == "__main__":
+    command()

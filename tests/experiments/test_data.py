@@ -26,7 +26,7 @@ from experiments.data import embedded as embedded_sets
 from experiments.data.splitting import hold_out, splits
 from pruning.errors import DataError
 
-CONF = Path(__file__).parents[2] / "conf" / "data"
+CONF = Path(__file__).parents[2] / "experiments" / "conf" / "data"
 FOLDERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
 NAMES = ["digits", "mnist5k", "mnist", "fashion_mnist", "cifar10", "cifar100"]
 

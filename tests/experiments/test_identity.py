@@ -265,7 +265,7 @@ def test_code_counts_where_it_is_run_and_nowhere_else(watched):
 
 def test_masks_made_by_other_code_are_made_again_and_dense_networks_are_not(tmp_path):
     """The masks of pruning/pipeline.py inverted by hand, as if by mistake; then a docstring, which changes nothing."""
-    for name in ("pruning", "experiments", "conf"):
+    for name in ("pruning", "experiments"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
 
     def rows() -> list[dict[str, Any]]:
