@@ -1,17 +1,21 @@
 """How far a training is, and all that the rest of it depends on: what a checkpoint holds."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from experiments.processes import all_reduce
 from pruning.execution import Execution
 from pruning.rewind import RewindPoint
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,9 @@ class Course:
         if loss.is_cpu and not math.isfinite(loss.item()):
             self._not_finite()
 
-    def close(self, number: int, learning_rate: float, validation: float | None, better: bool, model: nn.Module) -> Epoch:
+    def close(
+        self, number: int, learning_rate: float, validation: float | None, better: bool, model: nn.Module
+    ) -> Epoch:
         """End an epoch, with its validation metric if it was measured, and whether higher is `better`."""
         if validation is not None and (self.best is None or (validation - self.best[0]) * (1 if better else -1) > 0):
             self.best = validation, {name: value.clone() for name, value in model.state_dict().items()}

@@ -221,7 +221,7 @@ def test_a_seed_out_of_range_is_an_error() -> None:
 def test_a_validation_share_outside_0_and_1_is_refused_before_anything_is_read(
     name: str, validation: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded_sets, "load_digits", lambda **_: pytest.fail("read"))
+    monkeypatch.setattr("sklearn.datasets.load_digits", lambda **_: pytest.fail("read"))
     monkeypatch.setattr(embedded_sets, "np", None)
     with pytest.raises(DataError, match=f"{name}: validation=.* strictly between 0 and 1") as error:
         getattr(data, name)(validation=validation)
