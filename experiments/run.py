@@ -28,6 +28,7 @@ from experiments import jobs, records, stages
 from experiments.configuration import CONF, Configuration, densities
 from experiments.controls import check as check_controls
 from experiments.controls import controls
+from experiments.extras import PLUGINS, missing
 from experiments.identity import read_code
 from experiments.jobs import JobError, check_objective, jobs_failed
 from experiments.levels import Level, evaluate
@@ -143,6 +144,9 @@ def main() -> int:
     except (PruningError, HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra's own are all three
         cause = f": {error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
         unknown = re.match(r"Could not override '(.+?)'", str(error))
+        plugin = re.search(r"Could not find '(hydra/(?:launcher|sweeper))/(\w+)'", str(error))
+        if plugin and plugin[2] in PLUGINS:
+            return told(f"{plugin[1]}={plugin[2]}: {missing(PLUGINS[plugin[2]])}")
         if unknown:
             return told(
                 f"{unknown[1]}: is no field of this configuration: `--cfg job` lists them all; in a sweep, an option "
