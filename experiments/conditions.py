@@ -3,6 +3,7 @@
 import platform
 import sys
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -35,8 +36,17 @@ def device_name(device: torch.device) -> str:
 def versions(config: Mapping[str, Any]) -> dict[str, str]:
     """The versions of Python and of the packages that compute: those of our own code, and of the code behind the
     targets of `config`, as far as this process has loaded them.
+
+    Our own code imports its packages where it uses them, and what this process found in the store was made with them
+    all the same: so theirs do not depend on what is loaded.
     """
     behind = libraries({group: value for group, value in config.items() if group != "tracker"})
-    loaded = {name: sys.modules.get(name) for name in sorted(_LIBRARIES | behind)}
-    known = {name: getattr(module, "__version__", None) for name, module in loaded.items()}
-    return {"python": platform.python_version()} | {name: str(text) for name, text in known.items() if text is not None}
+    known = {name: _version(name) for name in sorted(_LIBRARIES | behind)}
+    return {"python": platform.python_version()} | {name: text for name, text in known.items() if text is not None}
+
+
+def _version(name: str) -> str | None:
+    loaded = getattr(sys.modules.get(name), "__version__", None)
+    if loaded is None and name in _LIBRARIES:
+        return metadata.version(name)
+    return None if loaded is None else str(loaded)

@@ -388,3 +388,12 @@ def test_rows_tell_the_versions_of_what_computes_and_the_device(tmp_path, monkey
     assert not {"torchvision", "matplotlib", "sys", "pruning"} & set(row["versions"])
     assert row["versions"]["pandas"] == __import__("pandas").__version__
     assert row["device"] == "cpu"
+
+
+def test_versions_of_our_own_libraries_do_not_depend_on_what_is_loaded(monkeypatch):
+    config = configured()
+    loaded = conditions(config)["versions"]
+    for name in ("accelerate", "scipy"):
+        assert loaded[name] == __import__(name).__version__
+        monkeypatch.delitem(sys.modules, name)
+    assert conditions(config)["versions"] == loaded
