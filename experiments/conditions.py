@@ -14,6 +14,9 @@ from experiments.sources import libraries
 _LIBRARIES = frozenset({"accelerate", "numpy", "scipy", "torch"})
 """The packages with which our own code computes."""
 
+_DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml"}
+"""Names by which packages are installed, where they are imported by others."""
+
 
 def conditions(
     config: Mapping[str, Any], device: torch.device | None = None, sparse: Sequence[str] = ()
@@ -35,10 +38,7 @@ def device_name(device: torch.device) -> str:
 
 def versions(config: Mapping[str, Any]) -> dict[str, str]:
     """The versions of Python and of the packages that compute: those of our own code, and of the code behind the
-    targets of `config`, as far as this process has loaded them.
-
-    Our own code imports its packages where it uses them, and what this process found in the store was made with them
-    all the same: so theirs do not depend on what is loaded.
+    targets of `config`, loaded already or not.
     """
     behind = libraries({group: value for group, value in config.items() if group != "tracker"})
     known = {name: _version(name) for name in sorted(_LIBRARIES | behind)}
@@ -46,7 +46,11 @@ def versions(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _version(name: str) -> str | None:
-    loaded = getattr(sys.modules.get(name), "__version__", None)
-    if loaded is None and name in _LIBRARIES:
-        return metadata.version(name)
-    return None if loaded is None else str(loaded)
+    """Of a package by the name under which it is imported; None where nobody knows."""
+    found = getattr(sys.modules.get(name), "__version__", None)
+    if found is not None:
+        return str(found)
+    try:
+        return metadata.version(_DISTRIBUTIONS.get(name, name))
+    except metadata.PackageNotFoundError:
+        return None
