@@ -1,12 +1,13 @@
 """What all stages of a run use: its configuration, store, data, model and recipe, built when they are first needed."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
 from hydra.utils import get_object
 from torch import nn
 
@@ -25,6 +26,9 @@ from pruning import prunable
 from pruning.errors import ConfigurationError, ModelError
 from pruning.execution import Choose, masked
 from pruning.rewind import step_of
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 @dataclass(frozen=True)

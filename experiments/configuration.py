@@ -7,6 +7,7 @@ target (scorer, model, …) are open: their targets' own signatures are checked 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -16,6 +17,9 @@ from experiments.targets import check_target, completed
 from pruning.allocation import check_density
 from pruning.errors import ConfigurationError, RewindError
 from pruning.rewind import step_of
+
+CONF = Path(__file__).resolve().parent / "conf"
+"""The folder of all choices, one YAML each: beside this file in a checkout and where the package is installed."""
 
 
 @dataclass
@@ -41,7 +45,7 @@ class Scoring:
 
 @dataclass
 class Recovery:
-    """What follows a pruning. Renda et al. 2020 name three: see `conf/recovery/`.
+    """What follows a pruning. Renda et al. 2020 name three: see `experiments/conf/recovery/`.
 
     `weights`: `keep` them, or `rewind` them, with the optimizer's state, to the moment `to` of the dense training.
     `learning_rate`: `epochs` more at the `last` one times `factor`; or `replay` the training from `to` on until its
@@ -72,7 +76,8 @@ class Configuration:
     """Everything that a run depends on.
 
     `latency`: how many examples a forward pass has whose time every row tells; null: it is not measured.
-    `objective`: columns of a run's last row that a sweeper which searches is to optimise; see `conf/experiment/`.
+    `objective`: columns of a run's last row that a sweeper which searches is to optimise; see
+    `experiments/conf/experiment/`.
     """
 
     data: dict[str, Any] = MISSING

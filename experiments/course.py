@@ -1,17 +1,21 @@
 """How far a training is, and all that the rest of it depends on: what a checkpoint holds."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from experiments.processes import all_reduce
 from pruning.execution import Execution
 from pruning.rewind import RewindPoint
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 @dataclass(frozen=True)

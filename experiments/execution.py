@@ -1,8 +1,10 @@
 """How a training executes its masks: as was asked for, where that is possible."""
 
-import logging
+from __future__ import annotations
 
-from accelerate import Accelerator
+import logging
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 
 from experiments.processes import world
@@ -11,6 +13,9 @@ from pruning.errors import StructureError
 from pruning.execution import Choose, Execution, masked
 from pruning.parameters import unwrapped
 from pruning.structure import Structure, trace
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 log = logging.getLogger("experiments")
 

@@ -11,6 +11,7 @@ WITHOUT_EFFECT = (
     "experiments.syntax",
     "experiments.store",  # keeps results; its format is in every key
     "experiments.records",  # keeps rows; their format is in the keys of rows
+    "experiments.extras",  # words of what is not installed
     "experiments.conditions",  # is told beside results
     "experiments.progress",
     "experiments.locks",  # waits

@@ -2,15 +2,18 @@
 one, which it does only where their configurations agree in everything but the seed and bookkeeping.
 """
 
+from __future__ import annotations
+
 import json
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from experiments.records import require
 from pruning.errors import RecordsError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BOOKKEEPING = frozenset(
     {
@@ -71,6 +74,8 @@ def baselines(frame: pd.DataFrame) -> pd.Series:
 
 def _labels(frame: pd.DataFrame, head: str | None, ignored: Collection[str]) -> pd.Series:
     """A label a row: the value in column `head` ("dense" for None), then what differs among those that share it."""
+    import pandas as pd  # noqa: PLC0415  # slow to import
+
     require(frame, [*([head] if head else []), "model", "data", "seed", "config"])
     heads = [str(name) for name in frame[head]] if head else ["dense"] * len(frame)
     places = list(zip(frame["model"].astype(str), frame["data"].astype(str), strict=True))

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import PartialState
 
 log = logging.getLogger("experiments")
 
@@ -20,6 +19,8 @@ _PATIENCE = timedelta(days=7)  # the first may wait that long for another run, w
 def join(device: str = "auto") -> None:
     """Meet the other processes, if torchrun started several."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        from accelerate import PartialState  # noqa: PLC0415  # slow to import
+
         PartialState(cpu=on_cpu(device), timeout=_PATIENCE)
 
 

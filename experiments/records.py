@@ -3,6 +3,8 @@
 Nothing that is read is evaluated or unpickled, and nothing is averaged here.
 """
 
+from __future__ import annotations
+
 import json
 import math
 import os
@@ -10,12 +12,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from experiments.columns import fault_of, is_name
 from pruning.errors import RecordsError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FORMAT = 2
 READABLE = (1, FORMAT)
@@ -91,6 +94,8 @@ def read(folder: str | Path) -> pd.DataFrame:
     JSON, a row of another format, a value that its column cannot hold (see `experiments.columns`), and a run that is
     there twice; `OSError` where something cannot be read.
     """
+    import pandas as pd  # noqa: PLC0415  # slow to import
+
     folder = Path(folder)
     if not folder.is_dir():
         raise RecordsError(f"{folder}: there is no such folder; give the folder that holds the runs")
@@ -148,7 +153,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(line: str | bytes, seen: "_Seen", where: str, number: int) -> dict[str, Any]:
+def _row(line: str | bytes, seen: _Seen, where: str, number: int) -> dict[str, Any]:
     try:
         row = _parsed(line)
     except (ValueError, RecursionError) as error:

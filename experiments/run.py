@@ -9,13 +9,14 @@ The rows of a run go to <folder>/<run>/rows.jsonl. The same command again resume
 import logging
 import os
 import re
+import sys
 import time
 from collections.abc import Callable
 from copy import deepcopy
 from functools import lru_cache, partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -24,9 +25,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments import jobs, records, stages
-from experiments.configuration import Configuration, densities
+from experiments.configuration import CONF, Configuration, densities
 from experiments.controls import check as check_controls
 from experiments.controls import controls
+from experiments.extras import PLUGINS, missing
 from experiments.identity import read_code
 from experiments.jobs import JobError, check_objective, jobs_failed
 from experiments.levels import Level, evaluate
@@ -41,7 +43,6 @@ from experiments.tracking import Guarded, Nothing, leave
 from pruning.errors import ConfigurationError, PruningError
 
 log = logging.getLogger("experiments")
-_CONF = Path(__file__).resolve().parents[1] / "conf"
 ConfigStore.instance().store(name="schema", node=Configuration)
 
 
@@ -143,12 +144,15 @@ def main() -> int:
     logging.raiseExceptions = False  # a closed terminal loses lines, never a result
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands its errors on; they are told in one line here
     try:
-        hydra.main(config_path=str(_CONF), config_name="config", version_base="1.3")(job)()
+        hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(job)()
     except JobError as error:
         return jobs_failed(error, since)
     except (PruningError, HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra's own are all three
         cause = f": {error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
         unknown = re.match(r"Could not override '(.+?)'", str(error))
+        plugin = re.search(r"Could not find '(hydra/(?:launcher|sweeper))/(\w+)'", str(error))
+        if plugin and plugin[2] in PLUGINS:
+            return told(f"{plugin[1]}={plugin[2]}: {missing(PLUGINS[plugin[2]])}")
         if unknown:
             return told(
                 f"{unknown[1]}: is no field of this configuration: `--cfg job` lists them all; in a sweep, an option "
@@ -160,5 +164,12 @@ def main() -> int:
     return 0
 
 
-if __name__ == "__main__":
+def command() -> NoReturn:
+    """`main` as a process of its own; modules in the folder where it runs can be imported, as with python -m."""
+    if not getattr(sys.flags, "safe_path", False) and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
     leave(main())
+
+
+if __name__ == "__main__":
+    command()

@@ -14,7 +14,9 @@ def check_target(group: str, config: Any) -> None:
     """Raises `ConfigurationError` where the target cannot be imported, or has no option of a name that is given."""
     target = config.get("_target_") if isinstance(config, Mapping) else None
     if not isinstance(target, str):
-        raise ConfigurationError(f"{group}: has no _target_; choose a file of conf/{group}/, or give {group}._target_")
+        raise ConfigurationError(
+            f"{group}: has no _target_; choose a file of experiments/conf/{group}/, or give {group}._target_"
+        )
     try:
         function: Callable[..., Any] = get_object(target)
     except Exception as error:  # whatever importing a user's module may raise

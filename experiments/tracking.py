@@ -10,6 +10,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
+from experiments.extras import require
 from pruning.errors import PruningError
 
 if TYPE_CHECKING:  # drawing takes a second to import, and most runs have no tracker
@@ -61,6 +62,7 @@ class Wandb:
     """
 
     def __init__(self, project: str = "sparse-subnetworks", mode: str = "auto", folder: str | None = None):
+        require("wandb")
         self._project, self._mode, self._folder = project, mode, folder
         self._run: Any = None
 
@@ -111,6 +113,7 @@ class TensorBoard:
     """TensorBoard: a folder of events for every run, its levels as steps."""
 
     def __init__(self, folder: str):
+        require("tensorboard")
         self._folder = folder
         self._writer: Any = None
 

@@ -4,16 +4,17 @@ A training is a range of steps in the order of its data, so that it can begin an
 or where a checkpoint was written. Whatever it draws at random is begun anew with every epoch.
 """
 
+from __future__ import annotations
+
 import logging
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -31,6 +32,9 @@ from pruning.dynamic import Held
 from pruning.errors import ConfigurationError, MaskError
 from pruning.execution import Choose, Execution, masked
 from pruning.rewind import RewindPoint
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 log = logging.getLogger("experiments")
 
@@ -94,6 +98,9 @@ class Trained:
 
 def accelerator(device: str = "auto", precision: str = "no") -> Accelerator:
     """A fresh Accelerator: its state is shared by a process, and the runs of a sweep may differ in precision."""
+    from accelerate import Accelerator  # noqa: PLC0415  # slow to import
+    from accelerate.state import AcceleratorState, GradientState  # noqa: PLC0415
+
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     made = Accelerator(cpu=on_cpu(device), mixed_precision=precision)

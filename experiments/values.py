@@ -8,12 +8,13 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from experiments.metrics import LOSS, Metric, share
 from pruning.errors import RecordsError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PARTS = ("test", "validation")
 UNDESCRIBED = (share("accuracy"), LOSS)
@@ -106,6 +107,8 @@ class Value:
 
         A row that does not describe its metrics has 1 / classes of its configuration as chance of an accuracy.
         """
+        import pandas as pd  # noqa: PLC0415  # slow to import
+
         return pd.Series([self._chance(row) for row in _columns(rows, "metrics", "config")], rows.index, dtype=float)
 
     def _chance(self, row: Mapping[str, Any]) -> float:
@@ -158,6 +161,8 @@ def recall(table: pd.DataFrame, asked: Value | str | None = None) -> Value:
     """The value that a table of statistics is of. A column that is named without having been kept is read as that of
     rows that do not describe their metrics, and so is a table that keeps none.
     """
+    import pandas as pd  # noqa: PLC0415  # slow to import
+
     if isinstance(asked, Value):
         return asked
     kept = table.attrs.get("value")

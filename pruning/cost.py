@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from pruning.decomposed import decomposed
 from pruning.evidence import untouched
@@ -51,6 +50,8 @@ def cost(model: nn.Module, masks: Masks | None, inputs: Inputs) -> Cost:
     views, slices and plain copies of its tensor, so attention projections, tied weights and experts count; not through
     arithmetic, as a parametrization does.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415  # slow to import, with triton
+
     model = unwrapped(model)
     check_values(named(model))
     if masks is not None:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from experiments import records
+from experiments.configuration import CONF
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -216,10 +217,10 @@ def test_the_table_of_choices_is_what_conf_holds():
     assert len(rows) > 10
     for groups, options in rows.items():
         for group, part in zip(re.findall(r"`([a-z_]+)`", groups), options.split("; "), strict=False):
-            if (ROOT / "conf" / group).is_dir():
+            if (CONF / group).is_dir():
                 if group == "data":
                     part = options
-                files = {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")}
+                files = {path.stem for path in (CONF / group).glob("*.yaml")}
                 assert set(re.findall(r"`([a-z0-9_]+)`", part)) == files, group
 
 

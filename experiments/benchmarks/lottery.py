@@ -26,18 +26,26 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
-from torchvision import transforms
 
 from experiments import stages, training
 from experiments.benchmarks.measuring import median_ratio, rounded, show
 from experiments.data import Examples
+from experiments.extras import missing
 from experiments.levels import Level, evaluate
+from experiments.mistakes import told
 from experiments.replications import composed
 from experiments.seeding import generator
 from experiments.setting import Setting
 from experiments.store import Store
 from pruning import Evidence, Masks, prunable, prune, scorers
 from pruning.execution.timing import in_turn
+
+try:
+    from torchvision import transforms
+except ModuleNotFoundError as error:
+    if __name__ == "__main__":
+        raise SystemExit(told(missing(str(error.name)))) from None
+    raise
 
 DENSITY = 0.8
 TITLES = {"ours": "stages", "tensors": "DataLoader of tensors", "pictures": "DataLoader of pictures"}

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import Subset, default_collate
 
@@ -58,6 +57,8 @@ def _cut(positions: Tensor, share: float, seed: int, stratify: Tensor | None) ->
     """`positions` without a `share` of them, and these, both shuffled."""
     count = len(positions)
     if stratify is not None:
+        from sklearn.model_selection import train_test_split  # noqa: PLC0415  # slow to import
+
         try:
             kept, out = train_test_split(range(count), test_size=share, random_state=seed, stratify=stratify.numpy())
         except ValueError as error:

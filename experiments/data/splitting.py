@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from experiments.data.examples import Examples, Splits
@@ -36,6 +35,8 @@ def hold_out(name: str, targets: Tensor, share: float, seed: int) -> tuple[Tenso
     Raises:
         DataError: some class would be missing in one of the parts, or the seed is out of range.
     """
+    from sklearn.model_selection import train_test_split  # noqa: PLC0415  # slow to import
+
     classes = targets.numpy()
     try:
         kept, held_out = train_test_split(np.arange(len(classes)), test_size=share, random_state=seed, stratify=classes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from sklearn.datasets import load_diabetes
 
 from experiments.data.examples import Examples, Splits
 from experiments.data.parts import split
@@ -22,6 +21,8 @@ def diabetes(validation: float = 0.1, seed: int = 0) -> Splits:
     Raises:
         DataError: a share that cannot be met.
     """
+    from sklearn.datasets import load_diabetes  # noqa: PLC0415  # slow to import
+
     inputs, targets = load_diabetes(return_X_y=True, scaled=False)
     parts = split({"inputs": torch.from_numpy(inputs), "targets": torch.from_numpy(targets)}, validation, 0.2, seed)
     found = []

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from experiments.data.examples import Splits
 from experiments.data.splitting import check_validation, splits
+from experiments.extras import missing
 from experiments.locks import file_lock, patiently
 from pruning.errors import DataError
 
@@ -58,9 +59,7 @@ def _load(name: str, dataset: str, folder: str, validation: float, seed: int) ->
     try:
         from torchvision import datasets  # noqa: PLC0415 - optional: the embedded data need no torchvision
     except ImportError as error:
-        raise DataError(
-            f"{name}: torchvision is not installed: pip install 'sparse-subnetworks[vision]', or use data=mnist5k"
-        ) from error
+        raise DataError(f"{name}: {missing('torchvision')}, or use data=mnist5k") from error
     try:
         with _alone(Path(folder)), _connection_timeout():
             training, test = (getattr(datasets, dataset)(folder, train=train, download=True) for train in (True, False))

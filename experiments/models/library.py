@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from experiments.extras import missing
 from experiments.models.names import unknown_name
 from experiments.models.shapes import image_shape
 from pruning.errors import ModelError
@@ -85,7 +86,7 @@ def timm_model(name: str, shape: Sequence[int], outputs: int, **kwargs: Any) -> 
 
 
 def _missing(package: str, name: str) -> ModelError:
-    return ModelError(f"{name}: {package} is not installed: pip install 'sparse-subnetworks[vision]'")
+    return ModelError(f"{name}: {missing(package)}")
 
 
 def _refused(package: str, name: str, error: Exception) -> ModelError:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from experiments.extras import missing, require
 from experiments.models.names import unknown_name
 from pruning.errors import ModelError
 
@@ -40,7 +41,9 @@ def transformers_model(
     try:
         import transformers  # noqa: PLC0415  # an optional extra, and slow to import
     except ImportError as error:
-        raise ModelError("transformers is not installed: pip install 'sparse-subnetworks[text]'") from error
+        raise ModelError(missing("transformers")) from error
+    if gguf_file is not None:
+        require("gguf")
     chosen = getattr(transformers, auto, None)
     if chosen is None:
         known = [one for one in dir(transformers) if one.startswith("AutoModel")]

@@ -10,12 +10,11 @@ from hydra import compose, initialize_config_dir
 
 from experiments import records, sources, syntax
 from experiments import run as app
-from experiments.configuration import checked
+from experiments.configuration import CONF, checked
 from experiments.setting import Setting
 from experiments.store import Store
 
 ROOT = Path(__file__).parents[2]
-CONF = ROOT / "conf"
 SMALL = ("data=digits", "model=mlp", "model.hidden=[16,12]", "training.epochs=2", "recovery.epochs=1")
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from experiments import training
-from experiments.benchmarks import lottery, measuring, report, scoring, smaller, sweep, training_step
+from experiments.benchmarks import lottery, measuring, report, scoring, smaller, startup, sweep, training_step
 
 structure = pytest.importorskip("experiments.benchmarks.structure")
 structure_peer = pytest.importorskip("experiments.benchmarks.structure_peer")
@@ -84,6 +84,14 @@ def test_report(capsys):
     total = seconds.pop("all")
     assert positive(seconds)
     assert sum(seconds.values()) == pytest.approx(total, abs=0.01)
+
+
+def test_startup(capsys):
+    lines, found = run(startup, capsys, "--rounds", "1", "--commands", "status")
+    assert len(lines) == 3 + 1 + 1
+    command, ratio = (float(word) for word in lines[3].split()[-2:])
+    assert found["ratio"] == {"status": ratio}
+    assert command / found["torch_seconds"] == pytest.approx(ratio, rel=0.02)
 
 
 def test_sweep(capsys):

@@ -26,7 +26,7 @@ from experiments.data import embedded as embedded_sets
 from experiments.data.splitting import hold_out, splits
 from pruning.errors import DataError
 
-CONF = Path(__file__).parents[2] / "conf" / "data"
+CONF = Path(__file__).parents[2] / "experiments" / "conf" / "data"
 FOLDERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
 NAMES = ["digits", "mnist5k", "mnist", "fashion_mnist", "cifar10", "cifar100"]
 
@@ -221,7 +221,7 @@ def test_a_seed_out_of_range_is_an_error() -> None:
 def test_a_validation_share_outside_0_and_1_is_refused_before_anything_is_read(
     name: str, validation: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded_sets, "load_digits", lambda **_: pytest.fail("read"))
+    monkeypatch.setattr("sklearn.datasets.load_digits", lambda **_: pytest.fail("read"))
     monkeypatch.setattr(embedded_sets, "np", None)
     with pytest.raises(DataError, match=f"{name}: validation=.* strictly between 0 and 1") as error:
         getattr(data, name)(validation=validation)

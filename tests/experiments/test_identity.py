@@ -266,7 +266,7 @@ def test_code_counts_where_it_is_run_and_nowhere_else(watched):
 
 def test_masks_made_by_other_code_are_made_again_and_dense_networks_are_not(tmp_path):
     """The masks of pruning/pipeline.py inverted by hand, as if by mistake; then a docstring, which changes nothing."""
-    for name in ("pruning", "experiments", "conf"):
+    for name in ("pruning", "experiments"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
 
     def rows() -> list[dict[str, Any]]:
@@ -389,3 +389,12 @@ def test_rows_tell_the_versions_of_what_computes_and_the_device(tmp_path, monkey
     assert not {"torchvision", "matplotlib", "sys", "pruning"} & set(row["versions"])
     assert row["versions"]["pandas"] == __import__("pandas").__version__
     assert row["device"] == "cpu"
+
+
+def test_versions_of_our_own_libraries_do_not_depend_on_what_is_loaded(monkeypatch):
+    config = configured()
+    loaded = conditions(config)["versions"]
+    for name in ("accelerate", "scipy"):
+        assert loaded[name] == __import__(name).__version__
+        monkeypatch.delitem(sys.modules, name)
+    assert conditions(config)["versions"] == loaded

@@ -18,7 +18,7 @@ from experiments.models.resnet import BasicBlock, PaddedIdentity
 from experiments.targets import completed
 from pruning.errors import ModelError
 
-CONF = Path(__file__).parents[2] / "conf" / "model"
+CONF = Path(__file__).parents[2] / "experiments" / "conf" / "model"
 GREY, COLOUR = [1, 28, 28], [3, 32, 32]
 INITIALISATIONS = ["xavier_normal", "kaiming_normal", "kaiming_uniform", "torch"]
 OURS = [

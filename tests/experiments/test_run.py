@@ -16,7 +16,7 @@ from hydra import compose, initialize_config_dir
 
 from experiments import records, stages
 from experiments import run as app
-from experiments.configuration import checked, densities
+from experiments.configuration import CONF, checked, densities
 from experiments.identity import part
 from experiments.networks import Network, load
 from experiments.setting import Setting
@@ -26,7 +26,7 @@ from experiments.store import Store
 from experiments.training import steps_per_epoch
 from pruning.errors import AllocationError, ArtefactError, ConfigurationError, MaskError
 from pruning.recovery import compensate
-from tests.experiments.running import CONF, ROOT, SMALL, configured, own, run, setting_of, timeless
+from tests.experiments.running import ROOT, SMALL, configured, own, run, setting_of, timeless
 
 
 def exit_code() -> int:

@@ -6,7 +6,7 @@ from hydra import compose, initialize_config_dir
 
 from experiments import figures, models, records, stages, statistics
 from experiments import run as app
-from experiments.configuration import checked
+from experiments.configuration import CONF, checked
 from experiments.gallery import Wanted, gallery
 from experiments.levels import Level, evaluate
 from experiments.networks import load
@@ -16,7 +16,7 @@ from pruning import Masks
 from pruning.cost import cost
 from pruning.errors import ConfigurationError, PruningError, RecordsError
 from pruning.structure import remove, trace
-from tests.experiments.running import CONF, run, setting_of, timeless
+from tests.experiments.running import run, setting_of, timeless
 
 CHANNELS = ("granularity=channels", "model.hidden=[16,12]", "latency=8")
 RESNET = ("data=digits", "model=resnet20", "model.width=0.25", "training.epochs=1", "recovery.epochs=1")

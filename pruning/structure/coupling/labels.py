@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from pruning.structure.recording.tape import Call, Ref, Tape
 
@@ -194,6 +192,9 @@ class Labelling:
 
     def components(self) -> tuple[Array, dict[int, str]]:
         """Label → number of its component; and the components that are fixed, with the reason."""
+        from scipy.sparse import coo_array  # noqa: PLC0415  # slow to import
+        from scipy.sparse.csgraph import connected_components  # noqa: PLC0415
+
         rows = np.concatenate([np.empty(0, np.int64), *(left for left, _ in self._ties)])
         columns = np.concatenate([np.empty(0, np.int64), *(right for _, right in self._ties)])
         graph = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(self.size, self.size))
