@@ -26,10 +26,10 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments import records
-from experiments.comparison import POINT, RELATIVE, TESTS, Comparison, comparisons, smallest_p
-from experiments.intervals import INTERVALS, described, written
-from experiments.mistakes import told
-from experiments.values import Value, add_options, chosen
+from experiments.results.comparison import POINT, RELATIVE, TESTS, Comparison, comparisons, smallest_p
+from experiments.results.intervals import INTERVALS, described, written
+from experiments.runtime.errors import told
+from experiments.records.values import Value, add_options, chosen
 from pruning.errors import PruningError
 
 UNLIKE = 0.02

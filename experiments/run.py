@@ -24,20 +24,21 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments import jobs, records, stages
+from experiments.running import jobs, stages
+from experiments import records
 from experiments.configuration import CONF, Configuration, densities
-from experiments.controls import check as check_controls
-from experiments.controls import controls
-from experiments.extras import PLUGINS, missing
-from experiments.identity import read_code
-from experiments.jobs import JobError, check_objective, jobs_failed
-from experiments.levels import Level, evaluate
-from experiments.mistakes import told
-from experiments.networks import Network
-from experiments.processes import first
-from experiments.results import results
-from experiments.setting import Setting
-from experiments.targets import built, short_name
+from experiments.running.controls import check as check_controls
+from experiments.running.controls import controls
+from experiments.runtime.extras import PLUGINS, missing
+from experiments.store.identity import read_code
+from experiments.running.jobs import JobError, check_objective, jobs_failed
+from experiments.running.levels import Level, evaluate
+from experiments.runtime.errors import told
+from experiments.store.networks import Network
+from experiments.runtime.processes import first
+from experiments.results.tracked import results
+from experiments.running.setting import Setting
+from experiments.configuration.targets import built, short_name
 from experiments.tasks import check_fit
 from experiments.tracking import Guarded, Nothing, leave
 from pruning.errors import ConfigurationError, PruningError
@@ -103,7 +104,7 @@ def _levels(setting: Setting, folder: Path, name: str, tracker: Guarded) -> list
 def _parts(setting: Setting) -> Callable[[float | None], tuple[float | None, ...]]:
     """The schedule, after a look at all that can be wrong before hours of training rather than after."""
     config = setting.config
-    read_code(config, "experiments.stages", "experiments.levels")
+    read_code(config, "experiments.running.stages", "experiments.running.levels")
     for group in ("scorer", "compensate", "dynamic"):
         if config[group]:
             built(group, config[group])

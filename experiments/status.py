@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments.mistakes import told
-from experiments.state import State, states
+from experiments.runtime.errors import told
+from experiments.records.runs import State, states
 from pruning.errors import RecordsError
 
 ORDER = ("running", "failed", "cut", "done")

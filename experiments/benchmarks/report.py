@@ -24,12 +24,14 @@ from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import nn
 
-from experiments import figures, gallery, networks, records, report, statistics
+from experiments.results.tracked import figures, gallery, statistics
+from experiments.store import networks
+from experiments import records, report
 from experiments.benchmarks.measuring import Row, show
-from experiments.conditions import conditions
-from experiments.intervals import INTERVALS
+from experiments.running.conditions import conditions
+from experiments.results.intervals import INTERVALS
 from experiments.replications import composed
-from experiments.setting import Setting
+from experiments.running.setting import Setting
 from experiments.store import Store
 from pruning import Masks, prunable
 

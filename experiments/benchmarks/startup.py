@@ -16,7 +16,7 @@ from time import perf_counter
 from typing import Any
 
 from experiments.benchmarks.measuring import Row, median_ratio, show
-from experiments.state import recorded
+from experiments.records.runs import recorded
 
 COMMANDS = {
     "run": ("-m", "experiments.run", "--help"),

@@ -18,7 +18,7 @@ from pathlib import Path
 from time import perf_counter
 
 from experiments.benchmarks.measuring import median_ratio, rounded, show
-from experiments.state import states
+from experiments.records.runs import states
 
 _COMMAND = (sys.executable, "-m", "experiments.run", "-m", "scorer=magnitude", "density=[0.1,0.02]")
 _CONTENDERS = {

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from experiments.data.examples import Batch, Positions, rows_of
-from experiments.seeding import derived_seed
+from experiments.runtime.seeding import derived_seed
 from pruning.errors import DataError
 
 

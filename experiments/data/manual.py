@@ -9,7 +9,7 @@ from torch import Tensor
 
 from experiments.data.examples import Splits
 from experiments.data.parts import split
-from experiments.seeding import generator
+from experiments.runtime.seeding import generator
 from pruning.errors import DataError
 
 VOCABULARY = 129

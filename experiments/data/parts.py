@@ -11,7 +11,7 @@ from torch.utils.data import Subset, default_collate
 
 from experiments.data.datasets import DatasetExamples
 from experiments.data.examples import Examples, Splits
-from experiments.seeding import generator
+from experiments.runtime.seeding import generator
 from pruning.errors import DataError
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from experiments.data.examples import Splits
 from experiments.data.splitting import check_validation, splits
-from experiments.extras import missing
-from experiments.locks import file_lock, patiently
+from experiments.runtime.extras import missing
+from experiments.runtime.locks import file_lock, patiently
 from pruning.errors import DataError
 
 # Long enough for a slow mirror, short enough for a node of a cluster whose firewall drops packets silently

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from experiments.extras import missing
+from experiments.runtime.extras import missing
 from experiments.models.names import unknown_name
 from experiments.models.shapes import image_shape
 from pruning.errors import ModelError

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from experiments.extras import missing, require
+from experiments.runtime.extras import missing, require
 from experiments.models.names import unknown_name
 from pruning.errors import ModelError
 
@@ -78,8 +78,8 @@ def model_of_run(folder: str, level: int | None = None, store: str | None = None
         ModelError: no such row. `RecordsError`, `ArtefactError`: rows or weights that cannot be read.
     """
     from experiments import records  # noqa: PLC0415  # pandas: slow
-    from experiments.stored import network_of  # noqa: PLC0415
-    from experiments.targets import built  # noqa: PLC0415
+    from experiments.results.artefacts import network_of  # noqa: PLC0415
+    from experiments.configuration.targets import built  # noqa: PLC0415
 
     frame = records.read(folder)
     rows = [row for row in frame.to_dict("records") if not isinstance(row.get("control"), str)]

@@ -11,7 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 from experiments import records
 from experiments.configuration import CONF, checked
 from experiments.run import run
-from experiments.setting import Setting
+from experiments.running.setting import Setting
 from experiments.store import Store
 
 

@@ -26,7 +26,7 @@ from matplotlib.lines import Line2D
 from torch import Tensor
 from torch.nn import functional as F
 
-from experiments.figures import COLOURS, MARKERS, STYLE
+from experiments.results.figures import COLOURS, MARKERS, STYLE
 from experiments.replications.claims import Claim, Study, arguments, run, span
 from experiments.replications.sigmoid import METHODS, Sigmoids, Task, smallest, train
 from pruning.errors import DataError

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.figures.axes import percent
-from experiments.intervals import Interval
+from experiments.results.figures.axes import percent
+from experiments.results.intervals import Interval
 from experiments.replications import composed, dots
 from experiments.replications.at_initialisation import ends, paired
 from experiments.replications.claims import Claim, Study, arguments, run

@@ -14,7 +14,7 @@ import torch
 from matplotlib import style
 from matplotlib.figure import Figure
 
-from experiments.figures import COLOURS, STYLE
+from experiments.results.figures import COLOURS, STYLE
 from experiments.replications.claims import Claim, Study, arguments, run
 from experiments.replications.sigmoid import METHODS, Sigmoids, Task, train, without_one
 from pruning import Masks, prunable

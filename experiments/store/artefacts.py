@@ -23,8 +23,8 @@ from uuid import uuid4
 
 from filelock import FileLock
 
-from experiments import processes
-from experiments.locks import file_lock, patiently
+from experiments.runtime import processes
+from experiments.runtime.locks import file_lock, patiently
 from experiments.store import manifest
 from experiments.store.manifest import DamageError, artefact_key
 from pruning.errors import ArtefactError
@@ -111,7 +111,7 @@ class Store:
         Args:
             identity: plain data (JSON) that determines the content; its hash is the key.
 
-        Processes that train together (see `experiments.processes`) make it together; the first one writes.
+        Processes that train together (see `experiments.runtime.processes`) make it together; the first one writes.
 
         Raises:
             ArtefactError: it cannot be read, or not be written (read-only, full). Then nothing new is left behind.

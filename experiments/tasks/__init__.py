@@ -1,6 +1,6 @@
 """Tasks: what networks learn, and what they are judged by."""
 
-from experiments.metrics import LOSS, Metric, share
+from experiments.records.metrics import LOSS, Metric, share
 from experiments.tasks.classification import Classification
 from experiments.tasks.language_modelling import LanguageModelling
 from experiments.tasks.masked_language_modelling import MaskedLanguageModelling

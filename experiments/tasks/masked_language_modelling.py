@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from experiments.data.examples import Batch, Data, rows_of
-from experiments.metrics import Metric, share
+from experiments.records.metrics import Metric, share
 from experiments.tasks.language_modelling import IGNORED, PERPLEXITY, check_tokens, perplexity, token_accuracy
 from experiments.tasks.task import Task, widened
 from pruning.errors import ConfigurationError

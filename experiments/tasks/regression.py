@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from experiments.data.examples import Batch, Data
-from experiments.metrics import Metric
+from experiments.records.metrics import Metric
 from experiments.tasks.task import Task
 from pruning.errors import ConfigurationError, DataError, ModelError
 from pruning.evidence import output_tensor

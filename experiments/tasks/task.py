@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.data.examples import Batch, Data, Splits, consecutive, rows_of, take
-from experiments.metrics import LOSS, Metric
+from experiments.records.metrics import LOSS, Metric
 from experiments.tasks.metric import value_of
 from pruning.errors import ConfigurationError, DataError, ModelError
 from pruning.evidence import output_tensor

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from experiments import records, sources, syntax
+from experiments import records
+from experiments.store import sources, syntax
 from experiments import run as app
 from experiments.configuration import CONF, checked
-from experiments.setting import Setting
+from experiments.running.setting import Setting
 from experiments.store import Store
 
 ROOT = Path(__file__).parents[2]

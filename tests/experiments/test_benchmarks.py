@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from experiments import training
+from experiments.training.loop import loop as training
 from experiments.benchmarks import lottery, measuring, report, scoring, smaller, startup, sweep, training_step
 
 structure = pytest.importorskip("experiments.benchmarks.structure")

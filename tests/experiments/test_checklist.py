@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.checklist import checklist
+from experiments.results.checklist import checklist
 from tests.experiments.rows import frame, row, start
 
 DENSITIES = (0.5, 0.2, 0.1, 0.05, 0.02)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.integrate import trapezoid
 
-from experiments.comparison import comparisons, differences, holm, overall, resolved, setups, smallest_p
+from experiments.results.comparison import comparisons, differences, holm, overall, resolved, setups, smallest_p
 from pruning.errors import RecordsError
 from tests.experiments.rows import frame, row, start
 

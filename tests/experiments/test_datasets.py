@@ -10,9 +10,9 @@ from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
 from experiments.data import DatasetExamples, Examples, split
-from experiments.learning_rate import constant
+from experiments.training.learning_rate import constant
 from experiments.tasks import Classification, evaluate
-from experiments.training import Recipe, accelerator, batches, steps_per_epoch, train
+from experiments.training.loop import Recipe, accelerator, batches, steps_per_epoch, train
 from pruning.errors import DataError
 from tests.experiments.test_training import interrupted
 
@@ -91,7 +91,7 @@ def test_what_an_example_draws_depends_on_epoch_and_position_alone():
 
 
 def order(epoch):
-    from experiments.seeding import generator  # noqa: PLC0415
+    from experiments.runtime.seeding import generator  # noqa: PLC0415
 
     return torch.randperm(COUNT, generator=generator(4, "order", epoch))
 

@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from experiments.networks import Network, load
+from experiments.store.networks import Network, load
 from experiments.store import Artefact
 from pruning.execution import crossover
 from tests.experiments.running import run, setting_of

@@ -15,17 +15,18 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
-from experiments import records, statistics
-from experiments.comparison import comparisons
-from experiments.figures.layers import layer_densities, layers
-from experiments.figures.overlap import overlap
-from experiments.figures.style import COLOURS, LINES, MARKERS, panel_title
-from experiments.figures.training import losses, training
-from experiments.figures.weights import histograms
-from experiments.gallery import Wanted, gallery, told_axes
-from experiments.networks import MASKS, WEIGHTS
-from experiments.overlap import jaccard, overlaps
-from experiments.stored import kept_weights, masks_of
+from experiments import records
+from experiments.results.tracked import statistics
+from experiments.results.comparison import comparisons
+from experiments.results.figures.layers import layer_densities, layers
+from experiments.results.figures.overlap import overlap
+from experiments.results.figures.style import COLOURS, LINES, MARKERS, panel_title
+from experiments.results.figures.training import losses, training
+from experiments.results.figures.weights import histograms
+from experiments.results.gallery import Wanted, gallery, told_axes
+from experiments.store.networks import MASKS, WEIGHTS
+from experiments.results.overlap import jaccard, overlaps
+from experiments.results.artefacts import kept_weights, masks_of
 from pruning import Masks
 from pruning.errors import ArtefactError, RecordsError
 from tests.experiments.rows import frame, row, start
@@ -97,7 +98,7 @@ def test_jaccard_is_of_sets(pairs):
 
 
 def test_jaccard_is_over_the_tensors_that_both_have(monkeypatch):
-    monkeypatch.setattr("experiments.overlap._PRODUCT", 15)  # three columns a product
+    monkeypatch.setattr("experiments.results.overlap._PRODUCT", 15)  # three columns a product
     rng = np.random.default_rng(0)
     tensors = (("a", "b"), ("b", "c"), ("c",), ("a", "b", "c"))
     kept = [{name: rng.random((4, 5)) < 0.4 for name in names} for names in tensors]

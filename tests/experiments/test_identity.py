@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
-from experiments import basis, controls, records, sources, stages, syntax
+from experiments.running import basis, controls, stages
+from experiments import records
+from experiments.store import sources, syntax
 from experiments import run as app
-from experiments.conditions import conditions
-from experiments.identity import WITHOUT_EFFECT, part
-from experiments.setting import Setting
+from experiments.running.conditions import conditions
+from experiments.store.identity import WITHOUT_EFFECT, part
+from experiments.running.setting import Setting
 from experiments.store import Artefact, Store
 from experiments.store.inventory import _parents
 from pruning.errors import ConfigurationError
@@ -123,8 +125,8 @@ class Watch:
         scratch = Store.scratch
         monkeypatch.setattr(Store, "scratch", lambda store, kind, identity: scratch(store, kind, plain(identity)))
         monkeypatch.setattr(sources, "_digest", self._digest(sources._digest))
-        monkeypatch.setattr("experiments.basis.built", self._built(basis.built))
-        monkeypatch.setattr("experiments.levels.processor", str)  # its answer is itself in the identity
+        monkeypatch.setattr("experiments.running.basis.built", self._built(basis.built))
+        monkeypatch.setattr("experiments.running.levels.processor", str)  # its answer is itself in the identity
         # What rows tell beside results looks at every target
         monkeypatch.setattr(stages.trained, "conditions", lambda _, *more: conditions({}, *more))
 
@@ -216,12 +218,12 @@ def test_all_code_of_ours_that_a_stage_runs_is_in_its_identity(watched):
 
 
 NEEDS = {
-    "initial": {"experiments.models.mlp", "experiments.seeding", "experiments.targets"},
+    "initial": {"experiments.models.mlp", "experiments.runtime.seeding", "experiments.configuration.targets"},
     "dense": {
-        "experiments.training",
+        "experiments.training.loop",
         "experiments.tasks.classification",
         "experiments.data.embedded",
-        "experiments.learning_rate",
+        "experiments.training.learning_rate",
     },
     "masks": {
         "pruning.pipeline",
@@ -231,18 +233,18 @@ NEEDS = {
         "pruning.evidence",
     },
     "recovered": {"pruning.dynamic.held", "pruning.attachment", "pruning.recovery", "pruning.execution.alternating"},
-    "rows": {"experiments.levels", "experiments.tasks.classification", "pruning.cost"},
+    "rows": {"experiments.running.levels", "experiments.tasks.classification", "pruning.cost"},
 }
 """Kind → some of the code that makes it."""
 
 PRUNES = ("pruning.scorers", "pruning.selection", "pruning.pipeline", "pruning.allocation", "pruning.granularity")
-NEVER = (*WITHOUT_EFFECT, "experiments.configuration", "experiments.figures", "experiments.report", "experiments.run")
+NEVER = (*WITHOUT_EFFECT, "experiments.configuration", "experiments.results.figures", "experiments.report", "experiments.run")
 FREE = {
     "initial": (*PRUNES, "pruning.structure", "pruning.execution", "pruning.curvature", "pruning.cost"),
     "dense": (*PRUNES, "pruning.structure", "pruning.execution", "pruning.curvature", "pruning.cost"),
-    "masks": ("pruning.structure", "pruning.execution", "experiments.levels", "experiments.controls"),
-    "recovered": (*PRUNES, "pruning.structure", "pruning.execution.product", "experiments.levels"),
-    "rows": (*PRUNES, "pruning.structure", "pruning.execution", "experiments.stages"),
+    "masks": ("pruning.structure", "pruning.execution", "experiments.running.levels", "experiments.running.controls"),
+    "recovered": (*PRUNES, "pruning.structure", "pruning.execution.product", "experiments.running.levels"),
+    "rows": (*PRUNES, "pruning.structure", "pruning.execution", "experiments.running.stages"),
 }
 """Kind → code whose edits must not make it again."""
 
@@ -353,7 +355,7 @@ def test_a_control_is_trained_as_the_dense_network_was_whatever_follows_a_prunin
 def test_a_latency_is_of_this_machine_and_its_threads(tmp_path, monkeypatch):
     options = ("density=0.5", "latency=4", "recovery.epochs=0", "training.epochs=1")
     run(tmp_path, *options)
-    monkeypatch.setattr("experiments.levels.processor", lambda: "another")
+    monkeypatch.setattr("experiments.running.levels.processor", lambda: "another")
     run(tmp_path, *options)
     run(tmp_path, *options)
     count = {kind: len(list((tmp_path / "store" / kind).iterdir())) for kind in ("dense", "recovered", "rows")}
@@ -370,7 +372,7 @@ def test_a_regime_has_the_units_of_its_run_or_is_refused(group):
 def test_networks_of_several_processes_are_others(tmp_path, monkeypatch):
     setting = Setting(configured("training.epochs=0"), Store(tmp_path))
     one = stages.dense(setting)
-    monkeypatch.setattr("experiments.stages.trained.world", lambda: 2)
+    monkeypatch.setattr("experiments.running.stages.trained.world", lambda: 2)
     assert stages.dense(setting).key != one.key
 
 

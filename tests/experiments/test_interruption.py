@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from experiments import run as app
-from experiments.networks import MASKS, WEIGHTS
-from experiments.setting import Setting
+from experiments.store.networks import MASKS, WEIGHTS
+from experiments.running.setting import Setting
 from experiments.store import Store
 from tests.experiments.running import configured, timeless
 

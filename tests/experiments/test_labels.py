@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.labels import baselines, methods
+from experiments.results.labels import baselines, methods
 from pruning.errors import RecordsError
 
 

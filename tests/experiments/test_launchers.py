@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from experiments import jobs, records
-from experiments.jobs import JobError, objectives
-from experiments.state import recorded, states
+from experiments.running import jobs
+from experiments import records
+from experiments.running.jobs import JobError, objectives
+from experiments.records.runs import recorded, states
 from pruning.errors import ConfigurationError, PruningError
 from tests.experiments.running import ROOT, SMALL
 

@@ -10,19 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from experiments import compare, figures, records, report, statistics
-from experiments.checklist import checklist
-from experiments.columns import fault_of
-from experiments.comparison import comparisons, differences, overall
-from experiments.curves import collapsed
-from experiments.figures.difference import difference
-from experiments.gallery import Wanted, gallery
-from experiments.jobs import check_objective, objectives
-from experiments.metrics import LOSS, Metric, share
-from experiments.page import data
-from experiments.results import results
+from experiments import compare, records, report
+from experiments.results.tracked import figures, statistics
+from experiments.results.checklist import checklist
+from experiments.records.columns import fault_of
+from experiments.results.comparison import comparisons, differences, overall
+from experiments.results.curves import collapsed
+from experiments.results.figures.difference import difference
+from experiments.results.gallery import Wanted, gallery
+from experiments.running.jobs import check_objective, objectives
+from experiments.records.metrics import LOSS, Metric, share
+from experiments.results.page import data
+from experiments.results.tracked import results
 from experiments.tasks import Classification, LanguageModelling, Regression
-from experiments.values import Value, recall, resolve, resolve_metric
+from experiments.records.values import Value, recall, resolve, resolve_metric
 from pruning.errors import ConfigurationError, RecordsError
 from tests.experiments.rows import frame, row, start
 
@@ -401,7 +402,7 @@ def test_top_five_is_satisfied_where_it_is_measured():
 
 
 def test_the_figure_of_a_run_is_named_after_its_headline(tmp_path, monkeypatch):
-    monkeypatch.setattr("experiments.results.mask_file", lambda *_: None)
+    monkeypatch.setattr("experiments.results.tracked.mask_file", lambda *_: None)
     rows = [one | {"control": None} for one in rows_of({"random": R2["random"][:1]}, [0.5], NUMBERS, "r2")]
     drawn, _ = results(rows, tmp_path)
     assert list(drawn) == ["r2"]
@@ -414,7 +415,7 @@ def test_an_objective_may_be_a_metric_and_goes_its_way(monkeypatch):
     with pytest.raises(ConfigurationError, match="objective=perplexty: rows have no such column"):
         objectives([found], ["perplexty"])
     for direction, fails in (("maximize", True), ("minimize", False), (None, False)):
-        monkeypatch.setattr("experiments.jobs._directions", lambda count, way=direction: [way] * count)
+        monkeypatch.setattr("experiments.running.jobs._directions", lambda count, way=direction: [way] * count)
         check_objective(["macs"], found)
         if fails:
             with pytest.raises(ConfigurationError, match=r"objective=perplexity: .* hydra.sweeper.direction=minimize"):

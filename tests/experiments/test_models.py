@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from experiments import models
 from experiments.models.resnet import BasicBlock, PaddedIdentity
-from experiments.targets import completed
+from experiments.configuration.targets import completed
 from pruning.errors import ModelError
 
 CONF = Path(__file__).parents[2] / "experiments" / "conf" / "model"

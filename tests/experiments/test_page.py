@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from experiments import records, statistics
-from experiments.comparison import comparisons
-from experiments.intervals import mean_interval
-from experiments.page import render
+from experiments import records
+from experiments.results.tracked import statistics
+from experiments.results.comparison import comparisons
+from experiments.results.intervals import mean_interval
+from experiments.results.page import render
 from experiments.report import main
 from tests.experiments.test_report import sweep
 

@@ -7,14 +7,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from experiments import records, stages, statistics
-from experiments.learning_rate import step
-from experiments.networks import MASKS, POINT, WEIGHTS
-from experiments.seeding import generator
-from experiments.stages import trained
-from experiments.stages.masks import shuffled
-from experiments.stored import kept_weights, masks_of
-from experiments.training import batches, train
+from experiments import records
+from experiments.running import stages
+from experiments.results.tracked import statistics
+from experiments.training.learning_rate import step
+from experiments.store.networks import MASKS, POINT, WEIGHTS
+from experiments.runtime.seeding import generator
+from experiments.running.stages import trained
+from experiments.running.stages.masks import shuffled
+from experiments.results.artefacts import kept_weights, masks_of
+from experiments.training.loop import batches, train
 from pruning import Masks
 from pruning.errors import ConfigurationError
 from pruning.granularity import Blocks, Vectors, Weights

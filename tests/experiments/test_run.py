@@ -14,16 +14,17 @@ import torch
 import yaml
 from hydra import compose, initialize_config_dir
 
-from experiments import records, stages
+from experiments import records
+from experiments.running import stages
 from experiments import run as app
 from experiments.configuration import CONF, checked, densities
-from experiments.identity import part
-from experiments.networks import Network, load
-from experiments.setting import Setting
-from experiments.stages import trained
-from experiments.state import states
+from experiments.store.identity import part
+from experiments.store.networks import Network, load
+from experiments.running.setting import Setting
+from experiments.running.stages import trained
+from experiments.records.runs import states
 from experiments.store import Store
-from experiments.training import steps_per_epoch
+from experiments.training.loop import steps_per_epoch
 from pruning.errors import AllocationError, ArtefactError, ConfigurationError, MaskError
 from pruning.recovery import compensate
 from tests.experiments.running import ROOT, SMALL, configured, own, run, setting_of, timeless
@@ -92,7 +93,7 @@ def test_at_initialisation_the_initial_network_is_pruned_and_trained_in_full(tmp
 
 def test_a_repeated_run_makes_nothing_and_gives_the_same_rows(tmp_path, monkeypatch):
     first = run(tmp_path, "density=[0.5,0.1]")
-    monkeypatch.setattr("experiments.stages.trained.train", None)
+    monkeypatch.setattr("experiments.running.stages.trained.train", None)
     monkeypatch.setattr(stages, "score", lambda *_: pytest.fail("scored again"))
     assert run(tmp_path, "density=[0.5,0.1]") == first
 
@@ -298,7 +299,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path, monke
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("experiments.networks.save_file", full)
+    monkeypatch.setattr("experiments.store.networks.save_file", full)
     places = [f"folder={tmp_path}/runs", f"store={tmp_path}/store"]
     monkeypatch.setattr(sys, "argv", ["run", *SMALL, *places])
     monkeypatch.chdir(ROOT)
@@ -425,7 +426,7 @@ def test_a_repetition_that_fails_loses_no_row(tmp_path, monkeypatch):
     def refused(*_, **__):
         raise ArtefactError("nothing can be trained")
 
-    monkeypatch.setattr("experiments.stages.trained.train", refused)
+    monkeypatch.setattr("experiments.running.stages.trained.train", refused)
     with pytest.raises(ArtefactError):
         run(tmp_path, "density=[0.5,0.2]")
     assert (tmp_path / "run" / records.FILE).read_text() == before

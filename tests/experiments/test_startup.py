@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.state import recorded
+from experiments.records.runs import recorded
 from tests.experiments.running import ROOT
 
 SLOW = ("pandas", "matplotlib", "plotly", "torchvision", "torchmetrics", "transformers", "accelerate", "sklearn")
@@ -57,7 +57,7 @@ def folder(tmp_path) -> Path:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_that_computes_nothing_imports_nothing_slow(folder, command):
     found = imported(folder, command, COMMANDS[command])
-    assert {"torch", "pruning", "experiments.mistakes"} <= found
+    assert {"torch", "pruning", "experiments.runtime.errors"} <= found
     assert sorted(found & set(SLOW)) == []
 
 
@@ -66,4 +66,4 @@ def test_what_is_slow_is_imported_where_it_is_used(folder):
     small = "data=digits model=mlp model.hidden=[4] training.epochs=1 recovery.epochs=0 density=0.5"
     found = imported(folder, f"experiments.run {small}")
     assert {"accelerate", "sklearn", "scipy", "torchmetrics"} <= found
-    assert not found & {"plotly", "wandb", "experiments.figures"}
+    assert not found & {"plotly", "wandb", "experiments.results.figures"}

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from experiments import state
-from experiments.state import FILE, LOCK, recorded, states
+from experiments.records import runs as state
+from experiments.records.runs import FILE, LOCK, recorded, states
 from experiments.status import main
 from pruning.errors import PruningError
 from tests.experiments.running import ROOT
@@ -20,7 +20,7 @@ from tests.experiments.running import ROOT
 HOLD = """
 import sys, time
 from pathlib import Path
-from experiments.state import recorded
+from experiments.records.runs import recorded
 with recorded(Path(sys.argv[1]), "python -m experiments.run seed=3"):
     print("held", flush=True)
     time.sleep(60)

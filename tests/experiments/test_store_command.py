@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.networks import MASKS, WEIGHTS
+from experiments.store.networks import MASKS, WEIGHTS
 from experiments.store import Store
 from experiments.store.__main__ import main
 from experiments.store.inventory import inventory, unfinished
@@ -61,7 +61,7 @@ def test_what_nobody_needs_goes_and_the_run_stays_whole(folder, capsys, monkeypa
     assert keys(folder, "masks", needed=False) == []
     assert len(keys(folder, "masks")) == 2
     assert list((folder / "store" / "unfinished").iterdir()) == []
-    monkeypatch.setattr("experiments.stages.trained.train", None)
+    monkeypatch.setattr("experiments.running.stages.trained.train", None)
     run(folder, "density=[0.5,0.1]")  # nothing has to be made again
     assert command(folder, "verify") == 0
 

@@ -4,13 +4,15 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from experiments import figures, models, records, stages, statistics
+from experiments.results.tracked import figures, statistics
+from experiments import models, records
+from experiments.running import stages
 from experiments import run as app
 from experiments.configuration import CONF, checked
-from experiments.gallery import Wanted, gallery
-from experiments.levels import Level, evaluate
-from experiments.networks import load
-from experiments.setting import Setting
+from experiments.results.gallery import Wanted, gallery
+from experiments.running.levels import Level, evaluate
+from experiments.store.networks import load
+from experiments.running.setting import Setting
 from experiments.store import Store
 from pruning import Masks
 from pruning.cost import cost
@@ -152,6 +154,6 @@ def test_nearly_all_of_each_network_can_go(name, shape):
     ],
 )
 def test_what_a_regime_refuses_is_refused_before_the_first_training(tmp_path, monkeypatch, options, said):
-    monkeypatch.setattr("experiments.stages.trained.train", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr("experiments.running.stages.trained.train", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(PruningError, match=said):
         run(tmp_path, *options, "density=0.5", "recovery.epochs=2")

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from experiments.data import Examples, Splits
-from experiments.learning_rate import constant
+from experiments.training.learning_rate import constant
 from experiments.tasks import (
     Classification,
     LanguageModelling,
@@ -26,7 +26,7 @@ from experiments.tasks import (
     evaluate,
     mean_loss,
 )
-from experiments.training import Recipe, accelerator, steps_per_epoch, train
+from experiments.training.loop import Recipe, accelerator, steps_per_epoch, train
 from pruning.errors import ConfigurationError, DataError, ModelError
 
 IGNORED = -100

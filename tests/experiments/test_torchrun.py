@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments import records, training
-from experiments.networks import MASKS
-from experiments.training import _share
+from experiments import records
+from experiments.training.loop import loop as training
+from experiments.store.networks import MASKS
+from experiments.training.loop import _share
 from pruning import Masks
 from pruning.errors import ConfigurationError
 from tests.experiments.running import ROOT, SMALL
@@ -18,8 +19,10 @@ from tests.experiments.running import ROOT, SMALL
 WATCHED = """
 import sys
 from pathlib import Path
-from experiments import jobs, processes, run
-from experiments.stages import masks as stage
+from experiments.running import jobs
+from experiments.runtime import processes
+from experiments import run
+from experiments.running.stages import masks as stage
 
 place, made = sys.argv[1], stage.selected
 def watched(*arguments, **options):  # the masks that each process finds by itself

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from experiments import run as app
-from experiments.networks import MASKS
-from experiments.results import results
+from experiments.store.networks import MASKS
+from experiments.results.tracked import results
 from experiments.tracking import Guarded, Wandb, numbers, tags
 from pruning import Masks
 from pruning.errors import ConfigurationError

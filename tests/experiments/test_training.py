@@ -12,12 +12,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from experiments.checkpoints import Checkpoints
+from experiments.training.checkpoints import Checkpoints
 from experiments.data import Examples
-from experiments.learning_rate import constant, cosine, step
-from experiments.seeding import derived_seed, generator
+from experiments.training.learning_rate import constant, cosine, step
+from experiments.runtime.seeding import derived_seed, generator
 from experiments.tasks import Classification, evaluate
-from experiments.training import Recipe, accelerator, batches, steps_per_epoch, train
+from experiments.training.loop import Recipe, accelerator, batches, steps_per_epoch, train
 from pruning import Evidence, prunable, prune, scorers
 from pruning.dynamic import RigL
 

@@ -1,0 +1,1 @@
+"""Training: one loop, which goes on where it was cut."""

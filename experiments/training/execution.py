@@ -1,0 +1,43 @@
+"""How a training executes its masks: as was asked for, where that is possible."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from experiments.runtime.processes import world
+from pruning.dynamic import Held
+from pruning.errors import StructureError
+from pruning.execution import Choose, Execution, masked
+from pruning.parameters import unwrapped
+from pruning.structure import Structure, trace
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+log = logging.getLogger("experiments")
+
+
+def execution_of(held: Held, choose: Choose, inputs: Tensor, accelerated: Accelerator) -> Execution:
+    """As chosen, but masked where kernels or wrappers are lacking; `inputs` are as many as a forward pass has."""
+    lacking = {
+        "half precision": accelerated.mixed_precision != "no",
+        "several processes": world() > 1,
+        accelerated.device.type: accelerated.device.type != "cpu",
+    }
+    if choose is not masked and any(lacking.values()):
+        reasons = " and ".join(name for name, true in lacking.items() if true)
+        log.info("execution: masked, as there is no sparse one for %s", reasons)
+        choose = masked
+    return Execution(held, choose, inputs, None if choose is masked else _structure(held.model, inputs))
+
+
+def _structure(model: nn.Module, inputs: Tensor) -> Structure | None:
+    """By which dead units are known: the loss looks at nothing but outputs. None where a model cannot be traced."""
+    try:
+        return trace(unwrapped(model), inputs)
+    except StructureError as error:
+        log.debug("units from which no path leads to an output are worked out: %s", error)
+        return None
