@@ -23,17 +23,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments.results.tracked import figures, statistics
 from experiments import records
+from experiments.records.runs import State, states
+from experiments.records.values import Value, add_options, chosen, recall
+from experiments.results import figures, statistics
 from experiments.results.comparison import Comparison, comparisons
 from experiments.results.figures.axes import TIMES, percent, ratio
 from experiments.results.gallery import Wanted, gallery
 from experiments.results.intervals import INTERVALS, Interval, described, written
 from experiments.results.labels import methods
-from experiments.runtime.errors import told
 from experiments.results.page import render
-from experiments.records.runs import State, states
-from experiments.records.values import Value, add_options, chosen, recall
+from experiments.runtime.errors import told
 from pruning.errors import PruningError, RecordsError
 
 

@@ -24,21 +24,21 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.running import jobs, stages
 from experiments import records
 from experiments.configuration import CONF, Configuration, densities
+from experiments.configuration.targets import built, short_name
+from experiments.results.tracked import results
+from experiments.running import jobs, stages
 from experiments.running.controls import check as check_controls
 from experiments.running.controls import controls
-from experiments.runtime.extras import PLUGINS, missing
-from experiments.store.identity import read_code
 from experiments.running.jobs import JobError, check_objective, jobs_failed
 from experiments.running.levels import Level, evaluate
-from experiments.runtime.errors import told
-from experiments.store.networks import Network
-from experiments.runtime.processes import first
-from experiments.results.tracked import results
 from experiments.running.setting import Setting
-from experiments.configuration.targets import built, short_name
+from experiments.runtime.errors import told
+from experiments.runtime.extras import PLUGINS, missing
+from experiments.runtime.processes import first
+from experiments.store.identity import read_code
+from experiments.store.networks import Network
 from experiments.tasks import check_fit
 from experiments.tracking import Guarded, Nothing, leave
 from pruning.errors import ConfigurationError, PruningError

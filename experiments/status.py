@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from experiments.records.runs import State, repetitions, states
 from experiments.runtime.errors import told
-from experiments.records.runs import State, states
 from pruning.errors import RecordsError
 
 ORDER = ("running", "failed", "cut", "done")
@@ -70,15 +70,6 @@ def summary(found: Sequence[State]) -> str:
     """ "12 done, 1 failed"."""
     counts = Counter(state.state for state in found)
     return ", ".join(f"{counts[name]} {name}" for name in reversed(ORDER) if counts[name])
-
-
-def repetitions(again: Sequence[State]) -> list[str]:
-    """Of runs that failed or were cut: why, and the command."""
-    lines = []
-    for state in again:
-        reason = state.reason or "its process ended without a word"
-        lines += [f"{state.run}: {reason}", f"    {state.command}"]
-    return lines
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

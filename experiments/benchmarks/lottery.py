@@ -27,17 +27,17 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from experiments.running import stages
-from experiments.training.loop import loop as training
 from experiments.benchmarks.measuring import median_ratio, rounded, show
 from experiments.data import Examples
-from experiments.runtime.extras import missing
-from experiments.running.levels import Level, evaluate
-from experiments.runtime.errors import told
 from experiments.replications import composed
-from experiments.runtime.seeding import generator
+from experiments.running import stages
+from experiments.running.levels import Level, evaluate
 from experiments.running.setting import Setting
+from experiments.runtime.errors import told
+from experiments.runtime.extras import missing
+from experiments.runtime.seeding import generator
 from experiments.store import Store
+from experiments.training import loop as training
 from pruning import Evidence, Masks, prunable, prune, scorers
 from pruning.execution.timing import in_turn
 

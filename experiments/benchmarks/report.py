@@ -24,15 +24,14 @@ from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import nn
 
-from experiments.results.tracked import figures, gallery, statistics
-from experiments.store import networks
 from experiments import records, report
 from experiments.benchmarks.measuring import Row, show
-from experiments.running.conditions import conditions
-from experiments.results.intervals import INTERVALS
 from experiments.replications import composed
+from experiments.results import figures, gallery, statistics
+from experiments.results.intervals import INTERVALS
+from experiments.running.conditions import conditions
 from experiments.running.setting import Setting
-from experiments.store import Store
+from experiments.store import Store, networks
 from pruning import Masks, prunable
 
 SCORERS = ("magnitude", "random", "snip", "grasp", "synflow", "taylor", "fisher", "lamp", "obd", "gradient")

@@ -32,8 +32,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from experiments.runtime.extras import missing
 from experiments.runtime.errors import told
+from experiments.runtime.extras import missing
 from pruning import Masks
 from pruning.errors import PruningError
 from pruning.structure import TOLERANCE, Structure, remove, trace, verify

@@ -1,5 +1,6 @@
 """Configurations: what YAML may say, checked before anything is computed."""
 
-from experiments.configuration.checks import CONF, CONTROLS, Configuration, checked, densities
+from experiments.configuration.checks import checked, densities
+from experiments.configuration.schema import CONF, CONTROLS, Configuration
 
 __all__ = ["CONF", "CONTROLS", "Configuration", "checked", "densities"]

@@ -4,7 +4,7 @@ from experiments.models.conv import conv_2, conv_4, conv_6
 from experiments.models.lenet import lenet_5, lenet_300_100
 from experiments.models.library import timm_model, torchvision_model
 from experiments.models.mlp import mlp
-from experiments.models.pretrained import model_of_run, transformers_model
+from experiments.models.pretrained import transformers_model
 from experiments.models.resnet import resnet20, resnet32, resnet56
 from experiments.models.vgg import vgg16_bn
 
@@ -15,7 +15,6 @@ __all__ = [
     "lenet_5",
     "lenet_300_100",
     "mlp",
-    "model_of_run",
     "resnet20",
     "resnet32",
     "resnet56",

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from experiments.runtime.extras import missing
 from experiments.models.names import unknown_name
 from experiments.models.shapes import image_shape
+from experiments.runtime.extras import missing
 from pruning.errors import ModelError
 
 

@@ -1,15 +1,14 @@
-"""Networks of transformers, by name, folder, GGUF file or configuration; and networks that another run has trained."""
+"""Networks of transformers, by name, folder, GGUF file or configuration."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from experiments.runtime.extras import missing, require
 from experiments.models.names import unknown_name
+from experiments.runtime.extras import missing, require
 from pruning.errors import ModelError
 
 
@@ -66,31 +65,4 @@ def transformers_model(
     return model.train()
 
 
-def model_of_run(folder: str, level: int | None = None, store: str | None = None) -> nn.Module:
-    """The network that another run had at a level, weights and all; removed weights are zero.
-
-    Args:
-        folder: of that run, or of a sweep with one run.
-        level: its row; None: the last.
-        store: where its artefacts lie; None: where the run put them.
-
-    Raises:
-        ModelError: no such row. `RecordsError`, `ArtefactError`: rows or weights that cannot be read.
-    """
-    from experiments import records  # noqa: PLC0415  # pandas: slow
-    from experiments.results.artefacts import network_of  # noqa: PLC0415
-    from experiments.configuration.targets import built  # noqa: PLC0415
-
-    frame = records.read(folder)
-    rows = [row for row in frame.to_dict("records") if not isinstance(row.get("control"), str)]
-    if len({row["run"] for row in rows}) > 1:
-        raise ModelError(f"{folder}: holds several runs: name the folder of one")
-    found = [row for row in rows if level is None or row["level"] == level]
-    if not found:
-        raise ModelError(f"{folder}: has no level {level}: give one from 0 to {max(row['level'] for row in rows)}")
-    row = found[-1]
-    return network_of(row, built("model", row["config"]["model"]), None if store is None else Path(store))
-
-
 transformers_model.reads_files = True  # type: ignore[attr-defined]  # its weights are more than its arguments say
-model_of_run.reads_files = True  # type: ignore[attr-defined]

@@ -91,8 +91,8 @@ def read(folder: str | Path) -> pd.DataFrame:
     is counted once; found twice with different rows it is an error, so that n is never larger than what was run.
 
     Raises `RecordsError`, which names file, line and column, for a missing folder, no rows, a line that is cut or not
-    JSON, a row of another format, a value that its column cannot hold (see `experiments.records.columns`), and a run that is
-    there twice; `OSError` where something cannot be read.
+    JSON, a row of another format, a value that its column cannot hold (see `experiments.records.columns`), and a run
+    that is there twice; `OSError` where something cannot be read.
     """
     import pandas as pd  # noqa: PLC0415  # slow to import
 

@@ -5,7 +5,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -136,3 +136,12 @@ def _write(folder: Path, state: State) -> None:
     known = {key: value for key, value in asdict(state).items() if key != "rows"}
     temporary.write_text(json.dumps(known, indent=1))
     temporary.replace(folder / FILE)
+
+
+def repetitions(again: Sequence[State]) -> list[str]:
+    """Of runs that failed or were cut: why, and the command."""
+    lines = []
+    for state in again:
+        reason = state.reason or "its process ended without a word"
+        lines += [f"{state.run}: {reason}", f"    {state.command}"]
+    return lines

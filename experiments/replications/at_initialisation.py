@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from experiments.data import Examples, Splits
-from experiments.results.intervals import Interval, mean_interval
-from experiments.training.learning_rate import step
 from experiments.models import mlp
+from experiments.results.intervals import Interval, mean_interval
 from experiments.runtime.seeding import generator, seeded
 from experiments.tasks import Classification, evaluate
-from experiments.training.loop import Recipe, accelerator, steps_per_epoch, train
+from experiments.training.batches import steps_per_epoch
+from experiments.training.learning_rate import step
+from experiments.training.loop import accelerator, train
+from experiments.training.recipe import Recipe
 from pruning import Evidence, Masks, prunable, prune
 from pruning.evidence import Scorer
 

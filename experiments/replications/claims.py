@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments.results.tracked import figures
+from experiments.results import figures
 from pruning.errors import PruningError
 
 FOLDER = Path("runs/replications")

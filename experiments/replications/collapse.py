@@ -21,10 +21,10 @@ from matplotlib import style
 from matplotlib.figure import Figure
 from torch import nn
 
-from experiments.results.figures import COLOURS, MARKERS, STYLE
 from experiments.models import mlp
 from experiments.replications.at_initialisation import cross_entropy, pruned
 from experiments.replications.claims import Claim, Study, arguments, run, span
+from experiments.results.figures import COLOURS, MARKERS, STYLE
 from experiments.runtime.seeding import generator, seeded
 from pruning import Evidence, Masks, prunable, prune, schedules, scorers
 from pruning.evidence import Scorer

@@ -26,9 +26,9 @@ from matplotlib.lines import Line2D
 from torch import Tensor
 from torch.nn import functional as F
 
-from experiments.results.figures import COLOURS, MARKERS, STYLE
 from experiments.replications.claims import Claim, Study, arguments, run, span
 from experiments.replications.sigmoid import METHODS, Sigmoids, Task, smallest, train
+from experiments.results.figures import COLOURS, MARKERS, STYLE
 from pruning.errors import DataError
 
 FILE = Path(__file__).with_name("monks_train.csv")

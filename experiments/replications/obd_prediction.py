@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from experiments.data import Examples, digits
-from experiments.results.figures import COLOURS, LINES, STYLE
 from experiments.models import mlp
 from experiments.replications.claims import Claim, Study, arguments, run, span
+from experiments.results.figures import COLOURS, LINES, STYLE
 from experiments.runtime.seeding import seeded
 from pruning import Evidence, prunable, prune, scorers
 from pruning.evidence import Scores

@@ -14,9 +14,9 @@ import torch
 from matplotlib import style
 from matplotlib.figure import Figure
 
-from experiments.results.figures import COLOURS, STYLE
 from experiments.replications.claims import Claim, Study, arguments, run
 from experiments.replications.sigmoid import METHODS, Sigmoids, Task, train, without_one
+from experiments.results.figures import COLOURS, STYLE
 from pruning import Masks, prunable
 from pruning.errors import DataError
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from experiments.records.values import Value, resolve
 from experiments.results.curves import own_dense
 from experiments.results.labels import baselines
 from experiments.results.statistics import points
-from experiments.records.values import Value, resolve
 
 SEEDS, OPERATING_POINTS, PAIRS = 3, 5, 3
 LOSS = 0.05

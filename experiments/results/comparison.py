@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from experiments.results.tracked import curves
+from experiments.records import require
+from experiments.records.values import Value, remember, resolve
+from experiments.results import curves
 from experiments.results.intervals import INTERVALS
 from experiments.results.labels import baselines, methods
-from experiments.records import require
 from experiments.results.statistics import group, points, summarise_points
-from experiments.records.values import Value, remember, resolve
 from pruning.errors import RecordsError
 
 TESTS = ("t", "wilcoxon")

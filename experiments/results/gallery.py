@@ -9,7 +9,8 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.results.tracked import figures, statistics
+from experiments.records.values import Value, resolve
+from experiments.results import figures, statistics
 from experiments.results.comparison import Comparison
 from experiments.results.figures.difference import difference
 from experiments.results.figures.layers import layer_densities, layers
@@ -18,8 +19,7 @@ from experiments.results.figures.training import losses, training
 from experiments.results.figures.weights import histograms, weights
 from experiments.results.intervals import Interval
 from experiments.results.overlap import overlaps
-from experiments.results.artefacts import kept_weights, masks_of
-from experiments.records.values import Value, resolve
+from experiments.store.retrieval import kept_weights, masks_of
 from pruning.errors import ArtefactError, RecordsError
 
 Drawn = tuple[Figure, pd.DataFrame]

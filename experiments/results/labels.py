@@ -10,36 +10,11 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from experiments.records import require
+from experiments.records.fields import BOOKKEEPING, PRUNING
 from pruning.errors import RecordsError
 
 if TYPE_CHECKING:
     import pandas as pd
-
-BOOKKEEPING = frozenset(
-    {
-        *("seed", "density", "folder", "store", "threads", "device", "name", "tracker", "experiment", "progress"),
-        *("checkpoint", "controls", "latency", "objective"),
-    }
-)
-"""Top-level keys of a configuration that do not make another method: which repetition, which densities, where."""
-
-PRUNING = frozenset(
-    {
-        "scorer",
-        "scoring",
-        "when",
-        "granularity",
-        "allocation",
-        "schedule",
-        "compensate",
-        "dynamic",
-        "execution",
-        "recovery",
-        "include",
-        "exclude",
-    }
-)
-"""Top-level keys that act after the dense network is trained. A key that is in neither set is taken to shape both."""
 
 
 def methods(frame: pd.DataFrame) -> pd.Series:
@@ -50,8 +25,8 @@ def methods(frame: pd.DataFrame) -> pd.Series:
     "taylor (form=abs)", "magnitude (recovery.epochs=20)". Model and data appear where the frame has several. So a
     label depends on the frame, but not on the order of its rows.
 
-    The rows of a control (see `experiments.running.controls`) are another method, and its name ends the label: "magnitude,
-    reinit".
+    The rows of a control (see `experiments.running.controls`) are another method, and its name ends the label:
+    "magnitude, reinit".
 
     A nested "folder" is a place and is ignored; a nested "seed" is ignored where it follows the run's own seed in
     all rows that otherwise agree, and is an ordinary option (a fixed split, say) where it does not.

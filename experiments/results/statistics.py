@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from experiments.records import require
+from experiments.records.values import Value, remember, resolve
 from experiments.results.curves import collapsed
 from experiments.results.intervals import INTERVALS, Interval
 from experiments.results.labels import baselines, methods
-from experiments.records import require
-from experiments.records.values import Value, remember, resolve
 from pruning.errors import RecordsError
 
 INCIDENTAL = frozenset(

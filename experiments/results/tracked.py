@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.results.artefacts import mask_file
+from experiments.store.retrieval import mask_file
 from pruning.errors import RecordsError
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ def results(rows: Sequence[Mapping[str, Any]], store: Path) -> tuple[dict[str, "
     """
     import pandas as pd  # noqa: PLC0415  # these take a second, and most runs have no tracker
 
-    from experiments.results.tracked import figures, statistics  # noqa: PLC0415  # as pandas: slow, and for trackers alone
     from experiments.records import values  # noqa: PLC0415  # as pandas: slow, and for trackers alone
+    from experiments.results import figures, statistics  # noqa: PLC0415  # as pandas: slow, and for trackers alone
 
     frame = pd.DataFrame(rows)
     drawn = {}

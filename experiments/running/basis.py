@@ -11,17 +11,19 @@ import torch
 from hydra.utils import get_object
 from torch import nn
 
-from experiments.training.checkpoints import Checkpoints
-from experiments.data.content import content_of_data, content_of_tensors
+from experiments.configuration.targets import built, short_name, unguarded
 from experiments.data import Splits
-from experiments.store.identity import part
+from experiments.data.content import content_of_data, content_of_tensors
 from experiments.runtime.processes import on_cpu
 from experiments.runtime.progress import Progress, progress
 from experiments.runtime.seeding import seeded
 from experiments.store import Store
-from experiments.configuration.targets import built, short_name, unguarded
+from experiments.store.identity import part
 from experiments.tasks import Task
-from experiments.training.loop import Recipe, accelerator, steps_per_epoch
+from experiments.training.batches import steps_per_epoch
+from experiments.training.checkpoints import Checkpoints
+from experiments.training.loop import accelerator
+from experiments.training.recipe import Recipe
 from pruning import prunable
 from pruning.errors import ConfigurationError, ModelError
 from pruning.execution import Choose, masked

@@ -19,8 +19,8 @@ from hydra.utils import get_object
 
 from experiments.running import stages
 from experiments.running.levels import Level, evaluate
-from experiments.store.networks import Network
 from experiments.running.setting import Setting
+from experiments.store.networks import Network
 from pruning.errors import ConfigurationError
 
 log = logging.getLogger("experiments")

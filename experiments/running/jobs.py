@@ -19,15 +19,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.runtime import processes
 from experiments.configuration import checked
-from experiments.results.labels import BOOKKEEPING
-from experiments.runtime.errors import line, told
-from experiments.running.setting import Setting
-from experiments.records.runs import recorded, states
-from experiments.status import repetitions
-from experiments.store import Store, identity_key
 from experiments.configuration.targets import short_name
+from experiments.records.fields import BOOKKEEPING
+from experiments.records.runs import recorded, repetitions, states
+from experiments.running.setting import Setting
+from experiments.runtime import processes
+from experiments.runtime.errors import line, told
+from experiments.store import Store, identity_key
 from pruning.errors import ConfigurationError, DampingWarning, PruningError, RecordsError, ToleranceWarning
 from pruning.execution.crossover import processor
 

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from experiments.running.conditions import device_name
+from experiments.configuration.targets import short_name
 from experiments.data.examples import take
+from experiments.records import FORMAT
+from experiments.running.conditions import device_name
+from experiments.running.setting import Setting
 from experiments.store.identity import EXECUTION, STRUCTURE, code
 from experiments.store.networks import Network, finite, load
-from experiments.records import FORMAT
-from experiments.running.setting import Setting
-from experiments.configuration.targets import short_name
 from experiments.tasks import evaluate as measured
 from pruning import Masks
 from pruning.cost import cost, latency

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
-from experiments.running.basis import Basis
-from experiments.data.examples import take
 from experiments.configuration.targets import built, short_name
+from experiments.data.examples import take
+from experiments.running.basis import Basis
 from pruning.errors import ConfigurationError
 from pruning.structure import trace
 

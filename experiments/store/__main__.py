@@ -19,8 +19,8 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from experiments.runtime.locks import at_once
 from experiments.runtime.errors import told
+from experiments.runtime.locks import at_once
 from experiments.store.artefacts import SCRATCH, Store
 from experiments.store.inventory import Entry, age, free, inventory, kept_aside, unfinished
 from pruning.errors import ArtefactError, PruningError

@@ -6,21 +6,17 @@ from typing import Any
 from experiments.store import sources
 
 WITHOUT_EFFECT = (
-    "experiments.store.identity",  # finds keys
-    "experiments.store.sources",
-    "experiments.store.syntax",
-    "experiments.store",  # keeps results; its format is in every key
-    "experiments.records",  # keeps rows; their format is in the keys of rows
-    "experiments.runtime.extras",  # words of what is not installed
-    "experiments.running.conditions",  # is told beside results
-    "experiments.runtime.progress",
-    "experiments.runtime.locks",  # waits
+    *(f"experiments.store.{name}" for name in ("identity", "sources", "syntax")),  # find keys
+    *(f"experiments.store.{name}" for name in ("artefacts", "manifest", "inventory")),  # their format is in every key
+    *(f"experiments.records.{name}" for name in ("rows", "columns", "values", "runs", "fields")),  # as is that of rows
+    "experiments.running.conditions",  # stands beside results
+    *(f"experiments.runtime.{name}" for name in ("extras", "progress", "locks")),  # words, and waiting
     "pruning.errors",  # classes and words of what fails, and then has no result
 )
 """Modules of ours that stages use and that change no result."""
 
 EXECUTION = ("experiments.training.execution", "pruning.execution")
-"""How masks are executed: counts for trainings under masks alone, by `execution` in `experiments.running.stages.trained`."""
+"""How masks are executed: counts for trainings under masks alone, by `execution` in the stage of trainings."""
 
 STRUCTURE = ("pruning.structure",)
 """Coupled units: counts where they are pruned, or cut out of layers."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.runtime.locks import at_once
 from experiments.records import FILE
+from experiments.runtime.locks import at_once
 from experiments.store.artefacts import DAMAGED, LOCKS, SCRATCH, UNFINISHED, Artefact, Store
 from pruning.errors import ArtefactError
 

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from experiments.training.state import Epoch
 from experiments.store import Artefact
 from pruning import Masks
 from pruning.errors import ArtefactError
@@ -87,15 +86,16 @@ def save(
     model: nn.Module,
     masks: Masks | None,
     course: Mapping[str, int],
-    epochs: Sequence[Epoch],
+    epochs: Sequence[Mapping[str, Any]],
     start: Network | None,
     under: Mapping[str, Any],
     diverged: int | None = None,
 ) -> None:
     """Weights, tied ones once, of masked tensors only what is kept; the masks themselves; and how it came about.
 
-    `course` tells the optimizer steps of this training, their number in an epoch, and the position in the order of the
-    data at which it ended; `under` its `conditions`; `diverged` the step from which its loss was not finite.
+    `epochs` are those of this training, as plain data; `course` its optimizer steps, their number in an epoch, and the
+    position in the order of the data at which it ended; `under` its conditions; `diverged` the step from which its loss
+    was not finite.
     """
     tied = _tied(model)
     state: dict[str, Tensor] = {
@@ -108,9 +108,9 @@ def save(
         save_file(state, folder / WEIGHTS)
     except SafetensorError as error:  # the library's own word for a full disk
         raise OSError(f"{folder / WEIGHTS}: cannot be written ({error})") from error
-    history = [asdict(epoch) | {"loss": finite(epoch.loss)} for epoch in epochs]
+    history = [{**epoch, "loss": finite(epoch["loss"])} for epoch in epochs]
     before = {"total_epochs": 0, "total_seconds": 0.0} if start is None else start.history
-    passes, seconds = course["steps"] / course["epoch_steps"], sum(epoch.seconds for epoch in epochs)
+    passes, seconds = course["steps"] / course["epoch_steps"], sum(epoch["seconds"] for epoch in epochs)
     record = {
         "epochs": passes,
         "total_epochs": before["total_epochs"] + passes,

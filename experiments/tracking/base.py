@@ -2,20 +2,16 @@
 
 import logging
 import os
-import re
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-from experiments.runtime.extras import require
 from pruning.errors import PruningError
 
 if TYPE_CHECKING:  # drawing takes a second to import, and most runs have no tracker
     from matplotlib.figure import Figure
-    from PIL.Image import Image
 
 log = logging.getLogger("experiments")
 
@@ -53,92 +49,6 @@ class Nothing:
 
     def finish(self, done: bool) -> None:
         """Nothing."""
-
-
-class Wandb:
-    """Weights & Biases: a wandb run for every run, its levels as steps, the sweep's name as group.
-
-    `mode` is "online", "offline" or "auto": online where somebody is logged in.
-    """
-
-    def __init__(self, project: str = "sparse-subnetworks", mode: str = "auto", folder: str | None = None):
-        require("wandb")
-        self._project, self._mode, self._folder = project, mode, folder
-        self._run: Any = None
-
-    def start(self, run: str, config: Mapping[str, Any]) -> None:
-        """Open the wandb run; a repeated run goes on in the one that it had."""
-        import wandb  # noqa: PLC0415  # slow to import, and only needed here
-
-        mode = self._mode
-        if mode == "auto":
-            mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
-        if self._folder is not None:
-            Path(self._folder).mkdir(parents=True, exist_ok=True)
-        self._run = wandb.init(
-            project=self._project,
-            mode=mode,
-            dir=self._folder,
-            id=run,
-            name=run,
-            group=str(config.get("name")),
-            tags=tags(config),
-            config=dict(config),
-            resume="allow",
-            reinit="finish_previous",
-        )
-
-    def row(self, row: Mapping[str, Any]) -> None:
-        """Log the row's numbers at its level; those of a control under its name."""
-        self._run.log(numbers(row), step=row["level"])
-
-    def results(self, figures: Mapping[str, "Figure"], masks: Mapping[str, Path]) -> None:
-        """Images of the figures; one artifact with all masks."""
-        import wandb  # noqa: PLC0415  # slow to import, and only needed here
-
-        if figures:
-            self._run.log({name: wandb.Image(_drawn(figure)) for name, figure in figures.items()})
-        if masks:
-            artifact = wandb.Artifact(f"masks-{self._run.id}", type="masks")
-            for name, path in masks.items():
-                artifact.add_file(str(path), name=f"{name}.safetensors")
-            self._run.log_artifact(artifact)
-
-    def finish(self, done: bool) -> None:
-        """Close it, as failed if it is not `done`."""
-        self._run.finish(exit_code=0 if done else 1)
-
-
-class TensorBoard:
-    """TensorBoard: a folder of events for every run, its levels as steps."""
-
-    def __init__(self, folder: str):
-        require("tensorboard")
-        self._folder = folder
-        self._writer: Any = None
-
-    def start(self, run: str, config: Mapping[str, Any]) -> None:
-        """Open the events of the run, in a folder of its name."""
-        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415  # an extra
-
-        self._writer = SummaryWriter(str(Path(self._folder) / run))
-        self._writer.add_text("config", "\n".join(f"    {key}: {value}" for key, value in config.items()))
-
-    def row(self, row: Mapping[str, Any]) -> None:
-        """A scalar for every number of the row."""
-        for name, value in numbers(row).items():
-            self._writer.add_scalar(name, value, row["level"])
-        self._writer.flush()
-
-    def results(self, figures: Mapping[str, "Figure"], masks: Mapping[str, Path]) -> None:
-        """The figures, and where the masks lie."""
-        for name, figure in figures.items():
-            self._writer.add_figure(name, figure, close=False)
-        self._writer.add_text("masks", "\n".join(f"    {name}: {path}" for name, path in masks.items()))
-
-    def finish(self, done: bool) -> None:
-        """Close it."""
-        self._writer.close()
 
 
 class Guarded:
@@ -219,21 +129,3 @@ def numbers(row: Mapping[str, Any]) -> dict[str, float]:
     prefix = f"{row['control']}/" if row.get("control") else ""
     found = {key: value for key, value in row.items() if isinstance(value, int | float) and not isinstance(value, bool)}
     return {f"{prefix}{key}": value for key, value in found.items()}
-
-
-def tags(config: Mapping[str, Any]) -> list[str]:
-    """What a run is found by: scorer, model, granularity, data and when."""
-    found = []
-    for key in ("scorer", "model", "granularity"):
-        target = str((config.get(key) or {}).get("_target_", ""))
-        found.append(re.split(r"\.", target)[-1])
-    found += [str((config.get("data") or {}).get("name", "")), str(config.get("when", ""))]
-    return [tag[:64] for tag in dict.fromkeys(found) if tag]
-
-
-def _drawn(figure: "Figure") -> "Image":
-    from PIL.Image import open as open_image  # noqa: PLC0415  # slow to import, and only needed for figures
-
-    drawn = BytesIO()
-    figure.savefig(drawn, format="png", dpi=150)
-    return open_image(drawn)

@@ -7,9 +7,8 @@ or where a checkpoint was written. Whatever it draws at random is begun anew wit
 from __future__ import annotations
 
 import logging
-import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,15 +17,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from experiments.training.checkpoints import Checkpoints
-from experiments.training.state import Course, Epoch, restored, saved
 from experiments.data import Batch, Data
 from experiments.data.examples import chunks, cut, rows_of, take
-from experiments.training.execution import execution_of
 from experiments.runtime.processes import first, on_cpu, rank, world
 from experiments.runtime.progress import Progress
-from experiments.runtime.seeding import derived_seed, generator, reseed, seeded
+from experiments.runtime.seeding import reseed, seeded
 from experiments.tasks import Task, call, evaluate
+from experiments.training.batches import steps_per_epoch, upcoming
+from experiments.training.checkpoints import Checkpoints
+from experiments.training.execution import execution_of
+from experiments.training.recipe import Recipe
+from experiments.training.state import Course, Epoch, restored, saved
 from pruning import Masks
 from pruning.dynamic import Held
 from pruning.errors import ConfigurationError, MaskError
@@ -38,43 +39,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("experiments")
 
-Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 Regime = Callable[[nn.Module, Optimizer], Held]
 """From a model and its optimizer to masks that change while it trains: see `pruning.dynamic`."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a network is trained.
-
-    Attributes:
-        steps: the optimizer steps that are done, by their numbers in the order of the data, where an epoch follows the
-            other; an empty range leaves the network as it is.
-        total: steps over which `factor` is spread.
-        batch_size: examples a step; the last step of an epoch takes what is left, and a single example left over joins
-            the step before it: batch norm cannot train on one.
-        optimizer: from parameters to an optimizer; its own learning rate is the base rate.
-        factor: from progress in [0, 1), the number of a step by `total`, to a factor of the base rate.
-        seed: of data order, augmentation and dropout.
-        accumulate: parts into which a batch is cut to save memory; the step is the same, unless batch norm or dropout
-            see the parts.
-        clip: largest norm of the whole gradient, or None.
-        best_on_validation: end with the weights of the epoch whose headline metric on the validation part is the best
-            of *this* training.
-        keep_end: give back a rewind point of the end.
-    """
-
-    steps: range
-    total: int
-    batch_size: int
-    optimizer: Callable[[Iterator[nn.Parameter]], Optimizer]
-    factor: Callable[[float], float]
-    seed: int
-    accumulate: int = 1
-    clip: float | None = None
-    best_on_validation: bool = False
-    augment: Augmentation | None = None
-    keep_end: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,11 +75,6 @@ def accelerator(device: str = "auto", precision: str = "no") -> Accelerator:
             f"device={device}: accelerate sees {made.num_processes} of {world()} processes: set device=cpu"
         )
     return made
-
-
-def steps_per_epoch(count: int, batch_size: int) -> int:
-    """Batches into which `count` examples are cut."""
-    return len(_cut(torch.arange(count), batch_size))
 
 
 def train(
@@ -151,7 +112,7 @@ def train(
     base_rates = [group["lr"] for group in optimizer.param_groups]
     examples, validation = examples.to(device), validation.to(device)
     length = steps_per_epoch(len(examples), recipe.batch_size)
-    headline, warned = task.all_metrics()[0], False
+    headline = task.all_metrics()[0]
     epochs = -(-len(recipe.steps) // length)
     prepared = accelerated.prepare(model)
     # accelerate's wrapper of an optimizer only matters to a gradient scaler, and costs a small network 5 % of a step
@@ -168,28 +129,18 @@ def train(
             course = restored(tree, model, optimizer, execution, accelerated)
         prepared.train()
         began, last_saved = time.perf_counter() - course.seconds, time.monotonic()
-        for batch in _upcoming(examples, recipe, task, range(course.step, recipe.steps.stop), length):
+        for batch in upcoming(examples, recipe, task, range(course.step, recipe.steps.stop), length):
             number, place = divmod(course.step, length)
             if place == 0:
                 reseed(recipe.seed, "training", number)
-            factor = recipe.factor(course.step / recipe.total)
-            for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
-                group["lr"] = rate * factor
+            _set_rates(optimizer, base_rates, recipe.factor(course.step / recipe.total))
             count = task.count(batch)
             course.add(_step(prepared, stepper, batch, count, recipe, task, accelerated, execution), count)
             ends = course.step % length == 0 or course.step == recipe.steps.stop
             found = evaluate(task, model, validation)[headline.name] if ends and recipe.best_on_validation else None
             course.seconds = time.perf_counter() - began
             if ends:
-                epoch = course.close(
-                    number, rate := optimizer.param_groups[0]["lr"], found, headline.higher_is_better, model
-                )
-                if course.diverged is not None and not warned:
-                    log.warning(
-                        "the loss is not finite at step %d, learning rate %g: lower optimizer.lr, or set training.clip",
-                        *(course.diverged, rate),
-                    )
-                    warned = True
+                epoch = course.close(number, optimizer.param_groups[0]["lr"], found, headline.higher_is_better, model)
                 began = time.perf_counter()
                 if progress is not None:
                     progress.epoch(len(course.epochs), epochs, epoch.loss)
@@ -200,14 +151,13 @@ def train(
         end = RewindPoint.capture(model, optimizer, step=course.step) if recipe.keep_end else None
     if course.best is not None:
         model.load_state_dict(course.best[1])
-    diverged = course.diverged if course.epochs and not math.isfinite(course.epochs[-1].loss) else None
     if held is None:
-        return Trained(course.epochs, None, end, diverged=diverged)
+        return Trained(course.epochs, None, end, diverged=course.lost)
     if recipe.steps and not held.masks.agree(model):
         raise MaskError("removed weights came back in training: something writes to them past the optimizer")
     final = held.finish()
     final.apply_(model)
-    return Trained(course.epochs, final, end, sparse, diverged)
+    return Trained(course.epochs, final, end, sparse, course.lost)
 
 
 def _optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
@@ -217,38 +167,15 @@ def _optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
         raise ConfigurationError(f"optimizer: {error}: check its options") from error
 
 
+def _set_rates(optimizer: Optimizer, base_rates: list[float], factor: float) -> None:
+    for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
+        group["lr"] = rate * factor
+
+
 def _held(model: nn.Module, optimizer: Optimizer, masks: Masks | None, regime: Regime | None) -> Held | None:
     if regime is not None:
         return regime(model, optimizer)
     return None if masks is None else Held(model, optimizer, masks)
-
-
-def batches(examples: Data, size: int, seed: int, epoch: int, numbers: slice = slice(None)) -> Iterator[Batch]:
-    """The batches of an epoch, or those of `numbers` among them; each is a function of (seed, epoch, number)."""
-    order = torch.randperm(len(examples), generator=generator(seed, "order", epoch))
-    yield from examples.batches(_cut(order, size)[numbers], derived_seed(seed, "examples", epoch))
-
-
-def _upcoming(examples: Data, recipe: Recipe, task: Task, steps: range, length: int) -> Iterator[Batch]:
-    """The batches of `steps`, of which an epoch has `length`, as they are seen in training."""
-    augmenting = type(task).augment is not Task.augment  # a generator takes as long as a small step's gathering
-    for epoch in range(steps.start // length, -(-steps.stop // length)):
-        first = max(0, steps.start - epoch * length)
-        numbers = slice(first, min(length, steps.stop - epoch * length))
-        for number, batch in enumerate(batches(examples, recipe.batch_size, recipe.seed, epoch, numbers), first):
-            if recipe.augment is not None:
-                noise = generator(recipe.seed, "augmentation", epoch, number)
-                batch["inputs"] = recipe.augment(batch["inputs"], noise)
-            if augmenting:
-                batch = task.augment(batch, generator(recipe.seed, "task", epoch, number))
-            yield batch
-
-
-def _cut(order: Tensor, size: int) -> list[Tensor]:
-    parts = list(order.split(size))
-    if size > 1 and len(parts) > 1 and len(parts[-1]) == 1:
-        parts[-2:] = [torch.cat(parts[-2:])]
-    return parts
 
 
 def _step(

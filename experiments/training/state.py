@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ from pruning.rewind import RewindPoint
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+log = logging.getLogger("experiments")
 
 
 @dataclass(frozen=True)
@@ -76,9 +79,19 @@ class Course:
         epoch = Epoch(number, learning_rate, mean, validation, self.seconds)
         if not math.isfinite(mean):
             self._not_finite()
+            if all(math.isfinite(other.loss) for other in self.epochs):  # once is enough
+                log.warning(
+                    "the loss is not finite at step %d, learning rate %g: lower optimizer.lr, or set training.clip",
+                    *(self.diverged, learning_rate),
+                )
         self.epochs.append(epoch)
         self.loss, self.seen, self.seconds = torch.zeros_like(self.loss), 0, 0.0
         return epoch
+
+    @property
+    def lost(self) -> int | None:
+        """The first step whose loss was not finite, if the last epoch's was not either."""
+        return self.diverged if self.epochs and not math.isfinite(self.epochs[-1].loss) else None
 
     def _not_finite(self) -> None:
         if self.diverged is None:

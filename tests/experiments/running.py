@@ -9,11 +9,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from experiments import records
-from experiments.store import sources, syntax
 from experiments import run as app
 from experiments.configuration import CONF, checked
 from experiments.running.setting import Setting
-from experiments.store import Store
+from experiments.store import Store, sources, syntax
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("data=digits", "model=mlp", "model.hidden=[16,12]", "training.epochs=2", "recovery.epochs=1")

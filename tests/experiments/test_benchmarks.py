@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.training.loop import loop as training
 from experiments.benchmarks import lottery, measuring, report, scoring, smaller, startup, sweep, training_step
+from experiments.training import loop as training
 
 structure = pytest.importorskip("experiments.benchmarks.structure")
 structure_peer = pytest.importorskip("experiments.benchmarks.structure_peer")

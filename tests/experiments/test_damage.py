@@ -11,16 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments import records
-from experiments.results.tracked import statistics
+from experiments.records.values import resolve
+from experiments.report import table
+from experiments.results import statistics
 from experiments.results.checklist import checklist
-from experiments.compare import cells, curve_cells, words
 from experiments.results.comparison import comparisons
 from experiments.results.figures.layers import layer_densities
 from experiments.results.figures.training import losses
 from experiments.results.gallery import Wanted, gallery
 from experiments.results.page import data, render
-from experiments.report import table
-from experiments.records.values import resolve
+from experiments.results.wording import cells, curve_cells, words
 from pruning.errors import RecordsError
 
 Rows = dict[str, list[dict[str, Any]]]

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from experiments import data, models, records
-from experiments.runtime.extras import EXTRAS, PLUGINS
 from experiments.configuration.targets import built
+from experiments.runtime.extras import EXTRAS, PLUGINS
 from pruning.errors import PruningError
 from tests.experiments.hiding import hidden
 from tests.experiments.running import ROOT, SMALL

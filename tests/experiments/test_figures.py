@@ -16,10 +16,10 @@ from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 from PIL import Image
 
+from experiments.records.values import resolve
 from experiments.results.figures import accuracy, save
 from experiments.results.figures.axes import TIMES, percent, ratio
 from experiments.results.intervals import Interval
-from experiments.records.values import resolve
 
 DENSITIES = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
 DENSE = {"dense": Interval(0.97, 0.96, 0.98, 0.004, 3)}

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
 from experiments import records
-from experiments.results.tracked import statistics
+from experiments.results import statistics
 from experiments.results.comparison import comparisons
 from experiments.results.figures.layers import layer_densities, layers
 from experiments.results.figures.overlap import overlap
@@ -24,9 +24,9 @@ from experiments.results.figures.style import COLOURS, LINES, MARKERS, panel_tit
 from experiments.results.figures.training import losses, training
 from experiments.results.figures.weights import histograms
 from experiments.results.gallery import Wanted, gallery, told_axes
-from experiments.store.networks import MASKS, WEIGHTS
 from experiments.results.overlap import jaccard, overlaps
-from experiments.results.artefacts import kept_weights, masks_of
+from experiments.store.networks import MASKS, WEIGHTS
+from experiments.store.retrieval import kept_weights, masks_of
 from pruning import Masks
 from pruning.errors import ArtefactError, RecordsError
 from tests.experiments.rows import frame, row, start

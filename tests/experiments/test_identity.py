@@ -11,14 +11,13 @@ from typing import Any
 
 import pytest
 
-from experiments.running import basis, controls, stages
 from experiments import records
-from experiments.store import sources, syntax
 from experiments import run as app
+from experiments.running import basis, controls, stages
 from experiments.running.conditions import conditions
-from experiments.store.identity import WITHOUT_EFFECT, part
 from experiments.running.setting import Setting
-from experiments.store import Artefact, Store
+from experiments.store import Artefact, Store, sources, syntax
+from experiments.store.identity import WITHOUT_EFFECT, part
 from experiments.store.inventory import _parents
 from pruning.errors import ConfigurationError
 from tests.experiments.running import ROOT, SMALL, configured, own, run, timeless
@@ -238,7 +237,13 @@ NEEDS = {
 """Kind → some of the code that makes it."""
 
 PRUNES = ("pruning.scorers", "pruning.selection", "pruning.pipeline", "pruning.allocation", "pruning.granularity")
-NEVER = (*WITHOUT_EFFECT, "experiments.configuration", "experiments.results.figures", "experiments.report", "experiments.run")
+NEVER = (
+    *WITHOUT_EFFECT,
+    "experiments.configuration",
+    "experiments.results.figures",
+    "experiments.report",
+    "experiments.run",
+)
 FREE = {
     "initial": (*PRUNES, "pruning.structure", "pruning.execution", "pruning.curvature", "pruning.cost"),
     "dense": (*PRUNES, "pruning.structure", "pruning.execution", "pruning.curvature", "pruning.cost"),

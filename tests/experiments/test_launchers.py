@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from experiments.running import jobs
 from experiments import records
-from experiments.running.jobs import JobError, objectives
 from experiments.records.runs import recorded, states
+from experiments.running import jobs
+from experiments.running.jobs import JobError, objectives
 from pruning.errors import ConfigurationError, PruningError
 from tests.experiments.running import ROOT, SMALL
 

@@ -11,19 +11,19 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from experiments import compare, records, report
-from experiments.results.tracked import figures, statistics
-from experiments.results.checklist import checklist
 from experiments.records.columns import fault_of
+from experiments.records.metrics import LOSS, Metric, share
+from experiments.records.values import Value, recall, resolve, resolve_metric
+from experiments.results import figures, statistics
+from experiments.results.checklist import checklist
 from experiments.results.comparison import comparisons, differences, overall
 from experiments.results.curves import collapsed
 from experiments.results.figures.difference import difference
 from experiments.results.gallery import Wanted, gallery
-from experiments.running.jobs import check_objective, objectives
-from experiments.records.metrics import LOSS, Metric, share
 from experiments.results.page import data
 from experiments.results.tracked import results
+from experiments.running.jobs import check_objective, objectives
 from experiments.tasks import Classification, LanguageModelling, Regression
-from experiments.records.values import Value, recall, resolve, resolve_metric
 from pruning.errors import ConfigurationError, RecordsError
 from tests.experiments.rows import frame, row, start
 

@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from experiments import models
-from experiments.models.resnet import BasicBlock, PaddedIdentity
 from experiments.configuration.targets import completed
+from experiments.models.resnet import BasicBlock, PaddedIdentity
 from pruning.errors import ModelError
 
 CONF = Path(__file__).parents[2] / "experiments" / "conf" / "model"

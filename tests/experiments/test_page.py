@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from experiments import records
-from experiments.results.tracked import statistics
+from experiments.report import main
+from experiments.results import statistics
 from experiments.results.comparison import comparisons
 from experiments.results.intervals import mean_interval
 from experiments.results.page import render
-from experiments.report import main
 from tests.experiments.test_report import sweep
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")

@@ -8,15 +8,16 @@ import torch
 from safetensors.torch import load_file
 
 from experiments import records
+from experiments.results import statistics
 from experiments.running import stages
-from experiments.results.tracked import statistics
-from experiments.training.learning_rate import step
-from experiments.store.networks import MASKS, POINT, WEIGHTS
-from experiments.runtime.seeding import generator
 from experiments.running.stages import trained
 from experiments.running.stages.masks import shuffled
-from experiments.results.artefacts import kept_weights, masks_of
-from experiments.training.loop import batches, train
+from experiments.runtime.seeding import generator
+from experiments.store.networks import MASKS, POINT, WEIGHTS
+from experiments.store.retrieval import kept_weights, masks_of
+from experiments.training.batches import batches
+from experiments.training.learning_rate import step
+from experiments.training.loop import train
 from pruning import Masks
 from pruning.errors import ConfigurationError
 from pruning.granularity import Blocks, Vectors, Weights

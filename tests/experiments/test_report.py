@@ -14,10 +14,10 @@ import pytest
 from rich.console import Console
 
 from experiments import records
-from experiments.results.tracked import statistics
+from experiments.report import main, table
+from experiments.results import statistics
 from experiments.results.figures.axes import TIMES
 from experiments.results.gallery import Wanted, gallery
-from experiments.report import main, table
 
 ACCURACY = {0.5: 0.96, 0.1: 0.93, 0.01: 0.5}
 

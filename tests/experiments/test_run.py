@@ -15,16 +15,16 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 from experiments import records
-from experiments.running import stages
 from experiments import run as app
 from experiments.configuration import CONF, checked, densities
-from experiments.store.identity import part
-from experiments.store.networks import Network, load
+from experiments.records.runs import states
+from experiments.running import stages
 from experiments.running.setting import Setting
 from experiments.running.stages import trained
-from experiments.records.runs import states
 from experiments.store import Store
-from experiments.training.loop import steps_per_epoch
+from experiments.store.identity import part
+from experiments.store.networks import Network, load
+from experiments.training.batches import steps_per_epoch
 from pruning.errors import AllocationError, ArtefactError, ConfigurationError, MaskError
 from pruning.recovery import compensate
 from tests.experiments.running import ROOT, SMALL, configured, own, run, setting_of, timeless

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments.store.networks import MASKS, WEIGHTS
 from experiments.store import Store
 from experiments.store.__main__ import main
 from experiments.store.inventory import inventory, unfinished
+from experiments.store.networks import MASKS, WEIGHTS
 from pruning import Masks
 from tests.experiments.running import run, timeless
 

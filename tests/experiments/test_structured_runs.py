@@ -4,16 +4,16 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from experiments.results.tracked import figures, statistics
 from experiments import models, records
-from experiments.running import stages
 from experiments import run as app
 from experiments.configuration import CONF, checked
+from experiments.results import figures, statistics
 from experiments.results.gallery import Wanted, gallery
+from experiments.running import stages
 from experiments.running.levels import Level, evaluate
-from experiments.store.networks import load
 from experiments.running.setting import Setting
 from experiments.store import Store
+from experiments.store.networks import load
 from pruning import Masks
 from pruning.cost import cost
 from pruning.errors import ConfigurationError, PruningError, RecordsError

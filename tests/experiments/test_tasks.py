@@ -11,7 +11,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from experiments.data import Examples, Splits
-from experiments.training.learning_rate import constant
 from experiments.tasks import (
     Classification,
     LanguageModelling,
@@ -26,7 +25,10 @@ from experiments.tasks import (
     evaluate,
     mean_loss,
 )
-from experiments.training.loop import Recipe, accelerator, steps_per_epoch, train
+from experiments.training.batches import steps_per_epoch
+from experiments.training.learning_rate import constant
+from experiments.training.loop import accelerator, train
+from experiments.training.recipe import Recipe
 from pruning.errors import ConfigurationError, DataError, ModelError
 
 IGNORED = -100
@@ -335,7 +337,7 @@ def three(**columns):
         (Classification(classes=3), torch.tensor([0, -1, 1]), "example 1 is of class -1"),
         (Classification(classes=3), torch.zeros(3), "not class indices.*task=regression"),
         (Classification(classes=3), torch.zeros(3, 2), "not class indices.*task=multilabel"),
-        (Classification(classes=3, targets="label"), torch.zeros(3), "no column label in the data; they have inputs, targets"),
+        (Classification(classes=3, targets="label"), torch.zeros(3), "no column label in the data; they have inputs"),
         (Regression(), torch.tensor([0, 1, 1]), "torch.int64.*task=classification"),
         (Regression(), torch.zeros(3, 2), "have 2 numbers an example: set task.outputs"),
         (Multilabel(labels=2), torch.tensor([[0, 2], [0, 1], [1, 1]]), "give zeros and ones"),

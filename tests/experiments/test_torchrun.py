@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from experiments import records
-from experiments.training.loop import loop as training
 from experiments.store.networks import MASKS
+from experiments.training import loop as training
 from experiments.training.loop import _share
 from pruning import Masks
 from pruning.errors import ConfigurationError

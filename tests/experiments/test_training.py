@@ -12,12 +12,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from experiments.training.checkpoints import Checkpoints
 from experiments.data import Examples
-from experiments.training.learning_rate import constant, cosine, step
 from experiments.runtime.seeding import derived_seed, generator
 from experiments.tasks import Classification, evaluate
-from experiments.training.loop import Recipe, accelerator, batches, steps_per_epoch, train
+from experiments.training.batches import batches, steps_per_epoch
+from experiments.training.checkpoints import Checkpoints
+from experiments.training.learning_rate import constant, cosine, step
+from experiments.training.loop import accelerator, train
+from experiments.training.recipe import Recipe
 from pruning import Evidence, prunable, prune, scorers
 from pruning.dynamic import RigL
 

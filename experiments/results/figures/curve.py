@@ -13,10 +13,19 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.results.figures.axes import compression_axis, sparsity_axis
-from experiments.results.figures.style import COLOURS, DENSE_LINES, LINES, MARKERS, STYLE, WIDTH, legend_below, log_ticks
-from experiments.results.intervals import NAMES, Interval
 from experiments.records.values import Value, recall
+from experiments.results.figures.axes import compression_axis, sparsity_axis
+from experiments.results.figures.style import (
+    COLOURS,
+    DENSE_LINES,
+    LINES,
+    MARKERS,
+    STYLE,
+    WIDTH,
+    legend_below,
+    log_ticks,
+)
+from experiments.results.intervals import NAMES, Interval
 from pruning.errors import RecordsError
 
 X = Literal["compression", "sparsity", "macs", "latency", "cost"]

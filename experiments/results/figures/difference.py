@@ -6,10 +6,10 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.records.values import Value, recall
 from experiments.results.figures.axes import compression_axis
 from experiments.results.figures.style import COLOURS, LINES, MARKERS, STYLE, WIDTH, legend_below
 from experiments.results.intervals import NAMES
-from experiments.records.values import Value, recall
 
 
 def difference(

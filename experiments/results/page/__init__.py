@@ -12,14 +12,14 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from experiments.results.tracked import statistics
+from experiments.records.runs import State
+from experiments.records.values import Value, resolve
+from experiments.results import statistics
 from experiments.results.checklist import checklist
-from experiments.compare import COLLAPSED, COLUMNS, CURVE_COLUMNS, cells, curve_cells, within_words, words
 from experiments.results.comparison import Comparison
 from experiments.results.intervals import described
 from experiments.results.page.data import configuration, curves, runs
-from experiments.records.runs import State
-from experiments.records.values import Value, resolve
+from experiments.results.wording import COLLAPSED, COLUMNS, CURVE_COLUMNS, cells, curve_cells, within_words, words
 
 _HERE = Path(__file__).parent
 

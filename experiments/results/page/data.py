@@ -12,14 +12,14 @@ from urllib.parse import quote
 import pandas as pd
 from scipy import stats
 
-from experiments.results.tracked import figures, statistics
 from experiments import records
+from experiments.configuration.targets import short_name
+from experiments.records.runs import State
+from experiments.records.values import Value
+from experiments.results import figures, statistics
 from experiments.results.figures.layers import layer_densities
 from experiments.results.gallery import told_axes
 from experiments.results.labels import baselines, flattened
-from experiments.records.runs import State
-from experiments.configuration.targets import short_name
-from experiments.records.values import Value
 from pruning.errors import RecordsError
 
 CONFIDENCE = 0.95

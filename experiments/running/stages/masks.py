@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
-from experiments.store.identity import EXECUTION, STRUCTURE, code
-from experiments.store.networks import MASKS, Network
-from experiments.runtime.seeding import generator
 from experiments.running.setting import Setting
 from experiments.running.stages.scoring import Scoring
+from experiments.runtime.seeding import generator
+from experiments.store.identity import EXECUTION, STRUCTURE, code
+from experiments.store.networks import MASKS, Network
 from pruning import Masks
 from pruning import prune as selected
 from pruning.granularity import Granularity

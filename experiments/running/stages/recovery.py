@@ -9,14 +9,16 @@ from hydra.utils import get_object
 from torch import nn
 from torch.optim import Optimizer
 
-from experiments.store.identity import EXECUTION, STRUCTURE, code
-from experiments.store.networks import MASKS, Network, load
-from experiments.runtime.seeding import seeded
+from experiments.configuration.targets import built
 from experiments.running.setting import Setting
 from experiments.running.stages.scoring import evidence_of
 from experiments.running.stages.trained import rewind_point, trained
-from experiments.configuration.targets import built
-from experiments.training.loop import Recipe, Regime, batches
+from experiments.runtime.seeding import seeded
+from experiments.store.identity import EXECUTION, STRUCTURE, code
+from experiments.store.networks import MASKS, Network, load
+from experiments.training.batches import batches
+from experiments.training.loop import Regime
+from experiments.training.recipe import Recipe
 from pruning import Masks
 from pruning.dynamic import Held
 from pruning.recovery import reestimate_batchnorm

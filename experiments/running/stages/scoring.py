@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiments.running.basis import Basis
+from experiments.configuration.targets import built
 from experiments.data import Batch, Data, Examples
 from experiments.data.examples import Positions
-from experiments.store.networks import Network, load
+from experiments.running.basis import Basis
 from experiments.runtime.seeding import generator, seeded
-from experiments.configuration.targets import built
+from experiments.store.networks import Network, load
 from experiments.tasks import counts, mean_loss
 from pruning import Evidence, Masks
 from pruning.errors import ScoreError

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,12 @@ from torch import nn
 
 from experiments.running.basis import Basis
 from experiments.running.conditions import conditions
-from experiments.store.identity import EXECUTION, STRUCTURE, code
-from experiments.store.networks import NO_STEPS, POINT, Network, load, save
 from experiments.runtime.processes import world
 from experiments.store import Artefact
-from experiments.training.loop import Recipe, Regime, train
+from experiments.store.identity import EXECUTION, STRUCTURE, code
+from experiments.store.networks import NO_STEPS, POINT, Network, load, save
+from experiments.training.loop import Regime, train
+from experiments.training.recipe import Recipe
 from pruning.execution import masked
 from pruning.rewind import RewindPoint
 
@@ -114,7 +115,7 @@ def trained(
         final = None if found.masks is None else found.masks.to("cpu")
         course = {"steps": len(recipe.steps), "position": recipe.steps.stop, "epoch_steps": setting.epoch_steps}
         under = conditions(setting.config, setting.device, found.sparse)
-        save(folder, model.to("cpu"), final, course, found.epochs, start, under, found.diverged)
+        save(folder, model.to("cpu"), final, course, list(map(asdict, found.epochs)), start, under, found.diverged)
 
     return setting.store.obtain(kind, identity, make)
 

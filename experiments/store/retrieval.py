@@ -1,4 +1,4 @@
-"""From rows back to what they are of: masks and weights, out of the store that the run used."""
+"""Load the masks and weights that a row describes, out of the store that its run used."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from experiments.store.networks import MASKS, WEIGHTS, Network, load
 from experiments.store import Artefact
+from experiments.store.networks import MASKS, WEIGHTS, Network, load
 from pruning import Masks
 from pruning.errors import ArtefactError
 
