@@ -12,6 +12,7 @@ from torch import nn
 
 from experiments import records
 from experiments.configuration import CONF
+from pruning import Evidence, prunable, prune, scorers
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -195,6 +196,76 @@ def test_in_your_own_training_loop(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "0.weight" in done.stdout
     assert (tmp_path / "masks.safetensors").exists()
+
+
+def steps_of(callback, train):
+    """Weights after a training, and the masks that held."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    masks = prune(scorers.magnitude(Evidence(model, prunable(model))), 0.25)
+    before = [p.detach().clone() for p in model.parameters()]
+    train(model, callback, masks)
+    assert masks.kept == 18
+    assert masks.agree(model)
+    assert all(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)  # nothing is attached any more
+    assert not masks.agree(model)
+
+
+def test_the_trainer_of_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    names = {}
+    exec(blocks("In the Trainer of transformers, and in Lightning", "python")[0], names)
+
+    class Classifier(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+
+        def forward(self, inputs, labels):
+            logits = self.net(inputs)
+            return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+    def train(model, callback, masks):
+        data = [{"inputs": torch.randn(6), "labels": n % 3} for n in range(20)]
+        whole = Classifier(model)
+        named = type(masks)({f"net.{name}": mask for name, mask in masks.items()})
+        options = transformers.TrainingArguments(
+            output_dir=str(tmp_path), num_train_epochs=2, report_to="none", use_cpu=True, save_strategy="no",
+            learning_rate=0.1, weight_decay=0.1, disable_tqdm=True,
+        )  # fmt: skip
+        transformers.Trainer(whole, options, train_dataset=data, callbacks=[callback(named)]).train()
+
+    steps_of(names["Pruned"], train)
+
+
+def test_lightning(tmp_path):
+    lightning = pytest.importorskip("lightning")
+    names = {}
+    exec(blocks("In the Trainer of transformers, and in Lightning", "python")[1], names)
+
+    class Module(lightning.LightningModule):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+
+        def training_step(self, batch):
+            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.AdamW(self.parameters(), lr=0.1, weight_decay=0.1)
+
+    def train(model, callback, masks):
+        named = type(masks)({f"net.{name}": mask for name, mask in masks.items()})
+        data = torch.utils.data.TensorDataset(torch.randn(20, 6), torch.arange(20) % 3)
+        trainer = lightning.Trainer(
+            max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, callbacks=[callback(named)], default_root_dir=tmp_path,
+        )  # fmt: skip
+        trainer.fit(Module(model), torch.utils.data.DataLoader(data, batch_size=5))
+
+    steps_of(names["Pruned"], train)
 
 
 def test_a_really_smaller_network_is_what_the_script_and_the_command_say(tmp_path):
