@@ -27,6 +27,7 @@ from experiments.tasks import (
 )
 from experiments.training.batches import steps_per_epoch
 from experiments.training.learning_rate import constant
+from experiments.training import loop
 from experiments.training.loop import accelerator, train
 from experiments.training.recipe import Recipe
 from pruning.errors import ConfigurationError, DataError, ModelError
@@ -236,6 +237,29 @@ def test_a_step_is_the_same_however_its_batch_is_cut(case):
         cut = train(model, data, data, recipe(accumulate=parts), task, accelerator("cpu"))
         torch.testing.assert_close(weights(model), trained, rtol=1e-10, atol=1e-12)
         assert [epoch.loss for epoch in cut.epochs] == pytest.approx([epoch.loss for epoch in whole.epochs], rel=1e-6)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("case", CASES)
+def test_the_steps_of_processes_average_to_that_of_one(monkeypatch, case, world):
+    """Each trains on its share of a batch, in which another amount counts than in those of the others."""
+    task, data, model = CASES[case]()
+    batch = next(data.batches([slice(0, 23)]))
+    start, accelerated = {name: value.clone() for name, value in model.state_dict().items()}, accelerator("cpu")
+
+    def step(rank, processes):
+        monkeypatch.setattr(loop, "world", lambda: processes)
+        monkeypatch.setattr(loop, "rank", lambda: rank)
+        model.load_state_dict(start)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        made = recipe(accumulate=2)
+        total = loop._step(model, optimizer, batch, task.count(batch), made, task, accelerated, None)
+        return weights(model), float(total)
+
+    alone, total = step(0, 1)
+    found = [step(rank, world) for rank in range(world)]
+    torch.testing.assert_close(torch.stack([after for after, _ in found]).mean(0), alone, rtol=1e-10, atol=1e-12)
+    assert sum(part for _, part in found) == pytest.approx(total, rel=1e-6)
 
 
 @pytest.mark.parametrize("case", CASES)
