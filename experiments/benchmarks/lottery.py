@@ -37,6 +37,7 @@ from experiments.runtime.errors import told
 from experiments.runtime.extras import missing
 from experiments.runtime.seeding import generator
 from experiments.store import Store
+from experiments.training import batches as order
 from experiments.training import loop as training
 from pruning import Evidence, Masks, prunable, prune, scorers
 from pruning.execution.timing import in_turn
@@ -133,7 +134,7 @@ def timed_steps(seconds: list[float]) -> Callable[..., Tensor]:
 
 def timed_batches(seconds: list[float]) -> Callable[..., Iterator[tuple[Tensor, Tensor]]]:
     """The training loop's batches, which add what gathering one took to the last of `seconds`."""
-    batches = training.batches
+    batches = order.batches
 
     def timed(*args: Any) -> Iterator[tuple[Tensor, Tensor]]:
         start = time.perf_counter()
@@ -173,7 +174,7 @@ def measured(setting: Setting, turns: int, folder: Path) -> dict[str, Seconds]:
         gathering[name].append(0.0)
         with (
             patch.object(training, "_step", timed_steps(steps[name])),
-            patch.object(training, "batches", timed_batches(gathering[name])),
+            patch.object(order, "batches", timed_batches(gathering[name])),
         ):
             accuracies[name] = run(setting, folder / str(next(names)))
 

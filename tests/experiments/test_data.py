@@ -421,7 +421,51 @@ def test_crop_and_flip_refuses_what_is_no_batch_of_images(shape: tuple[int, ...]
 
 
 def test_one_file_a_data_set() -> None:
-    assert sorted(path.stem for path in CONF.glob("*.yaml")) == sorted(NAMES)
+    assert sorted(path.stem for path in CONF.glob("*.yaml")) == sorted([*NAMES, *OTHERS])
+
+
+OTHERS = {
+    "diabetes": (442, {"inputs": ([10], torch.float32), "targets": ([], torch.float32)}),
+    "digit_labels": (1797, {"inputs": ([1, 8, 8], torch.float32), "targets": ([4], torch.float32)}),
+    "manual": (None, {"input_ids": ([64], torch.int64)}),
+    "manual_sections": (
+        None,
+        {"input_ids": ([64], torch.int64), "attention_mask": ([64], torch.int64), "targets": ([], torch.int64)},
+    ),
+}
+"""Name → examples in all, and the shape and type of each column."""
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_data_of_other_tasks_are_what_their_files_say(name: str) -> None:
+    config = OmegaConf.load(CONF / f"{name}.yaml")
+    config = config.get("data", config)
+    assert config.name == name
+    count, columns = OTHERS[name]
+    parts, again, other = (instantiate(config.load, seed=seed) for seed in (0, 0, 1))
+    for part in (parts.train, parts.validation, parts.test):
+        assert {key: (list(part[key].shape[1:]), part[key].dtype) for key in part} == columns
+    assert all(torch.equal(parts.train[key], again.train[key]) for key in columns)
+    # what is standardised follows the training part
+    assert all(torch.equal(parts.test[key], other.test[key]) for key in columns if key != "inputs" and count != 442)
+    sizes = [len(part) for part in (parts.train, parts.validation, parts.test)]
+    assert count in (None, sum(sizes))
+    assert min(sizes) > 10
+    if "vocabulary" in config:
+        assert max(int(part["input_ids"].max()) for part in (parts.train, parts.test)) < 128 < config.vocabulary
+    if name == "manual_sections":
+        assert parts.train["targets"].unique().tolist() == list(range(config.classes))
+        lengths = parts.train["attention_mask"].sum(1)
+        assert (int(lengths.min()), int(lengths.max())) == (16, 64)
+        assert bool((parts.train["input_ids"][parts.train["attention_mask"] == 0] == 0).all())
+    if name == "digit_labels":
+        plain = instantiate({"_target_": "experiments.data.digits"})
+        for digit, labels in zip(plain.train["targets"].tolist(), parts.train["targets"].tolist(), strict=True):
+            assert labels == [digit % 2 == 0, digit in (2, 3, 5, 7), digit > 4, digit in (0, 6, 8, 9)]
+    if name == "diabetes":
+        for column in parts.train.values():
+            torch.testing.assert_close(column.mean(0), torch.zeros_like(column[0]), atol=1e-5, rtol=0)
+            torch.testing.assert_close(column.std(0), torch.ones_like(column[0]), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -239,7 +239,8 @@ NEEDS = {
 PRUNES = ("pruning.scorers", "pruning.selection", "pruning.pipeline", "pruning.allocation", "pruning.granularity")
 NEVER = (
     *WITHOUT_EFFECT,
-    "experiments.configuration",
+    "experiments.configuration.checks",
+    "experiments.configuration.schema",
     "experiments.results.figures",
     "experiments.report",
     "experiments.run",
@@ -277,7 +278,7 @@ def test_masks_made_by_other_code_are_made_again_and_dense_networks_are_not(tmp_
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
 
     def rows() -> list[dict[str, Any]]:
-        options = (*SMALL, "training.epochs=1", "density=0.3", "recovery.epochs=0", "name=same")
+        options = (*SMALL, "training.epochs=1", "density=0.3", "recovery.epochs=1", "name=same")
         done = subprocess.run(
             [sys.executable, "-m", "experiments.run", *options],
             cwd=tmp_path,
@@ -363,8 +364,8 @@ def test_a_latency_is_of_this_machine_and_its_threads(tmp_path, monkeypatch):
     monkeypatch.setattr("experiments.running.levels.processor", lambda: "another")
     run(tmp_path, *options)
     run(tmp_path, *options)
-    count = {kind: len(list((tmp_path / "store" / kind).iterdir())) for kind in ("dense", "recovered", "rows")}
-    assert count == {"dense": 1, "recovered": 1, "rows": 4}
+    count = {kind: len(list((tmp_path / "store" / kind).iterdir())) for kind in ("dense", "masks", "rows")}
+    assert count == {"dense": 1, "masks": 1, "rows": 4}
 
 
 @pytest.mark.parametrize("group", ["granularity", "allocation"])

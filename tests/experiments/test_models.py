@@ -493,7 +493,12 @@ def test_a_missing_package_is_named_with_its_mend(builder: str, module: str, mon
 
 
 def test_one_file_a_model() -> None:
-    assert {path.stem for path in CONF.glob("*.yaml")} == {name for name, _ in OURS} | {"torchvision", "timm"}
+    assert {path.stem for path in CONF.glob("*.yaml")} == {name for name, _ in OURS} | {
+        "torchvision",
+        "timm",
+        "transformers",
+        "run",
+    }
 
 
 @pytest.mark.parametrize("name", [name for name, _ in OURS] + ["torchvision", "timm"])
