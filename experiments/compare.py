@@ -36,7 +36,7 @@ from experiments.results.wording import (
     within_words,
     words,
 )
-from experiments.runtime.errors import told
+from experiments.runtime.errors import report_error
 from pruning.errors import PruningError
 
 
@@ -52,11 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         for comparison in found:
             _print(comparison, f"{comparison.setup}: " if len(found) + len(refused) > 1 else "", asked)
     except PruningError as error:
-        return told(str(error))
+        return report_error(str(error))
     except OSError as error:
-        return told(f"{error.filename or asked.folder}: {error.strerror or error}; give access, or copy the folder")
+        return report_error(
+            f"{error.filename or asked.folder}: {error.strerror or error}; give access, or copy the folder"
+        )
     for reason in refused:
-        told(reason)
+        report_error(reason)
     return 1 if refused else 0
 
 

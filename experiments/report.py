@@ -29,11 +29,11 @@ from experiments.records.values import Value, add_options, chosen, recall
 from experiments.results import figures, statistics
 from experiments.results.comparison import Comparison, comparisons
 from experiments.results.figures.axes import TIMES, percent, ratio
-from experiments.results.gallery import Wanted, gallery
+from experiments.results.gallery import FigureOptions, gallery
 from experiments.results.intervals import INTERVALS, Interval, described, written
 from experiments.results.labels import methods
 from experiments.results.page import render
-from experiments.runtime.errors import told
+from experiments.runtime.errors import report_error
 from pruning.errors import PruningError, RecordsError
 
 
@@ -48,17 +48,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             summary = statistics.summarise(frame, value, asked.interval)
             dense = statistics.dense(frame, value, asked.interval)
             compared, refused = _compared(frame, value, asked)
-            wanted = Wanted(value, asked.interval, compared, asked.x, asked.store)
-            paths, untold = gallery(frame, wanted, output)
+            wanted = FigureOptions(value, asked.interval, compared, asked.x, asked.store)
+            paths, skipped = gallery(frame, wanted, output)
             known, unknown = _states(asked.folder)
             html = render(frame, known, asked.folder, output, value, compared, refused, asked.interval)
         page = output / "report.html"
         page.write_text(html, encoding="utf-8")
     except PruningError as error:
-        return told(str(error))
+        return report_error(str(error))
     except OSError as error:
         reason = error.strerror or str(error)
-        return told(f"{error.filename or output}: {reason}; make room or give access, or name another --output")
+        return report_error(f"{error.filename or output}: {reason}; make room or give access, or name another --output")
 
     # A pipe has no width of its own: 120 columns cut nothing off and fit most pagers.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for line in (
         *_diverged(frame),
         *(f"not compared: {reason}" for reason in refused),
-        *(f"not drawn: {line}" for line in untold),
+        *(f"not drawn: {line}" for line in skipped),
         *unknown,
     ):
         console.print(Text(line), soft_wrap=True)

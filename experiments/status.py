@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.records.runs import State, repetitions, states
-from experiments.runtime.errors import told
+from experiments.runtime.errors import report_error
 from pruning.errors import RecordsError
 
 ORDER = ("running", "failed", "cut", "done")
@@ -31,14 +31,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = _arguments(argv)
     try:
         if not asked.folder.is_dir():
-            return told(f"{asked.folder}: there is no such folder; give the folder that holds the runs")
+            return report_error(f"{asked.folder}: there is no such folder; give the folder that holds the runs")
         found = states(asked.folder)
     except RecordsError as error:
-        return told(str(error))
+        return report_error(str(error))
     except OSError as error:
-        return told(f"{error.filename or asked.folder}: {error.strerror or error}")
+        return report_error(f"{error.filename or asked.folder}: {error.strerror or error}")
     if not found:
-        return told(f"{asked.folder}: holds no run; start one with `python -m experiments.run`")
+        return report_error(f"{asked.folder}: holds no run; start one with `python -m experiments.run`")
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     again = [state for state in found if state.state in ("failed", "cut")]
     if asked.commands:

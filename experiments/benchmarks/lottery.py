@@ -33,7 +33,7 @@ from experiments.replications import composed
 from experiments.running import stages
 from experiments.running.levels import Level, evaluate
 from experiments.running.setting import Setting
-from experiments.runtime.errors import told
+from experiments.runtime.errors import report_error
 from experiments.runtime.extras import missing
 from experiments.runtime.seeding import generator
 from experiments.store import Store
@@ -45,7 +45,7 @@ try:
     from torchvision import transforms
 except ModuleNotFoundError as error:
     if __name__ == "__main__":
-        raise SystemExit(told(missing(str(error.name)))) from None
+        raise SystemExit(report_error(missing(str(error.name)))) from None
     raise
 
 DENSITY = 0.8

@@ -46,7 +46,7 @@ _AT_LEAST = {
 }
 
 
-def checked(config: DictConfig) -> dict[str, Any]:
+def validate(config: DictConfig) -> dict[str, Any]:
     """`config` as plain, resolved data, after the checks. Raises `ConfigurationError`, naming the field."""
     try:
         plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)

@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from hydra.utils import get_object, instantiate
+from hydra.utils import get_object
+from hydra.utils import instantiate as make
 
 from pruning.errors import ConfigurationError, PruningError
 
@@ -37,10 +38,10 @@ def check_target(group: str, config: Any) -> None:
             raise ConfigurationError(f"{group}.{key}: {target} has no such option; it takes {', '.join(known)}")
 
 
-def built(group: str, config: Mapping[str, Any], **arguments: Any) -> Any:
+def instantiate(group: str, config: Mapping[str, Any], **arguments: Any) -> Any:
     """The object that a group's `_target_` makes; a failure of the target itself becomes a `ConfigurationError`."""
     try:
-        return instantiate(dict(config), _convert_="all", **arguments)
+        return make(dict(config), _convert_="all", **arguments)
     except Exception as error:
         cause = error.__cause__
         if cause is None or type(error).__module__.split(".")[0] != "hydra":
@@ -75,7 +76,7 @@ def completed(group: str, config: Mapping[str, Any], facts: Mapping[str, Any]) -
     return found
 
 
-def unguarded(function: Any) -> Any:
+def without_return_check(function: Any) -> Any:
     """`function` without the check that Hydra makes, where it is a partial, of what every call returns.
 
     The check takes about a millisecond, as long as a training step: not for what returns numbers or tensors.

@@ -15,7 +15,7 @@ from torch import Tensor
 from experiments.data.examples import Splits
 from experiments.data.splitting import check_validation, splits
 from experiments.runtime.extras import missing
-from experiments.runtime.locks import file_lock, patiently
+from experiments.runtime.locks import acquire_with_log, file_lock
 from pruning.errors import DataError
 
 # Long enough for a slow mirror, short enough for a node of a cluster whose firewall drops packets silently
@@ -85,7 +85,9 @@ def _alone(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     # A shared folder that may only be read has its files already, and cannot hold a lock
     lock = folder / ".download.lock"
-    with patiently(file_lock(lock), f"downloading into {folder}") if os.access(folder, os.W_OK) else nullcontext():
+    with (
+        acquire_with_log(file_lock(lock), f"downloading into {folder}") if os.access(folder, os.W_OK) else nullcontext()
+    ):
         yield
 
 

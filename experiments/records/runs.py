@@ -15,7 +15,7 @@ from typing import Any, Literal
 from filelock import Timeout
 
 from experiments import records
-from experiments.runtime.locks import file_lock, patiently
+from experiments.runtime.locks import acquire_with_log, file_lock
 from pruning.errors import RecordsError
 
 log = logging.getLogger("experiments")
@@ -51,7 +51,7 @@ class State:
 
 
 @contextmanager
-def recorded(folder: Path, command: str, hardware: str = "") -> Iterator[None]:
+def record_state(folder: Path, command: str, hardware: str = "") -> Iterator[None]:
     """Tell in `folder` that a run is going on, and how it ended. Another process that is at the same run is waited for.
 
     Where nothing can be written, nothing is told: a finished run may lie where nobody can write any more.
@@ -59,7 +59,7 @@ def recorded(folder: Path, command: str, hardware: str = "") -> Iterator[None]:
     if not os.access(folder, os.W_OK):
         yield
         return
-    with patiently(file_lock(folder / LOCK), f"at {folder.name}"):
+    with acquire_with_log(file_lock(folder / LOCK), f"at {folder.name}"):
         here = {"host": socket.gethostname(), "process": os.getpid(), "hardware": hardware}
         state = State(folder.name, "running", command, None, time.time(), None, **here)
         try:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from experiments.records.values import Value, resolve
 from experiments.results.curves import own_dense
-from experiments.results.labels import baselines
+from experiments.results.labels import setups
 from experiments.results.statistics import points
 
 SEEDS, OPERATING_POINTS, PAIRS = 3, 5, 3
@@ -28,7 +28,7 @@ class Check:
 def checklist(frame: pd.DataFrame, value: Value | str | None = None) -> list[Check]:
     """All points that rows can tell of, in the order of the paper. Raises what `statistics.points` raises."""
     value = resolve(frame, value)
-    final = points(frame, value).assign(setup=baselines)
+    final = points(frame, value).assign(setup=setups)
     return [
         _baselines(final),
         _layer_controls(final),
@@ -113,8 +113,8 @@ def _costs(final: pd.DataFrame) -> Check:
 
 
 def _start(final: pd.DataFrame, frame: pd.DataFrame) -> Check:
-    setups = baselines(frame).loc[frame["level"] > 0]
-    networks = frame[frame["level"] > 0].assign(setup=setups).groupby(["setup", "seed"])["dense"].nunique()
+    labelled = setups(frame).loc[frame["level"] > 0]
+    networks = frame[frame["level"] > 0].assign(setup=labelled).groupby(["setup", "seed"])["dense"].nunique()
     trained = frame.loc[frame["level"] == 0].drop_duplicates("dense")
     return Check(
         "All methods start from the same dense networks",
@@ -140,8 +140,8 @@ def _budget(final: pd.DataFrame) -> Check:
 
 
 def _software(frame: pd.DataFrame) -> Check:
-    told = frame["versions"].dropna() if "versions" in frame else []
-    found = sorted({", ".join(f"{name} {version}" for name, version in versions.items()) for versions in told})
+    given = frame["versions"].dropna() if "versions" in frame else []
+    found = sorted({", ".join(f"{name} {version}" for name, version in versions.items()) for versions in given})
     return Check("The same library versions for all", len(found) == 1, "; ".join(found) or "rows do not tell them")
 
 

@@ -39,7 +39,7 @@ def methods(frame: pd.DataFrame) -> pd.Series:
     return labels.where(frame["control"].isna(), labels + ", " + frame["control"].astype(str))
 
 
-def baselines(frame: pd.DataFrame) -> pd.Series:
+def setups(frame: pd.DataFrame) -> pd.Series:
     """The set-up of the dense network that every row starts from, as a label: "dense", or "dense (model=lenet_5)".
 
     As `methods`, over what is decided before pruning: every key of the configuration but those of `PRUNING`.

@@ -14,7 +14,7 @@ from experiments.records import require
 from experiments.records.values import Value, remember, resolve
 from experiments.results.curves import collapsed
 from experiments.results.intervals import INTERVALS, Interval
-from experiments.results.labels import baselines, methods
+from experiments.results.labels import methods, setups
 from pruning.errors import RecordsError
 
 INCIDENTAL = frozenset(
@@ -121,7 +121,7 @@ def dense(frame: pd.DataFrame, value: Value | str | None = None, interval: str =
     """The dense networks' `value` (level 0): a 95 % interval for every set-up, by its label.
 
     Usually that is one, {"dense": Interval}; a frame with several models, data sets or trainings has more (see
-    `labels.baselines`), since their mean would be of nothing. The networks are told apart by their key ("dense"):
+    `labels.setups`), since their mean would be of nothing. The networks are told apart by their key ("dense"):
     four scorers that start from the same three networks give n = 3.
 
     Raises `RecordsError` for no level 0, one network with two values, and two networks of one set-up and seed.
@@ -132,7 +132,7 @@ def dense(frame: pd.DataFrame, value: Value | str | None = None, interval: str =
     if start.empty:
         raise RecordsError("no dense network (level 0) in these rows; repeat the runs, or add the folder that has it")
     require(start, ["dense"])
-    start = start.assign(setup=baselines(frame)[frame["level"] == 0])
+    start = start.assign(setup=setups(frame)[frame["level"] == 0])
     _numbers(start, column)
 
     intervals = {}
@@ -145,9 +145,9 @@ def dense(frame: pd.DataFrame, value: Value | str | None = None, interval: str =
 
 
 def start_of(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the dense networks, each once. Their `setup` (`labels.baselines`) is their `method` too."""
-    setups = baselines(frame)
-    start = frame.assign(setup=setups, method=setups, requested_density=1.0)
+    """The rows of the dense networks, each once. Their `setup` (`labels.setups`) is their `method` too."""
+    labelled = setups(frame)
+    start = frame.assign(setup=labelled, method=labelled, requested_density=1.0)
     return start[start["level"] == 0].drop_duplicates("dense")
 
 

@@ -38,7 +38,7 @@ def cells(comparison: Comparison, interval: str = "t") -> list[list[str]]:
         if row.method == comparison.baseline:
             rows[-1] += ["", "", "", ""]
             continue
-        rows[-1] += [_apart(row, int(at["n"]), scale, digits, interval), _p(row.p), _p(row.p_holm), row.verdict]
+        rows[-1] += [_difference(row, int(at["n"]), scale, digits, interval), _p(row.p), _p(row.p_holm), row.verdict]
     return rows
 
 
@@ -48,14 +48,14 @@ def curve_cells(comparison: Comparison, interval: str = "t") -> list[list[str]]:
     rows = []
     for row in comparison.overall.itertuples():
         area = "" if math.isnan(row.area) else f"{scale * row.area:.{digits}f}"
-        apart = [_apart(row, row.seeds, scale, digits, interval), _p(row.p), _p(row.p_holm), row.verdict]
+        shown = [_difference(row, row.seeds, scale, digits, interval), _p(row.p), _p(row.p_holm), row.verdict]
         critical = "" if math.isnan(row.critical) else f"{100 * row.critical:.4g} %"
         share = "" if math.isnan(row.collapsed) else f"{100 * row.collapsed:.0f} %"
-        rows.append([row.method, area, *(apart if row.method != comparison.baseline else [""] * 4), critical, share])
+        rows.append([row.method, area, *(shown if row.method != comparison.baseline else [""] * 4), critical, share])
     return rows
 
 
-def _apart(row: Any, seeds: int, scale: float, digits: int, interval: str) -> str:
+def _difference(row: Any, seeds: int, scale: float, digits: int, interval: str) -> str:
     """A difference with its sign, "-1.40 ± 1.74", and its pairs where they are not all of the `seeds`."""
     if math.isnan(row.mean):
         return ""
@@ -83,10 +83,10 @@ def words(comparison: Comparison, test: str = "t", alpha: float = 0.05) -> list[
         unclear = rows[(rows["verdict"] == "") & rows["p"].notna()]
         if len(unclear):
             parts.append(f"no significant difference at {_list(unclear)}")
-        untold = rows[rows["p"].isna()]
-        if len(untold):
-            why = "one pair tells nothing of spread" if (untold["n"] == 1).all() else "no spread to test with"
-            parts.append(f"no test at {_list(untold)} ({why})")
+        untested = rows[rows["p"].isna()]
+        if len(untested):
+            why = "one pair tells nothing of spread" if (untested["n"] == 1).all() else "no spread to test with"
+            parts.append(f"no test at {_list(untested)} ({why})")
         sentence = f"{method} against {baseline}: {'; '.join(part for part in parts if part)}."
         ratios = (rows["density"] / rows["density_base"]).to_numpy()
         if (abs(ratios - 1) > UNLIKE).any():
@@ -100,7 +100,7 @@ def words(comparison: Comparison, test: str = "t", alpha: float = 0.05) -> list[
         if least >= alpha:
             sentence += f" {rows['n'].max()} seeds and {tests} densities cannot come below p = {min(1, least):g} here."
         sentences.append(sentence)
-    for method in comparison.apart:
+    for method in comparison.unpaired:
         sentences.append(f"{method} is not compared: it shares no seed at any density with {baseline}.")
     return sentences
 

@@ -11,7 +11,7 @@ import torch
 from hydra.utils import get_object
 from torch import nn
 
-from experiments.configuration.targets import built, short_name, unguarded
+from experiments.configuration.targets import instantiate, short_name, without_return_check
 from experiments.data import Splits
 from experiments.data.content import content_of_data, content_of_tensors
 from experiments.runtime.processes import on_cpu
@@ -48,13 +48,13 @@ class Basis:
     @cached_property
     def splits(self) -> Splits:
         """The data."""
-        splits: Splits = self.loaded or built("data.load", self.config["data"]["load"])
+        splits: Splits = self.loaded or instantiate("data.load", self.config["data"]["load"])
         return splits
 
     @cached_property
     def task(self) -> Task:
         """What is learned, and by what it is judged."""
-        task: Task = built("task", self.config["task"])
+        task: Task = instantiate("task", self.config["task"])
         if not isinstance(task, Task):
             raise ConfigurationError(
                 f"task={self.config['task']['_target_']}: makes a {type(task).__name__}: give a subclass of "
@@ -117,7 +117,7 @@ class Basis:
     def new_model(self, draw: str = "initial weights") -> nn.Module:
         """The model at its initialisation, a function of the seed; each `draw` is another one."""
         with seeded(self.config["seed"], draw):
-            model = built("model", self.config["model"])
+            model = instantiate("model", self.config["model"])
         if not isinstance(model, nn.Module):
             raise ModelError(f"model={self.config['model']['_target_']}: makes a {type(model).__name__}, not a module")
         return model
@@ -129,8 +129,8 @@ class Basis:
     @cached_property
     def execution(self) -> Choose:
         """Which layers of a masked network have their kept weights alone."""
-        choose: Choose = built("execution", self.config["execution"])
-        return masked if getattr(choose, "func", choose) is masked else unguarded(choose)
+        policy: Choose = instantiate("execution", self.config["execution"])
+        return masked if getattr(policy, "func", policy) is masked else without_return_check(policy)
 
     @cached_property
     def epoch_steps(self) -> int:
@@ -151,19 +151,21 @@ class Basis:
             steps=steps,
             total=max(1, total),
             batch_size=training["batch_size"],
-            optimizer=built("optimizer", self.config["optimizer"]),
+            optimizer=instantiate("optimizer", self.config["optimizer"]),
             factor=factor,
             seed=self.config["seed"],
             accumulate=training["accumulate"],
             clip=training["clip"],
             best_on_validation=training["best_on_validation"],
-            augment=None if augment is None else unguarded(built("data.augment", augment)),
+            augment=None if augment is None else without_return_check(instantiate("data.augment", augment)),
         )
 
     @cached_property
     def learning_rate(self) -> Callable[[float], float]:
         """The factor of the learning rate over the progress of training."""
-        factor: Callable[[float], float] = unguarded(built("learning_rate", self.config["learning_rate"]))
+        factor: Callable[[float], float] = without_return_check(
+            instantiate("learning_rate", self.config["learning_rate"])
+        )
         return factor
 
     @cached_property

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from experiments.runtime.processes import world
+from experiments.runtime.processes import world_size
 from experiments.store.sources import libraries
 
 _LIBRARIES = frozenset({"accelerate", "numpy", "scipy", "torch"})
@@ -25,7 +25,7 @@ def conditions(
     return {
         "device": "cpu" if device is None else device_name(device),
         "threads": torch.get_num_threads(),
-        "processes": world(),
+        "processes": world_size(),
         "sparse": list(sparse),
         "versions": versions(config),
     }

@@ -19,13 +19,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.configuration import checked
+from experiments.configuration import validate
 from experiments.configuration.targets import short_name
 from experiments.records.fields import BOOKKEEPING
-from experiments.records.runs import recorded, repetitions, states
+from experiments.records.runs import record_state, repetitions, states
 from experiments.running.setting import Setting
 from experiments.runtime import processes
-from experiments.runtime.errors import line, told
+from experiments.runtime.errors import line, report_error
 from experiments.store import Store, identity_key
 from pruning.errors import ConfigurationError, DampingWarning, PruningError, RecordsError, ToleranceWarning
 from pruning.execution.crossover import processor
@@ -47,14 +47,14 @@ def job(run: Callable[[Setting, Path, str], Rows], config: DictConfig) -> float 
     others would wait for it, or take its next job for the present one.
     """
     try:
-        plain = checked(config)
+        plain = validate(config)
         rows = _prepared(run, plain)
         return objectives(rows, plain["objective"])
     except (PruningError, OSError) as error:
         alone = not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN
-        if alone or processes.world() > 1:
-            raise SystemExit(told(line(error))) from None
-        told(f"{','.join(HydraConfig.get().overrides.task)}: {line(error)}")
+        if alone or processes.world_size() > 1:
+            raise SystemExit(report_error(line(error))) from None
+        report_error(f"{','.join(HydraConfig.get().overrides.task)}: {line(error)}")
         raise JobError(str(config.folder)) from None
 
 
@@ -128,13 +128,15 @@ def jobs_failed(error: JobError, since: float) -> int:
     try:
         known = states(folder) if folder.is_dir() else []
     except (PruningError, OSError) as second:
-        told(line(second))
+        report_error(line(second))
         known = []
     failed = [state for state in known if state.state in ("failed", "cut") and state.began >= since]
     for text in repetitions(failed):
         print(text, file=sys.stderr)
     which = f"{len(failed)} of the runs in {folder}" if failed else "jobs of this sweep"
-    return told(f"{which} failed, as told above; mend and repeat them, or the whole sweep: what is done is kept")
+    return report_error(
+        f"{which} failed, as told above; mend and repeat them, or the whole sweep: what is done is kept"
+    )
 
 
 def _prepared(run: Callable[[Setting, Path, str], Rows], plain: dict[str, Any]) -> Rows:
@@ -149,11 +151,11 @@ def _prepared(run: Callable[[Setting, Path, str], Rows], plain: dict[str, Any]) 
     folder = Path(plain["folder"]) / name
     setting = Setting(plain, Store(Path(plain["store"])), alone=at_once == 1)
     processes.join(plain["device"])
-    if not processes.first():  # which writes all there is to write
+    if not processes.is_main_process():  # which writes all there is to write
         log.setLevel(logging.WARNING)
         return run(setting, folder, name)
     folder.mkdir(parents=True, exist_ok=True)
-    with recorded(folder, _command(), hardware()):
+    with record_state(folder, _command(), hardware()):
         text = OmegaConf.to_yaml(OmegaConf.create(plain))
         written = folder / "config.yaml"
         if not written.exists() or written.read_text() != text:  # a finished run may lie where nobody can write
@@ -190,7 +192,7 @@ def _warned(others: Callable[..., None], message: Warning | str, category: type[
 
 def _command() -> str:
     """What repeats this job alone."""
-    count = processes.world()
+    count = processes.world_size()
     words = ["torchrun", "--nproc-per-node", str(count)] if count > 1 else ["python"]
     words += ["-m", "experiments.run"]
     if HydraConfig.initialized():
@@ -221,9 +223,9 @@ def _parallel_jobs(launcher: Mapping[str, Any]) -> int:
 
 def _threads(jobs: int, launcher: Mapping[str, Any]) -> int:
     """A job's share of the cores. OMP_NUM_THREADS, as a cluster, Ray or a test runner sets it, comes first."""
-    told = os.environ.get("OMP_NUM_THREADS", "")
-    if told.isdigit() and int(told) > 0:
-        return int(told)
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    if given.isdigit() and int(given) > 0:
+        return int(given)
     if "ray" in launcher:
         return max(1, int(launcher["ray"]["remote"].get("num_cpus", 1)))
     if "cpus_per_task" in launcher:  # submitit: on SLURM a job sees its cores alone, on one machine it sees all

@@ -5,7 +5,7 @@ from pathlib import Path
 from torch import nn
 
 from experiments import records
-from experiments.configuration.targets import built
+from experiments.configuration.targets import instantiate
 from experiments.store.retrieval import network_of
 from pruning.errors import ModelError
 
@@ -29,7 +29,7 @@ def model_of_run(folder: str, level: int | None = None, store: str | None = None
     if not found:
         raise ModelError(f"{folder}: has no level {level}: give one from 0 to {max(row['level'] for row in rows)}")
     row = found[-1]
-    return network_of(row, built("model", row["config"]["model"]), None if store is None else Path(store))
+    return network_of(row, instantiate("model", row["config"]["model"]), None if store is None else Path(store))
 
 
 model_of_run.reads_files = True  # type: ignore[attr-defined]  # its weights are more than its arguments say

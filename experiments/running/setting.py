@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
-from experiments.configuration.targets import built, short_name
+from experiments.configuration.targets import instantiate, short_name
 from experiments.data.examples import take
 from experiments.running.basis import Basis
 from pruning.errors import ConfigurationError
@@ -35,19 +35,19 @@ class Setting(Basis):
     @property
     def structured(self) -> bool:
         """Whether units that are coupled across layers are pruned: then they are also removed."""
-        return isinstance(built("granularity", self.config["granularity"]), partial)
+        return isinstance(instantiate("granularity", self.config["granularity"]), partial)
 
     @cached_property
     def granularity(self) -> Granularity:
         """What is removed together."""
-        made = built("granularity", self.config["granularity"])
+        made = instantiate("granularity", self.config["granularity"])
         granularity: Granularity = made(self.structure) if isinstance(made, partial) else made
         return granularity
 
     @cached_property
     def allocation(self) -> Allocation:
         """How a density is shared out."""
-        made = built("allocation", self.config["allocation"])
+        made = instantiate("allocation", self.config["allocation"])
         if not isinstance(made, partial):
             allocation: Allocation = made
             return allocation

@@ -3,7 +3,7 @@
 import sys
 
 
-def told(message: str) -> int:
+def report_error(message: str) -> int:
     """`message` as a line on standard error; exit code 1."""
     print("error: " + " ".join(message.split()), file=sys.stderr)
     return 1

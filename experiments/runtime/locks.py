@@ -19,7 +19,7 @@ def file_lock(path: Path) -> FileLock:
 
 
 @contextmanager
-def patiently(lock: FileLock, what: str) -> Iterator[bool]:
+def acquire_with_log(lock: FileLock, what: str) -> Iterator[bool]:
     """Hold `lock`; a line in the log says so if another process, which is `what`, has it for more than a moment.
 
     Whether it is held: on a file system without locks (some network disks) it is not, as a line in the log says, and

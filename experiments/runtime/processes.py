@@ -30,24 +30,24 @@ def on_cpu(device: str) -> bool:
     return device == "cpu" or not torch.accelerator.is_available()
 
 
-def world() -> int:
+def world_size() -> int:
     """How many there are."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
     """Which one this is, from 0."""
-    return dist.get_rank() if world() > 1 else 0
+    return dist.get_rank() if world_size() > 1 else 0
 
 
-def first() -> bool:
+def is_main_process() -> bool:
     """Whether this is the one that writes."""
     return rank() == 0
 
 
 def broadcast(value: Any) -> Any:
     """The `value` of the first process, in every process."""
-    if world() == 1:
+    if world_size() == 1:
         return value
     values = [value]
     dist.broadcast_object_list(values, src=0)
@@ -56,7 +56,7 @@ def broadcast(value: Any) -> Any:
 
 def all_reduce(value: Any) -> Any:
     """The sum of a tensor over all processes, in every process."""
-    if world() > 1:
+    if world_size() > 1:
         value = value.clone()
         dist.all_reduce(value)
     return value

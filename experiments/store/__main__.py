@@ -19,7 +19,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from experiments.runtime.errors import told
+from experiments.runtime.errors import report_error
 from experiments.runtime.locks import at_once
 from experiments.store.artefacts import SCRATCH, Store
 from experiments.store.inventory import Entry, age, free, inventory, kept_aside, unfinished
@@ -39,9 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _verify(store, arguments.runs)
         return _remove(store, arguments)
     except PruningError as error:
-        return told(str(error))
+        return report_error(str(error))
     except OSError as error:
-        return told(f"{error.filename or arguments.store}: {error.strerror or error}; give access")
+        return report_error(f"{error.filename or arguments.store}: {error.strerror or error}; give access")
 
 
 def _list(store: Store, runs: Path) -> int:

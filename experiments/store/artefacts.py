@@ -24,7 +24,7 @@ from uuid import uuid4
 from filelock import FileLock
 
 from experiments.runtime import processes
-from experiments.runtime.locks import file_lock, patiently
+from experiments.runtime.locks import acquire_with_log, file_lock
 from experiments.store import manifest
 from experiments.store.manifest import DamageError, artefact_key
 from pruning.errors import ArtefactError
@@ -119,7 +119,7 @@ class Store:
         key = artefact_key(identity)
         folder = self.root / kind / key
         check = partial(manifest.check, folder, kind, identity)
-        if not processes.first():
+        if not processes.is_main_process():
             if processes.broadcast(None):
                 with tempfile.TemporaryDirectory() as elsewhere:
                     make(Path(elsewhere))
@@ -131,7 +131,7 @@ class Store:
         check()
         thoroughly = partial(check, thoroughly=True)
         again = partial(self._obtain_alone, Artefact(kind, key, folder), identity, make, thoroughly)
-        return Artefact(kind, key, folder, again if processes.world() == 1 else None)
+        return Artefact(kind, key, folder, again if processes.world_size() == 1 else None)
 
     def scratch(self, kind: str, identity: Mapping[str, Any]) -> Path:
         """A folder for what a maker wants to find again after it was killed; it goes when the artefact is complete."""
@@ -159,7 +159,7 @@ class Store:
         kind, key = artefact.kind, artefact.key
         with ExitStack() as stack:
             with self._writing(artefact):
-                locked = stack.enter_context(patiently(self.lock(kind, key), f"making {kind} {key}"))
+                locked = stack.enter_context(acquire_with_log(self.lock(kind, key), f"making {kind} {key}"))
             damage = _damage(check)
             if processes.broadcast(damage is not None):
                 if os.path.lexists(artefact.folder):

@@ -26,9 +26,9 @@ def upcoming(examples: Data, recipe: Recipe, task: Task, steps: range, length: i
     """The batches of `steps`, of which an epoch has `length`, as they are seen in training."""
     augmenting = type(task).augment is not Task.augment  # a generator takes as long as a small step's gathering
     for epoch in range(steps.start // length, -(-steps.stop // length)):
-        first = max(0, steps.start - epoch * length)
-        numbers = slice(first, min(length, steps.stop - epoch * length))
-        for number, batch in enumerate(batches(examples, recipe.batch_size, recipe.seed, epoch, numbers), first):
+        begin = max(0, steps.start - epoch * length)
+        numbers = slice(begin, min(length, steps.stop - epoch * length))
+        for number, batch in enumerate(batches(examples, recipe.batch_size, recipe.seed, epoch, numbers), begin):
             if recipe.augment is not None:
                 noise = generator(recipe.seed, "augmentation", epoch, number)
                 batch["inputs"] = recipe.augment(batch["inputs"], noise)

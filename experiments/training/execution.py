@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from experiments.runtime.processes import world
+from experiments.runtime.processes import world_size
 from pruning.dynamic import Held
 from pruning.errors import StructureError
 from pruning.execution import Choose, Execution, masked
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 log = logging.getLogger("experiments")
 
 
-def execution_of(held: Held, choose: Choose, inputs: Tensor, accelerated: Accelerator) -> Execution:
+def execution_of(held: Held, policy: Choose, inputs: Tensor, accelerated: Accelerator) -> Execution:
     """As chosen, but masked where kernels or wrappers are lacking; `inputs` are as many as a forward pass has."""
     lacking = {
         "half precision": accelerated.mixed_precision != "no",
-        "several processes": world() > 1,
+        "several processes": world_size() > 1,
         accelerated.device.type: accelerated.device.type != "cpu",
     }
-    if choose is not masked and any(lacking.values()):
+    if policy is not masked and any(lacking.values()):
         reasons = " and ".join(name for name, true in lacking.items() if true)
         log.info("execution: masked, as there is no sparse one for %s", reasons)
-        choose = masked
-    return Execution(held, choose, inputs, None if choose is masked else _structure(held.model, inputs))
+        policy = masked
+    return Execution(held, policy, inputs, None if policy is masked else _structure(held.model, inputs))
 
 
 def _structure(model: nn.Module, inputs: Tensor) -> Structure | None:

@@ -41,7 +41,7 @@ class Epoch:
 
 
 @dataclass
-class Course:
+class TrainingState:
     """How far a training is.
 
     Attributes:
@@ -98,8 +98,8 @@ class Course:
             self.diverged = self.step
 
 
-def saved(
-    course: Course,
+def to_tree(
+    state: TrainingState,
     model: nn.Module,
     optimizer: Optimizer,
     execution: Execution | None,
@@ -108,27 +108,27 @@ def saved(
     """A training as plain data and tensors."""
     scaler = accelerated.scaler
     return {
-        "point": RewindPoint.capture(model, optimizer, step=course.step).as_dict(),
+        "point": RewindPoint.capture(model, optimizer, step=state.step).as_dict(),
         "masks": None if execution is None else execution.regime.state_dict(),
         "sparse": None if execution is None or execution.layers is None else execution.layers,
         "scaler": None if scaler is None else scaler.state_dict(),
-        "loss": course.loss,
-        "seen": course.seen,
-        "seconds": course.seconds,
-        "epochs": [asdict(epoch) for epoch in course.epochs],
-        "best": course.best,
-        "diverged": course.diverged,
+        "loss": state.loss,
+        "seen": state.seen,
+        "seconds": state.seconds,
+        "epochs": [asdict(epoch) for epoch in state.epochs],
+        "best": state.best,
+        "diverged": state.diverged,
     }
 
 
-def restored(
+def from_tree(
     tree: dict[str, Any],
     model: nn.Module,
     optimizer: Optimizer,
     execution: Execution | None,
     accelerated: Accelerator,
-) -> Course:
-    """`saved` undone: put back into model, optimizer, masks, scaler and the global random states."""
+) -> TrainingState:
+    """`to_tree` undone: put back into model, optimizer, masks, scaler and the global random states."""
     point = RewindPoint(**tree["point"])
     if execution is not None:
         execution.regime.load_state_dict(tree["masks"])
@@ -139,7 +139,7 @@ def restored(
         accelerated.scaler.load_state_dict(tree["scaler"])
     device = accelerated.device
     best = tree["best"]
-    return Course(
+    return TrainingState(
         step=point.step,
         loss=tree["loss"].to(device),
         seen=tree["seen"],

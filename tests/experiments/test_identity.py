@@ -124,7 +124,7 @@ class Watch:
         scratch = Store.scratch
         monkeypatch.setattr(Store, "scratch", lambda store, kind, identity: scratch(store, kind, plain(identity)))
         monkeypatch.setattr(sources, "_digest", self._digest(sources._digest))
-        monkeypatch.setattr("experiments.running.basis.built", self._built(basis.built))
+        monkeypatch.setattr("experiments.running.basis.instantiate", self._instantiate(basis.instantiate))
         monkeypatch.setattr("experiments.running.levels.processor", str)  # its answer is itself in the identity
         # What rows tell beside results looks at every target
         monkeypatch.setattr(stages.trained, "conditions", lambda _, *more: conditions({}, *more))
@@ -166,15 +166,15 @@ class Watch:
 
         return call
 
-    def _built(self, built):
+    def _instantiate(self, instantiate):
         """Data are read once, which would be most of the time that a test takes; their fields again and again."""
         known: dict[str, Any] = {}
 
         def call(group, config):
             if group != "data.load":
-                return built(group, config)
+                return instantiate(group, config)
             key = str(plain(config))
-            known[key] = known.get(key) or built(group, config)
+            known[key] = known.get(key) or instantiate(group, config)
             return known[key]
 
         return call
@@ -239,7 +239,8 @@ NEEDS = {
 PRUNES = ("pruning.scorers", "pruning.selection", "pruning.pipeline", "pruning.allocation", "pruning.granularity")
 NEVER = (
     *WITHOUT_EFFECT,
-    "experiments.configuration",
+    "experiments.configuration.checks",
+    "experiments.configuration.schema",
     "experiments.results.figures",
     "experiments.report",
     "experiments.run",
@@ -377,7 +378,7 @@ def test_a_regime_has_the_units_of_its_run_or_is_refused(group):
 def test_networks_of_several_processes_are_others(tmp_path, monkeypatch):
     setting = Setting(configured("training.epochs=0"), Store(tmp_path))
     one = stages.dense(setting)
-    monkeypatch.setattr("experiments.running.stages.trained.world", lambda: 2)
+    monkeypatch.setattr("experiments.running.stages.trained.world_size", lambda: 2)
     assert stages.dense(setting).key != one.key
 
 

@@ -25,9 +25,9 @@ from experiments.tasks import (
     evaluate,
     mean_loss,
 )
+from experiments.training import loop
 from experiments.training.batches import steps_per_epoch
 from experiments.training.learning_rate import constant
-from experiments.training import loop
 from experiments.training.loop import accelerator, train
 from experiments.training.recipe import Recipe
 from pruning.errors import ConfigurationError, DataError, ModelError
@@ -248,7 +248,7 @@ def test_the_steps_of_processes_average_to_that_of_one(monkeypatch, case, world)
     start, accelerated = {name: value.clone() for name, value in model.state_dict().items()}, accelerator("cpu")
 
     def step(rank, processes):
-        monkeypatch.setattr(loop, "world", lambda: processes)
+        monkeypatch.setattr(loop, "world_size", lambda: processes)
         monkeypatch.setattr(loop, "rank", lambda: rank)
         model.load_state_dict(start)
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)

@@ -23,17 +23,20 @@ def layer_densities(points: pd.DataFrame) -> pd.DataFrame:
     Density and kept are means over seeds. Layers are in the order of the network. Raises `RecordsError` where a row
     does not tell its layers.
     """
-    if "layers" not in points or not points["layers"].map(lambda told: isinstance(told, list) and len(told) > 0).all():
+    if (
+        "layers" not in points
+        or not points["layers"].map(lambda measured: isinstance(measured, list) and len(measured) > 0).all()
+    ):
         raise RecordsError("some row does not tell its layers: repeat that run")
     found: dict[tuple[str, float, str], list[tuple[int, int]]] = {}
     first: dict[tuple[str, float], tuple[str, list[str]]] = {}
     columns = (points[column] for column in ("run", "method", "requested_density", "layers"))
-    for run, method, requested, told in zip(*columns, strict=True):
-        names = [layer["name"] for layer in told]
+    for run, method, requested, measured in zip(*columns, strict=True):
+        names = [layer["name"] for layer in measured]
         other, known = first.setdefault((method, requested), (run, names))
         if names != known:
             raise RecordsError(f"runs {other} and {run}: their layers have other names: move one away")
-        for layer in told:
+        for layer in measured:
             found.setdefault((method, requested, layer["name"]), []).append((layer["total"], layer["kept"]))
     rows = []
     for (method, requested, name), counts in found.items():

@@ -18,7 +18,7 @@ def losses(points: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
     """The mean training loss of every epoch: columns `dense`, `method`, `requested_density`, `begin`, `epoch`, `loss`,
     `n`.
 
-    `dense` is the set-up of the dense networks (`labels.baselines`); their own rows have it as their method. `epoch`
+    `dense` is the set-up of the dense networks (`labels.setups`); their own rows have it as their method. `epoch`
     counts from the initialisation and is where an epoch ended, `begin` where this training began; means are over seeds.
     `frame` holds the rows of the dense networks (level 0). Networks without training have no rows. Raises
     `RecordsError` where rows do not tell their losses.
@@ -32,8 +32,8 @@ def losses(points: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
     for (setup, method, requested), once in whole.groupby(["setup", "method", "requested_density"], sort=False):
         found: dict[float, list[float]] = {}
         begin = float((once["total_epochs"] - once["epochs"]).mean())
-        for told in once["losses"]:
-            for epoch, loss in told if isinstance(told, list) else []:
+        for curve in once["losses"]:
+            for epoch, loss in curve if isinstance(curve, list) else []:
                 found.setdefault(epoch, []).append(math.nan if loss is None else loss)
         rows += [
             {

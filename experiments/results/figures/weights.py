@@ -23,7 +23,7 @@ Loader = Callable[[Mapping[str, Any]], Mapping[str, Tensor]]
 def histograms(points: pd.DataFrame, frame: pd.DataFrame, load: Loader) -> pd.DataFrame:
     """Counts of kept weights by their value, all prunable tensors and seeds together.
 
-    Columns: `dense` (the set-up of the dense networks, `labels.baselines`; their own rows have it as their method),
+    Columns: `dense` (the set-up of the dense networks, `labels.setups`; their own rows have it as their method),
     `method`, `requested_density` (1: before, the dense networks), `low` and `high` (a bin), `count` (mean over seeds).
     `frame` holds the rows of the dense networks (level 0); `load` gives a row's kept weights. Bins are equally wide,
     and the same for all; they reach as far as the largest weight of any.

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiments.configuration.targets import built
+from experiments.configuration.targets import instantiate
 from experiments.data import Batch, Data, Examples
 from experiments.data.examples import Positions
 from experiments.running.basis import Basis
@@ -23,7 +23,7 @@ Scoring = Callable[[Network], Scores]
 
 def score(setting: Basis, network: Network) -> Scores:
     """The scores of `network` under its masks, for the weights that may be pruned."""
-    scorer = built("scorer", setting.config["scorer"])
+    scorer = instantiate("scorer", setting.config["scorer"])
     evidence = evidence_of(setting, load(setting.new_model(), network), network.load_masks())
     with seeded(setting.config["seed"], "scoring noise"):
         scores = scorer(evidence)
