@@ -41,7 +41,7 @@ from pruning.errors import PruningError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 0 for success, 1 for what a user can mend, told in one line on standard error (2: argparse)."""
+    """Run the command; exit code 1 for an error that the user can fix, in one line on standard error (2: argparse)."""
     asked = _arguments(argv)
     try:
         frame = records.read(asked.folder)

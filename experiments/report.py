@@ -5,9 +5,9 @@
     python -m experiments.report runs/channels --x macs latency --baseline taylor --interval bootstrap
 
 Reads every rows.jsonl below FOLDER and writes report.html, one page that needs no network, and figures as .png, .pdf
-and .csv (the numbers that are drawn): the metric over all that the rows tell, differences to the baseline, densities of
-layers, overlap of masks, weights before and after, losses. It only reads the runs, so it may look at a sweep that is
-going on.
+and .csv (the numbers that are drawn): the metric over every x axis in the rows, differences to the baseline, densities
+of layers, overlap of masks, weights before and after, losses. It only reads the runs, so it may look at a sweep that is
+running.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from pruning.errors import PruningError, RecordsError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 0 for success, 1 for what a user can mend, told in one line on standard error (2: argparse)."""
+    """Run the command; exit code 1 for an error that the user can fix, in one line on standard error (2: argparse)."""
     asked = _arguments(argv)
     output = asked.output or asked.folder
     try:
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _settled() -> Iterator[None]:
-    """Keep garbage collection to what is made from now on: figures make it run often, and modules and rows are many."""
+    """Exclude existing objects from garbage collection: drawing triggers it often, and modules and rows are many."""
     theirs = gc.get_freeze_count() > 0
     if not theirs:
         gc.freeze()
@@ -89,15 +89,15 @@ def _settled() -> Iterator[None]:
 
 
 def _states(folder: Path) -> tuple[list[State], list[str]]:
-    """What the runs are doing, or a line that says why it is not known: rows are worth their report without it."""
+    """The states of the runs, or a line that says why they are not known: a report of rows does without."""
     try:
         return states(folder), []
     except RecordsError as error:
-        return [], [f"states of runs not told: {error}"]
+        return [], [f"states of runs not known: {error}"]
 
 
 def _compared(frame: pd.DataFrame, value: Value, asked: argparse.Namespace) -> tuple[list[Comparison], list[str]]:
-    """To the baseline that is asked for; with none asked for, to magnitude where it is one of several methods."""
+    """Compare with the baseline that is asked for, or with magnitude where it is one of several methods."""
     labels = set(methods(frame[frame["level"] > 0]))
     baseline = asked.baseline or "magnitude"
     if asked.baseline is None and (len(labels) < 2 or "magnitude" not in {name.split(" (")[0] for name in labels}):
@@ -165,7 +165,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("folder", type=Path, help="the folder that holds the runs, at any depth")
     add_options(parser, "average")
-    parser.add_argument("--x", nargs="+", choices=figures.AXES, help="x axes (default: all that the rows tell)")
+    parser.add_argument("--x", nargs="+", choices=figures.AXES, help="x axes (default: all that the rows have)")
     parser.add_argument("--baseline", help="a method to compare with (default: magnitude, where it is there)")
     parser.add_argument("--interval", choices=tuple(INTERVALS), default="t", help="of means (default: %(default)s)")
     parser.add_argument("--store", type=Path, help="where masks and weights lie (default: where the runs put them)")

@@ -110,7 +110,7 @@ def _levels(setting: Setting, folder: Path, name: str, tracker: Guarded) -> list
 
 
 def _parts(setting: Setting) -> Callable[[float | None], tuple[float | None, ...]]:
-    """The schedule, after a look at all that can be wrong before hours of training rather than after."""
+    """Check everything that can be wrong before hours of training rather than after, and return the schedule."""
     config = setting.config
     read_code(config, "experiments.running.stages", "experiments.running.levels")
     for group in ("scorer", "compensate", "dynamic"):
@@ -148,10 +148,10 @@ def job(config: DictConfig) -> float | tuple[float, ...] | None:
 
 
 def main() -> int:
-    """The command line: what a user can mend is one line on standard error and exit code 1, never a traceback."""
+    """Run the command line: an error that the user can fix is one line on standard error and exit code 1."""
     since = time.time()
     logging.raiseExceptions = False  # a closed terminal loses lines, never a result
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands its errors on; they are told in one line here
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra passes its errors on; they are reported in one line here
     try:
         hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(job)()
     except JobError as error:
@@ -169,7 +169,7 @@ def main() -> int:
             )
         return report_error(f"{error}{cause}")
     except KeyboardInterrupt:
-        return report_error("interrupted: what is finished is kept, repeat the command to go on")
+        return report_error("interrupted: what is finished is kept, repeat the command to continue")
     return 0
 
 

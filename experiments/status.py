@@ -27,7 +27,7 @@ ORDER = ("running", "failed", "cut", "done")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 1 for what a user can mend, told in one line on standard error (2: argparse)."""
+    """Run the command; exit code 1 for an error that the user can fix, in one line on standard error (2: argparse)."""
     asked = _arguments(argv)
     try:
         if not asked.folder.is_dir():
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def table(found: Sequence[State]) -> Table:
-    """What needs a look comes first."""
+    """A table of all runs, those that need attention first."""
     result = Table(box=None, pad_edge=False)
     for name in ("state", "run", "rows", "time", "where", "why"):
         right = name in ("rows", "time")

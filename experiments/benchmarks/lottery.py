@@ -147,7 +147,7 @@ def timed_batches(seconds: list[float]) -> Callable[..., Iterator[tuple[Tensor, 
 
 @dataclass(frozen=True)
 class Seconds:
-    """Of one contender.
+    """Seconds of one contender.
 
     Attributes:
         levels: each turn's seconds, warm-up left out.
@@ -163,7 +163,7 @@ class Seconds:
 
 
 def measured(setting: Setting, turns: int, folder: Path) -> dict[str, Seconds]:
-    """All contenders in turn; those beside "ours" tell neither their steps nor their gathering: zeros."""
+    """Seconds of all contenders in turn; steps and gathering are measured of "ours" alone, else zero."""
     names, accuracies = count(), {}
     steps: dict[str, list[float]] = {name: [] for name in TITLES}
     gathering: dict[str, list[float]] = {name: [] for name in TITLES}

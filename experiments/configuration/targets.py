@@ -1,4 +1,4 @@
-"""What a group of the configuration names by its `_target_`: checked before anything is computed, then made."""
+"""Targets of configuration groups (`_target_`): checked before anything is computed, then instantiated."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ from pruning.errors import ConfigurationError, PruningError
 
 
 def check_target(group: str, config: Any) -> None:
-    """Raises `ConfigurationError` where the target cannot be imported, or has no option of a name that is given."""
+    """Raise `ConfigurationError` where the target cannot be imported, or has no option of a name that is given."""
     target = config.get("_target_") if isinstance(config, Mapping) else None
     if not isinstance(target, str):
         raise ConfigurationError(
@@ -39,7 +39,7 @@ def check_target(group: str, config: Any) -> None:
 
 
 def instantiate(group: str, config: Mapping[str, Any], **arguments: Any) -> Any:
-    """The object that a group's `_target_` makes; a failure of the target itself becomes a `ConfigurationError`."""
+    """Make the object that a group's `_target_` names. A failure of the target becomes a `ConfigurationError`."""
     try:
         return make(dict(config), _convert_="all", **arguments)
     except Exception as error:
@@ -77,9 +77,9 @@ def completed(group: str, config: Mapping[str, Any], facts: Mapping[str, Any]) -
 
 
 def without_return_check(function: Any) -> Any:
-    """`function` without the check that Hydra makes, where it is a partial, of what every call returns.
+    """Remove the check of return values that Hydra adds to a partial.
 
-    The check takes about a millisecond, as long as a training step: not for what returns numbers or tensors.
+    The check takes about a millisecond a call, as long as a training step.
     """
     if isinstance(function, partial):
         return partial(function.func, *function.args, **function.keywords)

@@ -12,7 +12,7 @@ from experiments.data import Data, Examples, Splits
 
 
 def content_of_data(splits: Splits) -> list[str]:
-    """Of each part. In memory all is read; a Dataset says its own `fingerprint`, or its length and 16 examples do."""
+    """Digests of the parts: of all examples in memory; of a Dataset its `fingerprint`, or length and 16 examples."""
     return [_content(part) for part in (splits.train, splits.validation, splits.test)]
 
 

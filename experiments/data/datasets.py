@@ -95,14 +95,14 @@ class DatasetExamples:
 
 @dataclass(frozen=True)
 class _Failure:
-    """Why a batch could not be read. An exception of a worker would come with its traceback as text."""
+    """Why a batch could not be read: an exception of a worker would arrive with its traceback as text."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """From positions to their batch."""
+    """A map-style Dataset of batches, by positions."""
 
     dataset: Any
     collate: Callable[[Sequence[Any]], Any]
@@ -140,7 +140,7 @@ def _read(dataset: Any, position: int, noise: int) -> Any:
 
 
 def _named(found: Any, count: int) -> Batch:
-    """Columns of what a collate function gave."""
+    """The columns that a collate function returned."""
     if isinstance(found, Mapping):
         batch = dict(found)
     elif isinstance(found, list | tuple) and len(found) == 2:

@@ -63,7 +63,7 @@ def _load(name: str, dataset: str, folder: str, validation: float, seed: int) ->
     try:
         with _alone(Path(folder)), _connection_timeout():
             training, test = (getattr(datasets, dataset)(folder, train=train, download=True) for train in (True, False))
-    except Exception as error:  # whatever sockets, archives and parsers of a foreign file raise, the mend is the same
+    except Exception as error:  # whatever sockets, archives and parsers of a foreign file raise, the fix is the same
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise DataError(
             f"{name}: not found whole in {folder} and could not be downloaded ({reason}): "

@@ -30,10 +30,10 @@ def write(folder: str | Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     """Write a run's rows to `folder`/rows.jsonl, all or none, and return that path.
 
     The file is replaced in one step, so a reader or a crash never meets half of it. Where it already begins with these
-    rows (a run that is repeated), their configuration aside, the others stay, so that nothing known is lost if the
-    repetition fails. A float that is not
-    finite (the loss of a diverged network) is written as null, since JSON has no word for it; `read` gives it back as
-    missing, and statistics refuse to average it. What this function accepts, `read` accepts.
+    rows (a run that is repeated), their configuration aside, its later rows stay, so that nothing is lost if the
+    repetition fails. A float that is not finite (the loss of a diverged network) is written as null, since JSON has no
+    word for it; `read` gives it back as missing, and statistics refuse to average it. What this function accepts,
+    `read` accepts.
 
     Raises `RecordsError` for no rows, a row without "format", "run" and "level", a level that comes twice, or a value
     that its column cannot hold (see `experiments.records.columns`), and `OSError` where the folder cannot be written.
@@ -74,7 +74,7 @@ def _starts(path: Path, lines: list[str]) -> bool:
 
 
 def _others(path: Path, lines: list[str]) -> list[str]:
-    """What follows in the file on rows that tell the same as `lines`, their configurations aside."""
+    """Later rows of the file, if it begins with rows equal to `lines`, configurations aside; else none."""
     try:
         there, new = _rows(path), [_parsed(line) for line in lines]
     except (OSError, RecordsError):
@@ -173,7 +173,7 @@ class _Seen:
 
 
 def _check(row: Any, seen: _Seen, where: str, number: int) -> None:
-    """What every row must have to be told from others, and no value that its column cannot hold."""
+    """Raise `RecordsError` for a row without format, run and level, one that comes twice, or an impossible value."""
     if not isinstance(row, Mapping):
         raise RecordsError(f"{where}: a row is a JSON object, this is {type(row).__name__}; repeat this run")
     if type(row.get("format")) is not int or row["format"] not in READABLE:

@@ -37,7 +37,7 @@ class Value:
 
     @property
     def scale(self) -> float:
-        """What its numbers are multiplied by to be shown."""
+        """The factor by which its numbers are shown."""
         return 1.0 if self.metric is None else self.metric.scale
 
     @property
@@ -62,13 +62,13 @@ class Value:
 
     @property
     def title(self) -> str:
-        """What it is, without its unit: "Test accuracy"."""
+        """Its name without a unit: "Test accuracy"."""
         text = f"{self.part} {self.words}" if self.part else self.words
         return text[:1].upper() + text[1:]
 
     @property
     def label(self) -> str:
-        """Of axes and tables: "Test accuracy (%)", "Test perplexity (lower is better)"."""
+        """Label of axes and tables: "Test accuracy (%)", "Test perplexity (lower is better)"."""
         if self.metric is None:
             return self.title
         notes = [self.metric.unit, "" if self.metric.higher_is_better else "lower is better"]
@@ -91,7 +91,7 @@ class Value:
         return re.sub(r"\W", "_", name)
 
     def lost(self, dense: Any, value: Any) -> Any:
-        """By how much `value` is worse than `dense`, numbers or series, in the column's unit; NaN without direction."""
+        """How much worse `value` is than `dense`, numbers or series, in the column's unit; NaN without direction."""
         if self.metric is None:
             return math.nan * (dense - value)
         return dense - value if self.metric.higher_is_better else value - dense
@@ -151,15 +151,16 @@ def resolve_metric(frame: pd.DataFrame, name: str) -> Value:
 
 
 def remember(table: pd.DataFrame, value: Value) -> pd.DataFrame:
-    """Keep with a table of statistics what value they are of, so that a figure of it needs not be given it."""
+    """Store in a table of statistics which value it shows, so that figures of it need no further argument."""
     table.attrs["value"] = {"column": value.column, "part": value.part}
     table.attrs["value"] |= {"metric": None if value.metric is None else value.metric.as_dict()}
     return table
 
 
 def recall(table: pd.DataFrame, asked: Value | str | None = None) -> Value:
-    """The value that a table of statistics is of. A column that is named without having been kept is read as that of
-    rows that do not describe their metrics, and so is a table that keeps none.
+    """The value that a table of statistics shows, as `remember` stored it.
+
+    A table that stores none, and another column that is asked for, are read as rows without descriptions of metrics.
     """
     import pandas as pd  # noqa: PLC0415  # slow to import
 
@@ -176,7 +177,7 @@ def recall(table: pd.DataFrame, asked: Value | str | None = None) -> Value:
 
 
 def add_options(parser: argparse.ArgumentParser, what: str) -> None:
-    """The options `--metric` and `--value`, of which one may be given; see `chosen`."""
+    """Add the options `--metric` and `--value`, which exclude each other; see `chosen`."""
     options = parser.add_mutually_exclusive_group()
     options.add_argument("--metric", help=f"the metric to {what}, of the test part (default: the task's headline)")
     options.add_argument("--value", help=f"the column to {what}, as validation_loss or macs")

@@ -13,7 +13,7 @@ from experiments.results.statistics import points
 
 SEEDS, OPERATING_POINTS, PAIRS = 3, 5, 3
 LOSS = 0.05
-"""What every curve should come to lose: so many points of a metric in percent, such a share of any other."""
+"""Drop that every curve should reach: 5 points of a metric in percent, 5 % of the dense value of any other."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Check:
 
 
 def checklist(frame: pd.DataFrame, value: Value | str | None = None) -> list[Check]:
-    """All points that rows can tell of, in the order of the paper. Raises what `statistics.points` raises."""
+    """All points that rows can decide, in the order of the paper. Raises what `statistics.points` raises."""
     value = resolve(frame, value)
     final = points(frame, value).assign(setup=setups)
     return [
@@ -76,7 +76,7 @@ def _operating_points(final: pd.DataFrame) -> Check:
 
 
 def _tradeoff(final: pd.DataFrame, frame: pd.DataFrame, value: Value) -> Check:
-    """Curves that end before anything is lost cannot tell methods apart."""
+    """Whether curves reach densities where something is lost: before, methods look alike."""
     dense = own_dense(final, frame, value)
     lost = value.lost(dense, final[value.column].astype(float))
     lost = (lost if value.percent else lost / dense.abs()).groupby(final["method"]).max()
@@ -125,7 +125,7 @@ def _start(final: pd.DataFrame, frame: pd.DataFrame) -> Check:
 
 def _budget(final: pd.DataFrame) -> Check:
     if "total_epochs" not in final:
-        return Check("Equal training for all methods", False, "rows do not tell their epochs")
+        return Check("Equal training for all methods", False, "rows have no epochs")
     tickets = final[final["control"].isna()] if "control" in final else final
     spent = tickets.groupby(["setup", "requested_density", "method"])["total_epochs"].mean()
     within = spent.groupby(["setup", "requested_density"])
@@ -142,7 +142,7 @@ def _budget(final: pd.DataFrame) -> Check:
 def _software(frame: pd.DataFrame) -> Check:
     given = frame["versions"].dropna() if "versions" in frame else []
     found = sorted({", ".join(f"{name} {version}" for name, version in versions.items()) for versions in given})
-    return Check("The same library versions for all", len(found) == 1, "; ".join(found) or "rows do not tell them")
+    return Check("The same library versions for all", len(found) == 1, "; ".join(found) or "rows have no versions")
 
 
 def _top_five(final: pd.DataFrame) -> Check:

@@ -83,7 +83,7 @@ def comparisons(
             name = str(meant.iloc[0]) if len(meant) else resolved(baseline, names)
             paired = _differences(final, name, value, **options)
             if paired.empty:
-                raise RecordsError(f"{name}: no run of it is told from others by its dense network: repeat its runs")
+                raise RecordsError(f"{name}: none of its runs can be paired by seed and density: repeat its runs")
             area = _overall(final, rows, name, value, within=within, **options)
         except RecordsError as error:
             refused.append(f"{setup}: {error}" if len(parts) > 1 else str(error))

@@ -27,13 +27,13 @@ Drawn = tuple[Figure, pd.DataFrame]
 
 @dataclass(frozen=True)
 class FigureOptions:
-    """What is drawn, and how.
+    """Options of a gallery.
 
     Attributes:
         value: what is on the y axis, also as the name of a column; None: the headline metric of the rows.
         interval: one of `intervals.INTERVALS`.
-        compared: whose differences are drawn, a figure each.
-        axes: x axes of the curves; None: all that the rows tell.
+        compared: comparisons whose differences are drawn, a figure each.
+        axes: x axes of the curves; None: all that the rows have.
         store: where masks and weights lie; None: where the runs put them.
     """
 
@@ -45,7 +45,7 @@ class FigureOptions:
 
 
 def gallery(frame: pd.DataFrame, options: FigureOptions, output: Path) -> tuple[list[Path], list[str]]:
-    """Draw what `frame` tells into `output`, made if missing: the paths, and a line for what cannot be drawn and why.
+    """Draw all figures of `frame` into the folder `output`; return paths, and a line per figure that cannot be drawn.
 
     Curves are called after the metric, as accuracy_…, and after the column where that is not of the test part. Raises
     `RecordsError` where not even a curve can be drawn, `OSError` where it cannot be written.

@@ -121,7 +121,7 @@ def dense(frame: pd.DataFrame, value: Value | str | None = None, interval: str =
     """The dense networks' `value` (level 0): a 95 % interval for every set-up, by its label.
 
     Usually that is one, {"dense": Interval}; a frame with several models, data sets or trainings has more (see
-    `labels.setups`), since their mean would be of nothing. The networks are told apart by their key ("dense"):
+    `labels.setups`), since their mean would be meaningless. The networks are identified by their key ("dense"):
     four scorers that start from the same three networks give n = 3.
 
     Raises `RecordsError` for no level 0, one network with two values, and two networks of one set-up and seed.

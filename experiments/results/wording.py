@@ -11,7 +11,7 @@ from experiments.results.comparison import POINT, RELATIVE, Comparison, smallest
 from experiments.results.intervals import written
 
 UNLIKE = 0.02
-"""Realised densities that differ by a larger share are told."""
+"""Relative difference of realised densities above which a sentence mentions it."""
 
 
 COLUMNS = ("density", "method", "n", "value", "difference", "p", "p Holm", "verdict")
@@ -85,7 +85,7 @@ def words(comparison: Comparison, test: str = "t", alpha: float = 0.05) -> list[
             parts.append(f"no significant difference at {_list(unclear)}")
         untested = rows[rows["p"].isna()]
         if len(untested):
-            why = "one pair tells nothing of spread" if (untested["n"] == 1).all() else "no spread to test with"
+            why = "one pair has no spread" if (untested["n"] == 1).all() else "no spread to test with"
             parts.append(f"no test at {_list(untested)} ({why})")
         sentence = f"{method} against {baseline}: {'; '.join(part for part in parts if part)}."
         ratios = (rows["density"] / rows["density_base"]).to_numpy()
@@ -124,7 +124,7 @@ def _meaning(value: Value, verdict: str) -> str:
 
 
 def within_words(value: Value, within: float | None = None) -> str:
-    """What a critical sparsity is within, in the unit that is shown; None: as by default."""
+    """Column title of the critical sparsity, with its limit in the unit that is shown; None: the default limit."""
     if within is None and not value.percent:
         return f"sparsity within {100 * RELATIVE:g} % of dense"
     return f"sparsity within {POINT * value.scale if within is None else within:g} of dense"

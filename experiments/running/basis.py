@@ -1,4 +1,4 @@
-"""What all stages of a run use: its configuration, store, data, model and recipe, built when they are first needed."""
+"""Basis of a run: configuration, store, data, model and recipe, built when first needed."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Basis:
 
     @cached_property
     def task(self) -> Task:
-        """What is learned, and by what it is judged."""
+        """The task: loss and metrics."""
         task: Task = instantiate("task", self.config["task"])
         if not isinstance(task, Task):
             raise ConfigurationError(
@@ -88,7 +88,7 @@ class Basis:
 
     @cached_property
     def device(self) -> torch.device:
-        """Where networks are."""
+        """The device on which networks are."""
         if on_cpu(self.config["device"]):
             return torch.device("cpu")
         device: torch.device = self.new_accelerator().device
@@ -108,7 +108,7 @@ class Basis:
         return step_of(self.config["recovery"]["to"], self.epoch_steps)
 
     def checkpoints(self, kind: str, identity: Mapping[str, Any]) -> Checkpoints | None:
-        """Where the training of this artefact saves itself; None if it never does."""
+        """The checkpoints of the training of this artefact; None if it writes none."""
         often = self.config["checkpoint"]
         if often["seconds"] is None and often["steps"] is None:
             return None
@@ -174,7 +174,7 @@ class Basis:
         return partial(_always, self.learning_rate(1.0 - 1e-9) * self.config["recovery"]["factor"])
 
     def progress(self, what: str) -> Progress:
-        """How far `what` is, with the run's scorer and seed."""
+        """A display of how far `what` is, with the run's scorer and seed."""
         return progress(f"{short_name(self.config['scorer'])}, seed {self.config['seed']}, {what}", self.alone)
 
 

@@ -1,4 +1,4 @@
-"""Conditions of a training: what the rounding of its sums depends on, and so no key tells, but every row."""
+"""Conditions of a training: what the rounding of its sums depends on. They are in every row, but in no key."""
 
 import platform
 import sys
@@ -46,7 +46,7 @@ def versions(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _version(name: str) -> str | None:
-    """Of a package by the name under which it is imported; None where nobody knows."""
+    """The version of a package by its import name; None where it is unknown."""
     found = getattr(sys.modules.get(name), "__version__", None)
     if found is not None:
         return str(found)

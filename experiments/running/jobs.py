@@ -1,4 +1,4 @@
-"""One job of Hydra's: its threads, its folder, its log, what it hands a sweeper, and how a mistake is told.
+"""One job of Hydra's: its threads, its folder, its log, the value for its sweeper, and its errors.
 
 A launcher may run it in another process or on another machine; what it needs comes with its configuration.
 """
@@ -36,14 +36,14 @@ Rows = list[dict[str, Any]]
 
 
 class JobError(PruningError):
-    """A job of a sweep failed; its message is the folder of the sweep. The job itself told why."""
+    """A job of a sweep failed and has reported why; the message is the folder of the sweep."""
 
 
 def job(run: Callable[[Setting, Path, str], Rows], config: DictConfig) -> float | tuple[float, ...] | None:
     """`run` in a folder of its own; the values that the configuration names as `objective`, for sweepers that search.
 
-    A user's mistake is told here, in the process where it happened. A run then ends with code 1; a sweep ends so too,
-    but goes through its other jobs first. Where several processes train together, one that fails ends them all: the
+    A user's error is reported here, in the process where it happened. A run then ends with code 1; a sweep too, after
+    its other jobs. Where several processes train together, one that fails ends them all: the
     others would wait for it, or take its next job for the present one.
     """
     try:
@@ -106,7 +106,7 @@ def _better(column: str, row: Mapping[str, Any]) -> str | None:
 
 
 def _directions(count: int) -> list[str | None]:
-    """Where the sweeper searches, a direction for each of so many objectives; None where it says nothing of it."""
+    """The direction in which the sweeper searches, for each of `count` objectives; None where it has none."""
     asked = HydraConfig.get().sweeper.get("direction") if HydraConfig.initialized() else None
     if asked is None:
         return [None] * count
@@ -123,7 +123,7 @@ def _numeric(row: Mapping[str, Any]) -> str:
 
 
 def jobs_failed(error: JobError, since: float) -> int:
-    """The end of a sweep that began at `since`, of which jobs failed: which, why, what repeats them. The exit code."""
+    """Report the failed jobs of a sweep that began at `since`, with reasons and commands; return exit code 1."""
     folder = Path(str(error))
     try:
         known = states(folder) if folder.is_dir() else []
@@ -135,7 +135,7 @@ def jobs_failed(error: JobError, since: float) -> int:
         print(text, file=sys.stderr)
     which = f"{len(failed)} of the runs in {folder}" if failed else "jobs of this sweep"
     return report_error(
-        f"{which} failed, as told above; mend and repeat them, or the whole sweep: what is done is kept"
+        f"{which} failed, as reported above; fix and repeat them, or the whole sweep: finished runs are kept"
     )
 
 
@@ -183,7 +183,7 @@ def _prepared(run: Callable[[Setting, Path, str], Rows], plain: dict[str, Any]) 
 
 
 def _warned(others: Callable[..., None], message: Warning | str, category: type[Warning], *where: Any) -> None:
-    """A line in the log for what the library reports; where in its code that was says nothing to a user."""
+    """Log the library's own warnings in one line, without their place in its code."""
     if issubclass(category, DampingWarning | ToleranceWarning):
         log.warning("%s", message)
     else:
@@ -191,7 +191,7 @@ def _warned(others: Callable[..., None], message: Warning | str, category: type[
 
 
 def _command() -> str:
-    """What repeats this job alone."""
+    """The command that repeats this job alone."""
     count = processes.world_size()
     words = ["torchrun", "--nproc-per-node", str(count)] if count > 1 else ["python"]
     words += ["-m", "experiments.run"]
@@ -216,7 +216,7 @@ def _launcher() -> Mapping[str, Any]:
 
 
 def _parallel_jobs(launcher: Mapping[str, Any]) -> int:
-    """How many jobs of this sweep run at once on this machine, as far as the launcher tells."""
+    """The number of jobs of this sweep that run at once on this machine, as the launcher is configured."""
     jobs = launcher.get("n_jobs", 1)
     return _cores() if jobs in (None, -1) else max(1, int(jobs))
 

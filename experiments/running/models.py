@@ -1,4 +1,4 @@
-"""Networks that another run has left."""
+"""Networks of another run, as models."""
 
 from pathlib import Path
 

@@ -27,7 +27,7 @@ from pruning.errors import ArtefactError, PruningError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 1 for what a user can mend, told in one line on standard error."""
+    """Run the command; exit code 1 for an error that the user can fix, in one line on standard error."""
     arguments = _arguments(argv)
     store = Store(arguments.store)
     try:
@@ -113,7 +113,7 @@ def _remove(store: Store, arguments: argparse.Namespace) -> int:
 
 
 def _take(store: Store, entry: Entry) -> bool:
-    """Remove an artefact whole: it leaves its place in one step, so that a kill leaves none cut."""
+    """Remove an artefact: move it away in one step first, so that a kill leaves no half of it in place."""
     kind, key = entry.artefact.kind, entry.artefact.key
     with at_once(store.lock(kind, key)) as alone:
         if alone:

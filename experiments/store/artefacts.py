@@ -80,7 +80,7 @@ class Artefact:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What determines it. Raises `ArtefactError` if the manifest is damaged, or lies under another key."""
+        """The plain data that determine it. Raises `ArtefactError` where the manifest is damaged or of another key."""
         identity: dict[str, Any] = manifest.read(self.folder)["identity"]
         if artefact_key(identity) != self.key:
             raise DamageError(f"{self.folder}: belongs to another configuration", self.folder)
@@ -214,7 +214,7 @@ class Store:
 
     @contextmanager
     def _writing(self, artefact: Artefact) -> Iterator[None]:
-        """Say of an error of this store's disk what could not be made, and what helps."""
+        """Turn errors of this store's disk into `ArtefactError`, which names the artefact and the fix."""
         try:
             yield
         except OSError as error:
@@ -231,7 +231,7 @@ class Store:
 
 
 def _here(kind: str, key: str) -> str:
-    """How temporary folders of this machine begin: those of another may be in use, where locks are not shared."""
+    """Prefix of this machine's temporary folders: those of another may be in use, where locks are not shared."""
     return f"{kind}-{key}-{socket.gethostname()}@"
 
 
@@ -244,7 +244,7 @@ def _check_writable(folder: Path) -> None:
 
 
 def _damage(check: Callable[[], None]) -> str | None:
-    """What `check` finds damaged, in words."""
+    """The damage that `check` finds, in words; None if there is none."""
     try:
         check()
     except DamageError as damaged:

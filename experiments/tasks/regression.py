@@ -60,7 +60,7 @@ class Regression(Task):
         return batch[self.targets].numel()  # type: ignore[no-any-return]
 
     def measures(self) -> dict[str, torchmetrics.Metric]:
-        """Of torchmetrics, summed in float64."""
+        """Measures of torchmetrics, summed in float64."""
         from torchmetrics import MeanAbsoluteError, MeanSquaredError, R2Score  # noqa: PLC0415  # takes seconds
 
         found = {"r2": R2Score(), "mse": MeanSquaredError(), "mae": MeanAbsoluteError()}

@@ -26,7 +26,7 @@ class Wandb:
         self._run: Any = None
 
     def start(self, run: str, config: Mapping[str, Any]) -> None:
-        """Open the wandb run; a repeated run goes on in the one that it had."""
+        """Open the wandb run; a repeated run continues its own."""
         import wandb  # noqa: PLC0415  # slow to import, and only needed here
 
         mode = self._mode
@@ -69,7 +69,7 @@ class Wandb:
 
 
 def tags(config: Mapping[str, Any]) -> list[str]:
-    """What a run is found by: scorer, model, granularity, data and when."""
+    """Tags by which a run is found: scorer, model, granularity, data and when."""
     found = []
     for key in ("scorer", "model", "granularity"):
         target = str((config.get(key) or {}).get("_target_", ""))

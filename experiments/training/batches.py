@@ -23,7 +23,7 @@ def batches(examples: Data, size: int, seed: int, epoch: int, numbers: slice = s
 
 
 def upcoming(examples: Data, recipe: Recipe, task: Task, steps: range, length: int) -> Iterator[Batch]:
-    """The batches of `steps`, of which an epoch has `length`, as they are seen in training."""
+    """The batches of `steps`, augmented as in training; an epoch has `length` steps."""
     augmenting = type(task).augment is not Task.augment  # a generator takes as long as a small step's gathering
     for epoch in range(steps.start // length, -(-steps.stop // length)):
         begin = max(0, steps.start - epoch * length)

@@ -1,4 +1,4 @@
-"""How a training executes its masks: as was asked for, where that is possible."""
+"""Execution of masks in training: sparse where asked for and possible."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger("experiments")
 
 
 def execution_of(held: Held, policy: Choose, inputs: Tensor, accelerated: Accelerator) -> Execution:
-    """As chosen, but masked where kernels or wrappers are lacking; `inputs` are as many as a forward pass has."""
+    """The execution by `policy`, or masked where sparse kernels are lacking; `inputs` are those of one forward pass."""
     lacking = {
         "half precision": accelerated.mixed_precision != "no",
         "several processes": world_size() > 1,
@@ -35,7 +35,7 @@ def execution_of(held: Held, policy: Choose, inputs: Tensor, accelerated: Accele
 
 
 def _structure(model: nn.Module, inputs: Tensor) -> Structure | None:
-    """By which dead units are known: the loss looks at nothing but outputs. None where a model cannot be traced."""
+    """Trace the model to find dead units; None if it cannot be traced."""
     try:
         return trace(unwrapped(model), inputs)
     except StructureError as error:

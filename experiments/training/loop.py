@@ -1,7 +1,7 @@
 """One training loop. Data are read in the order of a permutation of (seed, epoch): columns on the device, or a Dataset.
 
 A training is a range of steps in the order of its data, so that it can begin and end anywhere in it: at a rewind point,
-or where a checkpoint was written. Whatever it draws at random is begun anew with every epoch.
+or where a checkpoint was written. Random generators are seeded again at every epoch.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("experiments")
 
 MakeRegime = Callable[[nn.Module, Optimizer], Held]
-"""From a model and its optimizer to masks that change while it trains: see `pruning.dynamic`."""
+"""Factory of masks that change during training, called with the model and its optimizer: see `pruning.dynamic`."""
 
 
 @dataclass(frozen=True)
@@ -94,16 +94,16 @@ def train(
     """Train `model` in place; removed weights are zero at the end.
 
     Args:
-        model: begins with the weights that it has.
+        model: trained from the weights that it has.
         examples, validation: the data.
-        recipe: how.
-        task: what is learned.
+        recipe: how to train.
+        task: what to learn.
         accelerated: device and precision; made for this training, as it keeps the models that it prepares.
         masks: hold throughout.
-        regime: instead, masks that change.
-        begin: whose optimizer state and random state the training begins with; None: fresh ones.
-        progress: is told of every epoch.
-        checkpoints: where it saves itself. What lies there is gone on with; who calls removes it in the end.
+        regime: makes masks that change, instead of `masks`.
+        begin: rewind point with the optimizer state and random state to begin with; None: fresh ones.
+        progress: called after every epoch.
+        checkpoints: checkpoints to write; an existing one is resumed. The caller deletes them afterwards.
         policy: which layers run sparsely while masks hold on them; see `pruning.execution`.
     """
     device = accelerated.device
@@ -215,10 +215,10 @@ def _step(
 
 
 def _share(count: int) -> tuple[slice, bool]:
-    """Which of `count` examples this process trains on, and whether they count.
+    """The examples, of `count` in a batch, that this process trains on, and whether they count.
 
-    Nobody gets a single example, of which batch norm has no variance. Where there are too few for all, the last
-    processes get some that do not count.
+    No process gets a single example: batch norm has no variance of it. Where there are too few for all processes, the
+    last ones get two that do not count.
     """
     parts = max(1, min(world_size(), count // 2))
     if rank() >= parts:

@@ -1,4 +1,4 @@
-"""How far a training is, and all that the rest of it depends on: what a checkpoint holds."""
+"""State of a training: all that its remaining steps depend on, as a checkpoint holds it."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ log = logging.getLogger("experiments")
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch left.
+    """Record of one epoch.
 
     Attributes:
         number: in the order of the data.
         learning_rate: at its end.
         loss: mean over all that counts.
         validation: the headline metric there, if the best epoch is to be kept.
-        seconds: that its steps took.
+        seconds: duration of its steps.
     """
 
     number: int
@@ -42,7 +42,7 @@ class Epoch:
 
 @dataclass
 class TrainingState:
-    """How far a training is.
+    """Progress of a training.
 
     Attributes:
         step: optimizer steps done.
@@ -61,7 +61,7 @@ class TrainingState:
     diverged: int | None = None
 
     def add(self, loss: Tensor, count: float | Tensor) -> None:
-        """A step, and the sum of its losses."""
+        """Add a step, given the sum of its losses."""
         self.loss += loss
         self.seen += count
         self.step += 1
@@ -105,7 +105,7 @@ def to_tree(
     execution: Execution | None,
     accelerated: Accelerator,
 ) -> dict[str, Any]:
-    """A training as plain data and tensors."""
+    """Pack the state of a training into plain data and tensors."""
     scaler = accelerated.scaler
     return {
         "point": RewindPoint.capture(model, optimizer, step=state.step).as_dict(),
@@ -128,7 +128,7 @@ def from_tree(
     execution: Execution | None,
     accelerated: Accelerator,
 ) -> TrainingState:
-    """`to_tree` undone: put back into model, optimizer, masks, scaler and the global random states."""
+    """Restore what `to_tree` packed: into model, optimizer, masks, scaler and the global random states."""
     point = RewindPoint(**tree["point"])
     if execution is not None:
         execution.regime.load_state_dict(tree["masks"])

@@ -142,7 +142,7 @@ def test_kept_weights_are_those_of_the_network(tmp_path, options):
 
 
 def test_rows_that_name_no_network_are_told(tmp_path):
-    with pytest.raises(ArtefactError, match="magnitude-0, level 1: does not tell its network"):
+    with pytest.raises(ArtefactError, match="magnitude-0, level 1: does not name its network"):
         masks_of(row(), tmp_path)
     with pytest.raises(ArtefactError, match="holds no artefact abc of run magnitude-0, level 1"):
         masks_of(row(network="abc", layers=[]), tmp_path)
@@ -194,7 +194,7 @@ def test_losses_of_rewound_trainings_and_of_parts_of_epochs(tmp_path):
 
 def test_rows_without_losses_are_told():
     table = frame(start(), row())
-    with pytest.raises(RecordsError, match="no row tells its losses"):
+    with pytest.raises(RecordsError, match="no row has losses"):
         losses(statistics.points(table), table)
 
 

@@ -377,7 +377,7 @@ def test_data_of_another_task_are_refused_by_name(task, targets, words):
 def test_models_that_do_not_fit_are_refused_by_name():
     data = three(inputs=torch.randn(3, 4), targets=torch.tensor([0, 1, 2]))
     labels = three(inputs=torch.randn(3, 4), targets=torch.ones(3, 3))
-    with pytest.raises(ModelError, match=r"model=x: gives \[2, 2\] for inputs .* task=Multilabel has no loss"):
+    with pytest.raises(ModelError, match=r"model=x: gives \[2, 2\] for inputs .* the loss of task=Multilabel fails"):
         check_fit(Multilabel(labels=3), nn.Linear(4, 2), labels, "model=x")
     numbers = three(inputs=torch.randn(3, 4), targets=torch.ones(3))
     with pytest.raises(ModelError, match=r"model=x: gives \[2, 2\] for targets \[2\]"):

@@ -1,4 +1,4 @@
-"""Sparsity and compression as axes: ticks at the operating points, in numbers of which none says more than it knows."""
+"""Sparsity and compression as axes: ticks at the operating points, rounded to the digits that matter."""
 
 import math
 
@@ -71,7 +71,7 @@ def _percent(compression: float) -> str:
 def apart(points: np.ndarray, labels: list[str], characters: float = AXIS_CHARACTERS) -> np.ndarray:
     """As many of the sorted points as have room for their labels, taken from the last one down.
 
-    Between the first point and the last there is room for so many `characters`.
+    `characters` is the room between the first point and the last.
     """
     kept: list[int] = []
     for place in reversed(range(len(points))):

@@ -58,7 +58,7 @@ def accuracy(
     if x not in ("compression", "sparsity"):
         summary = summary[np.isfinite(summary[column])]
         if summary.empty:
-            raise RecordsError(f"no row tells its {column}: run the sweep with latency=32, say, or choose another x")
+            raise RecordsError(f"no row has {column}: run the sweep with latency=32, say, or choose another x")
     value = recall(summary, value)
     scale = value.scale
     curves = [(str(name), rows) for name, rows in summary.groupby("method", sort=False)]

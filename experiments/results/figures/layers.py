@@ -18,16 +18,17 @@ PANEL_CHARACTERS = 70  # of the ticks' font, over the width of the figure that i
 
 
 def layer_densities(points: pd.DataFrame) -> pd.DataFrame:
-    """Of `statistics.points`: method, requested density, layer, its share of what is prunable, its density, kept.
+    """Densities of layers in `statistics.points`: method, requested density, layer, share of prunable weights, density,
+    kept.
 
     Density and kept are means over seeds. Layers are in the order of the network. Raises `RecordsError` where a row
-    does not tell its layers.
+    has no layers.
     """
     if (
         "layers" not in points
         or not points["layers"].map(lambda measured: isinstance(measured, list) and len(measured) > 0).all()
     ):
-        raise RecordsError("some row does not tell its layers: repeat that run")
+        raise RecordsError("some row has no layers: repeat that run")
     found: dict[tuple[str, float, str], list[tuple[int, int]]] = {}
     first: dict[tuple[str, float], tuple[str, list[str]]] = {}
     columns = (points[column] for column in ("run", "method", "requested_density", "layers"))

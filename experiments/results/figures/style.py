@@ -1,4 +1,4 @@
-"""What all figures share: colours, sizes, and how they are saved with their numbers.
+"""Style of all figures: colours, sizes, and how they are saved with their numbers.
 
 Figures are values: they are built without pyplot or any global state.
 """
@@ -102,7 +102,7 @@ def legend_below(figure: Figure, axes: list[Axes], title: str) -> None:
 
 
 def panel_title(panel: Axes, title: str, columns: int) -> None:
-    """The title of one of so many panels side by side, in as many lines as it takes.
+    """The title of one of several panels side by side, in as many lines as it takes.
 
     It stands on the panel, which has nothing above it; without a place, matplotlib would look for one at every drawing.
     """

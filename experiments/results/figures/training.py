@@ -21,10 +21,10 @@ def losses(points: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
     `dense` is the set-up of the dense networks (`labels.setups`); their own rows have it as their method. `epoch`
     counts from the initialisation and is where an epoch ended, `begin` where this training began; means are over seeds.
     `frame` holds the rows of the dense networks (level 0). Networks without training have no rows. Raises
-    `RecordsError` where rows do not tell their losses.
+    `RecordsError` where rows have no losses.
     """
     if "losses" not in frame or "losses" not in points:
-        raise RecordsError("no row tells its losses: they were written by an older version, repeat the sweep")
+        raise RecordsError("no row has losses: they were written by an older version, repeat the sweep")
     start = start_of(frame)
     points = points.assign(setup=points["dense"].map(dict(zip(start["dense"], start["setup"], strict=True))))
     rows = []

@@ -1,4 +1,4 @@
-"""What the report page shows, as plain data: numbers for its script, text for its tables."""
+"""Data of the report page: numbers for its script, text for its tables."""
 
 import json
 import math
@@ -24,7 +24,7 @@ from pruning.errors import RecordsError
 
 CONFIDENCE = 0.95
 NOTHING = "\N{EN DASH}"
-"""What a run shows for a field that it does not have."""
+"""Text for a field that a run does not have."""
 
 
 def curves(frame: pd.DataFrame, value: Value) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def curves(frame: pd.DataFrame, value: Value) -> dict[str, Any]:
 
 
 def _layers(final: pd.DataFrame) -> list[dict[str, Any]]:
-    """None where some row does not tell them."""
+    """Densities of layers; none where some row has no layers."""
     try:
         return layer_densities(final).to_dict("records")
     except RecordsError:

@@ -1,4 +1,4 @@
-"""Recovery: what follows a pruning, from a closed form to a whole training, under masks that hold or that change."""
+"""Recovery after a pruning, from a closed form to a whole training, under masks that hold or that change."""
 
 import inspect
 from collections.abc import Mapping
@@ -60,7 +60,7 @@ def reaches_density_while_training(config: Mapping[str, Any]) -> bool:
 
 
 def check_dynamic(setting: Setting, density: float | None) -> None:
-    """Make what changes the masks once, for a network that is thrown away: whatever it refuses, it refuses now."""
+    """Make the dynamic masks once, for a throw-away network, so that they raise their errors before any training."""
     recovery = setting.config["recovery"]
     replayed = setting.total_steps - setting.rewind_step
     steps = replayed if recovery["learning_rate"] == "replay" else recovery["epochs"] * setting.epoch_steps
@@ -85,7 +85,7 @@ def _part(setting: Setting, changing: bool, density: float | None) -> dict[str, 
 
 
 def _shared(config: Mapping[str, Any]) -> list[str]:
-    """What a regime has of the run, whole, also where it needs the structure of the model."""
+    """The groups of the run's configuration that its dynamic masks share."""
     return [name for name in ("granularity", "allocation") if name in config["dynamic"]]
 
 
@@ -104,7 +104,7 @@ def _regime(setting: Setting, masks: Masks | None, steps: int, density: float | 
 
 
 def _begun(setting: Setting, network: Network, weights: Network, masks: Masks | None, recipe: Recipe) -> nn.Module:
-    """The model that the recovery of `network` trains: the removal made up for, as far as that is asked for."""
+    """The model with which the recovery of `network` begins: compensated where that is configured."""
     config = setting.config
     if masks is not None and config["compensate"]:
         model = _compensated(setting, network, masks)
@@ -116,7 +116,7 @@ def _begun(setting: Setting, network: Network, weights: Network, masks: Masks | 
 
 
 def _compensated(setting: Setting, network: Network, masks: Masks) -> nn.Module:
-    """The model after the removal, its other weights moved in closed form to make up for it."""
+    """The pruned model, its kept weights updated in closed form to compensate for the removed ones."""
     before = Network(network.weights)
     held = Masks.load(before.weights.file(MASKS)) if before.weights.has(MASKS) else None
     evidence = evidence_of(setting, load(setting.new_model(), before), held)
@@ -126,7 +126,7 @@ def _compensated(setting: Setting, network: Network, masks: Masks) -> nn.Module:
 
 
 def _reestimate(setting: Setting, model: nn.Module, recipe: Recipe) -> None:
-    """Batch norm's statistics of the pruned network, from the batches that an epoch begins with."""
+    """Estimate the statistics of batch norm in the pruned network, from the first batches of an epoch."""
     epoch = recipe.steps.start // setting.epoch_steps
     device, numbers = setting.device, slice(setting.config["recovery"]["batchnorm_batches"])
     found = batches(setting.splits.train.to(device), recipe.batch_size, recipe.seed, epoch, numbers)

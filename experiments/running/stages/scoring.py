@@ -1,4 +1,4 @@
-"""What the weights of a network are worth, and the examples by which that is found."""
+"""Scores of the weights of a network, and the examples that scorers see."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ def score(setting: Basis, network: Network) -> Scores:
 
 
 def evidence_of(setting: Basis, model: nn.Module, masks: Masks | None) -> Evidence:
-    """`model`, of whose weights `masks` are alive, with the examples that scorers see."""
+    """Evidence for scorers: `model` under `masks`, the examples, and the loss."""
     config, device = setting.config["scoring"], setting.device
     model.to(device).train(config["mode"] == "train")
     examples = setting.splits.train
@@ -59,7 +59,7 @@ class Reread:
 
 
 def _check_scores(scorer: str, scores: Any, parameters: Mapping[str, Tensor]) -> None:
-    """Exactly the prunable tensors: with fewer or more, "density" would speak of something else."""
+    """Raise `ScoreError` unless exactly the prunable tensors are scored: "density" counts these."""
     if not isinstance(scores, Mapping):
         raise ScoreError(f"{scorer}: returned a {type(scores).__name__}: return a dict, parameter name -> tensor")
     for name in sorted(scores.keys() ^ parameters.keys()):

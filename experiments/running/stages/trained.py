@@ -71,7 +71,7 @@ def trained(
     point: Network | None = None,
     regime: MakeRegime | None = None,
 ) -> Artefact:
-    """What comes after `start`: a training under its masks, or those of `regime`, which change.
+    """Train from `start` under its masks, or under those of `regime`, which change.
 
     Args:
         setting: of the run.
