@@ -150,7 +150,7 @@ def _markdown(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _latex(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     sides = "".join("l" if name == "method" else "r" for name in names)
-    text: str = pd.DataFrame(rows, columns=names).to_latex(index=False, escape=True, column_format=sides)
+    text: str = pd.DataFrame([*rows], columns=[*names]).to_latex(index=False, escape=True, column_format=sides)
     text = re.sub(r"(?<![\w-])-(?=\d)", "$-$", text)
     return text.replace("±", r"$\pm$").replace("<", "$<$").rstrip("\n")  # what pandas takes for LaTeX's own
 

@@ -13,9 +13,10 @@ running.
 import argparse
 import gc
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.box import SIMPLE_HEAD
@@ -141,16 +142,17 @@ def table(
         left = name == "method"
         result.add_column(Text(name), justify="left" if left else "right", overflow="fold", no_wrap=not left)
 
-    def mean(row: Interval) -> str:
-        return written(*(scale * one for one in (row.mean, row.low, row.high)), interval, digits, sign)
+    def mean(row: Any) -> str:
+        return written(scale * row.mean, scale * row.low, scale * row.high, interval, digits, sign)
 
     for name, found in dense.items():
         result.add_row("1", "1", "0 %", f"1{times}", Text(name), str(found.n), mean(found))
-    groups = sorted(summary.groupby("requested_density"), key=lambda group: -float(group[0]))
-    for requested, rows in groups:
+    groups = {float(str(requested)): rows for requested, rows in summary.groupby("requested_density")}
+    for requested, rows in sorted(groups.items(), reverse=True):
         result.add_section()
         asked, above = f"{requested:.4g}", ["", "", ""]
-        for row in rows.itertuples():
+        points: Iterable[Any] = rows.itertuples()
+        for row in points:
             got = [f"{row.density:.4g}", percent(row.density), ratio(row.compression, times)]
             shown = ["", "", ""] if got == above else got
             result.add_row(asked, *shown, Text(row.method), str(row.n), mean(row))

@@ -68,7 +68,7 @@ def table(found: Sequence[State]) -> Table:
 
 def summary(found: Sequence[State]) -> str:
     """ "12 done, 1 failed"."""
-    counts = Counter(state.state for state in found)
+    counts: Counter[str] = Counter(state.state for state in found)
     return ", ".join(f"{counts[name]} {name}" for name in reversed(ORDER) if counts[name])
 
 

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from experiments.benchmarks.measuring import median_ratio, rounded, show
-from experiments.data import Examples
+from experiments.data import Batch, Examples
 from experiments.replications import composed
 from experiments.running import stages
 from experiments.running.levels import Level, evaluate
@@ -131,11 +131,11 @@ def timed_steps(seconds: list[float]) -> Callable[..., Tensor]:
     return timed
 
 
-def timed_batches(seconds: list[float]) -> Callable[..., Iterator[tuple[Tensor, Tensor]]]:
+def timed_batches(seconds: list[float]) -> Callable[..., Iterator[Batch]]:
     """The training loop's batches, which add what gathering one took to the last of `seconds`."""
-    batches = training.batches
+    batches = training.upcoming
 
-    def timed(*args: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    def timed(*args: Any) -> Iterator[Batch]:
         start = time.perf_counter()
         for batch in batches(*args):
             seconds[-1] += time.perf_counter() - start
@@ -173,7 +173,7 @@ def measured(setting: Setting, turns: int, folder: Path) -> dict[str, Seconds]:
         gathering[name].append(0.0)
         with (
             patch.object(training, "_step", timed_steps(steps[name])),
-            patch.object(training, "batches", timed_batches(gathering[name])),
+            patch.object(training, "upcoming", timed_batches(gathering[name])),
         ):
             accuracies[name] = run(setting, folder / str(next(names)))
 

@@ -49,7 +49,7 @@ _AT_LEAST = {
 def validate(config: DictConfig) -> dict[str, Any]:
     """Check `config` and return it as plain, resolved data. Raises `ConfigurationError`, naming the field."""
     try:
-        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except InterpolationKeyError as error:
         reason = str(error).splitlines()[0]
         raise ConfigurationError(f"{error.full_key}: {reason}; choose a scorer that has it, or set it here") from None
@@ -76,7 +76,8 @@ def validate(config: DictConfig) -> dict[str, Any]:
     facts = {name: value for name, value in plain["data"].items() if name not in ("name", "load", "augment")}
     counted = next((facts[name] for name in ("classes", "labels") if name in facts), None)
     facts = ({} if counted is None else {"outputs": counted}) | facts
-    return plain | {group: completed(group, plain[group], facts) for group in ("model", "task")}
+    found: dict[str, Any] = plain | {group: completed(group, plain[group], facts) for group in ("model", "task")}
+    return found
 
 
 def _check_values(plain: Mapping[str, Any]) -> None:

@@ -69,5 +69,5 @@ def _write(copy: Path, found: Tensor) -> None:
 
 def _checksum(found: Tensor) -> str:
     digest = sha256(f"{found.dtype} {list(found.shape)} ".encode())
-    digest.update(found.reshape(-1).view(torch.uint8).numpy())
+    digest.update(found.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

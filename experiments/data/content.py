@@ -24,7 +24,7 @@ def content_of_tensors(tensors: Mapping[str, Any]) -> str:
             if isinstance(leaf, Tensor):
                 digest.update(f"{name} {leaf.dtype} {list(leaf.shape)};".encode())
                 flat = leaf.detach().cpu().contiguous().reshape(-1)
-                digest.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
+                digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
             else:
                 digest.update(f"{name} {leaf!r};".encode())
     return digest.hexdigest()[:32]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.data import DataLoader, IterableDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from experiments.data.examples import Batch, Positions, rows_of
 from experiments.runtime.seeding import derived_seed
@@ -37,7 +37,7 @@ class DatasetExamples:
     """
 
     dataset: Any
-    collate: Callable[[Sequence[Any]], Any] = default_collate
+    collate: Callable[[list[Any]], Any] = default_collate
     workers: int = 0
     pinned: bool = False
     device: torch.device | str = "cpu"
@@ -101,11 +101,11 @@ class _Failure:
 
 
 @dataclass(frozen=True)
-class _Reader:
+class _Reader(Dataset[Any]):
     """A map-style Dataset of batches, by positions."""
 
     dataset: Any
-    collate: Callable[[Sequence[Any]], Any]
+    collate: Callable[[list[Any]], Any]
     noise: int
 
     def __len__(self) -> int:

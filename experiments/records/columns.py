@@ -9,7 +9,7 @@ import reprlib
 import sys
 from collections.abc import Callable, Mapping
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeGuard
 
 from experiments.records.metrics import Metric
 from experiments.records.values import PARTS
@@ -90,8 +90,8 @@ def _whole(value: Any) -> bool:
     return isinstance(value, int) and _amount(value)
 
 
-def is_name(value: Any) -> bool:
-    """Text in one line."""
+def is_name(value: Any) -> TypeGuard[str]:
+    """Whether `value` is text in one line."""
     return isinstance(value, str) and value != "" and value.isprintable()
 
 

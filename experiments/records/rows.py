@@ -181,10 +181,9 @@ def _check(row: Any, seen: _Seen, where: str, number: int) -> None:
             f"{where}: format {row.get('format')!r}, this version reads {' and '.join(map(str, READABLE))}; "
             "read it with the version that wrote it, or repeat this run"
         )
-    run, level = row.get("run"), row.get("level")
+    run, level, control = (row.get(name) for name in ("run", "level", "control"))
     if not is_name(run) or type(level) is not int or level < 0:
         raise RecordsError(f'{where}: "run" must be a name and "level" a count from 0; repeat this run')
-    control = row.get("control")
     if control is not None and not is_name(control):
         raise RecordsError(f'{where}: "control" must be a name or null; repeat this run')
     fault = fault_of(row)

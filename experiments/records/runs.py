@@ -60,8 +60,8 @@ def record_state(folder: Path, command: str, hardware: str = "") -> Iterator[Non
         yield
         return
     with acquire_with_log(file_lock(folder / LOCK), f"at {folder.name}"):
-        here = {"host": socket.gethostname(), "process": os.getpid(), "hardware": hardware}
-        state = State(folder.name, "running", command, None, time.time(), None, **here)
+        here = socket.gethostname(), os.getpid(), hardware
+        state = State(folder.name, "running", command, None, time.time(), None, *here)
         try:
             _write(folder, state)
             yield

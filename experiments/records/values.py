@@ -226,8 +226,9 @@ def _column(column: str, known: Sequence[tuple[Metric, ...]]) -> Value:
 
 
 def _columns(rows: pd.DataFrame, *names: str) -> list[dict[str, Any]]:
-    missing = dict.fromkeys(names)
-    return [missing | row for row in rows[[name for name in names if name in rows]].to_dict("records")]
+    missing: dict[str, Any] = dict.fromkeys(names)
+    known = rows[[name for name in names if name in rows]].to_dict("records")
+    return [missing | {str(name): value for name, value in row.items()} for row in known]
 
 
 def _guessing(config: Any) -> float:

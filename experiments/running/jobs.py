@@ -172,7 +172,8 @@ def _prepared(run: Callable[[Setting, Path, str], Rows], plain: dict[str, Any]) 
         except PruningError:
             raise
         except Exception as error:  # mostly of somebody's own model or scorer: one line here, the rest in the log
-            logfile.stream.write(traceback.format_exc())
+            with (folder / "run.log").open("a", encoding=logfile.encoding) as file:
+                file.write(traceback.format_exc())
             at = traceback.extract_tb(error.__traceback__)[-1]
             raise PruningError(
                 f"{type(error).__name__}: {error}, in {at.filename}, line {at.lineno}; traceback: {folder / 'run.log'}"

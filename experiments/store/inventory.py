@@ -47,14 +47,15 @@ def inventory(store: Store, runs: Path) -> list[Entry]:
     entries = []
     for artefact in found:
         identity = identities[artefact]
-        damaged = isinstance(identity, ArtefactError)
-        wanted = artefact.key in needed
-        if not damaged and artefact.kind == "rows":
-            wanted = identity.get("from") in networks
-        words = "" if damaged else _words(artefact.kind, identity, by_key)
+        wanted, words, damage = artefact.key in needed, "", None
+        if isinstance(identity, ArtefactError):
+            damage = str(identity)
+        else:
+            words = _words(artefact.kind, identity, by_key)
+            if artefact.kind == "rows":
+                wanted = identity.get("from") in networks
         size = sum(path.stat().st_size for path in artefact.folder.rglob("*") if path.is_file())
         made = artefact.folder.stat().st_mtime
-        damage = str(identity) if damaged else None
         entries.append(Entry(artefact, size, made, words, parents.get(artefact, ()), damage, wanted))
     return sorted(entries, key=lambda entry: (entry.artefact.kind, entry.made))
 

@@ -54,7 +54,7 @@ def read(folder: Path) -> dict[str, Any]:
     """The manifest of `folder`. Raises `DamageError`, and `ArtefactError` where it cannot be read."""
     path = folder / _MANIFEST
     try:
-        manifest = json.loads(path.read_text(), parse_constant=_refuse)
+        manifest: Any = json.loads(path.read_text(), parse_constant=_refuse)
         whole = isinstance(manifest, dict) and manifest.pop("sha256", None) == _content(manifest)
     except OSError as error:
         raise _unread(path, folder, error) from error
@@ -64,7 +64,8 @@ def read(folder: Path) -> dict[str, Any]:
         raise DamageError(f"{folder}: not an artefact of format {FORMAT}", folder)
     if not whole:
         raise DamageError(f"{path}: cut or damaged", folder)
-    return manifest
+    known: dict[str, Any] = manifest
+    return known
 
 
 def check_file(folder: Path, name: str, written: Mapping[str, Any]) -> None:

@@ -36,8 +36,9 @@ class Network:
     @property
     def key(self) -> str:
         """Key of its weights, and of its masks where these are another artefact."""
-        alone = self.masks is None or self.masks == self.weights
-        return self.weights.key if alone else f"{self.weights.key}+{self.masks.key}"
+        if self.masks is None or self.masks == self.weights:
+            return self.weights.key
+        return f"{self.weights.key}+{self.masks.key}"
 
     @property
     def history(self) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def reached(modules: Iterable[str], without: Collection[str] = ()) -> list[str]:
 
 def libraries(config: Any) -> set[str]:
     """Top-level names of the installed packages that the code behind the `_target_`s of `config` imports."""
-    found = set()
+    found: set[str] = set()
     for target in _targets(config):
         start = _behind(target)
         found |= {target.partition(".")[0]} if start is None else _reached((start,), frozenset())[1]

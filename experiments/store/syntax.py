@@ -81,7 +81,7 @@ def _normal(tree: ast.Module) -> str:
         node = waiting.pop()
         words.append(type(node).__name__)
         below: list[ast.AST] = []
-        for name in _fields(type(node)):
+        for name in _fields(type(node)):  # type: ignore[arg-type]  # classes are hashable, as the stubs do not say
             value = getattr(node, name, None)
             if isinstance(value, ast.AST):
                 words.append(name)

@@ -68,7 +68,8 @@ class Classification(Task):
         if self.weights is None:
             return rows_of(batch)
         targets: Tensor = batch[self.targets]
-        return self._weights(torch.zeros((), dtype=torch.float64, device=targets.device))[targets].sum()
+        weights = torch.as_tensor(self.weights, dtype=torch.float64, device=targets.device)
+        return weights[targets].sum()
 
     def measures(self) -> dict[str, torchmetrics.Metric]:
         """Measures of torchmetrics, over all examples together."""

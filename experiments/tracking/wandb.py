@@ -29,7 +29,7 @@ class Wandb:
         """Open the wandb run; a repeated run continues its own."""
         import wandb  # noqa: PLC0415  # slow to import, and only needed here
 
-        mode = self._mode
+        mode: Any = self._mode
         if mode == "auto":
             mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
         if self._folder is not None:

@@ -38,7 +38,7 @@ def upcoming(examples: Data, recipe: Recipe, task: Task, steps: range, length: i
 
 
 def _cut(order: Tensor, size: int) -> list[Tensor]:
-    parts = list(order.split(size))
+    parts = list(torch.split(order, size))
     if size > 1 and len(parts) > 1 and len(parts[-1]) == 1:
         parts[-2:] = [torch.cat(parts[-2:])]
     return parts

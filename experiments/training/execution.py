@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import nn
 
 from experiments.runtime.processes import world_size
 from pruning.dynamic import Held
 from pruning.errors import StructureError
 from pruning.execution import Choose, Execution, masked
+from pruning.inputs import Inputs
 from pruning.parameters import unwrapped
 from pruning.structure import Structure, trace
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("experiments")
 
 
-def execution_of(held: Held, policy: Choose, inputs: Tensor, accelerated: Accelerator) -> Execution:
+def execution_of(held: Held, policy: Choose, inputs: Inputs, accelerated: Accelerator) -> Execution:
     """The execution by `policy`, or masked where sparse kernels are lacking; `inputs` are those of one forward pass."""
     lacking = {
         "half precision": accelerated.mixed_precision != "no",
@@ -34,7 +35,7 @@ def execution_of(held: Held, policy: Choose, inputs: Tensor, accelerated: Accele
     return Execution(held, policy, inputs, None if policy is masked else _structure(held.model, inputs))
 
 
-def _structure(model: nn.Module, inputs: Tensor) -> Structure | None:
+def _structure(model: nn.Module, inputs: Inputs) -> Structure | None:
     """Trace the model to find dead units; None if it cannot be traced."""
     try:
         return trace(unwrapped(model), inputs)

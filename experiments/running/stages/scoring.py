@@ -38,7 +38,7 @@ def evidence_of(setting: Basis, model: nn.Module, masks: Masks | None) -> Eviden
     examples = setting.splits.train
     count = len(examples) if config["examples"] is None else min(config["examples"], len(examples))
     chosen = torch.randperm(len(examples), generator=generator(setting.config["seed"], "scoring"))[:count]
-    batches: Iterable[Batch] = Reread(examples.to(device), chosen.split(config["batch_size"]))
+    batches: Iterable[Batch] = Reread(examples.to(device), torch.split(chosen, config["batch_size"]))
     if isinstance(examples, Examples):
         batches = list(batches)  # cut once, as they are in memory anyway
     initial = setting.prunable(setting.new_model())

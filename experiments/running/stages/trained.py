@@ -121,8 +121,9 @@ def trained(
 
 
 def _optimizer_of(network: Network | None) -> RewindPoint | None:
-    kept = network is not None and network.weights.has(POINT)
-    return RewindPoint.load(network.weights.file(POINT)) if kept else None
+    if network is None or not network.weights.has(POINT):
+        return None
+    return RewindPoint.load(network.weights.file(POINT))
 
 
 def _training_part(setting: Basis, recipe: Recipe) -> dict[str, Any]:
