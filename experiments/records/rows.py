@@ -114,6 +114,11 @@ def read(folder: str | Path) -> pd.DataFrame:
     return pd.DataFrame([row for _, rows in runs.values() for row in rows])
 
 
+def as_dicts(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a frame: column → value."""
+    return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
+
+
 def require(frame: pd.DataFrame, columns: Iterable[str]) -> None:
     """Raise `RecordsError` where a column is not there, or missing in some row."""
     for column in columns:

@@ -1,7 +1,9 @@
 """Which points of a careful evaluation a folder of runs satisfies: Blalock et al. 2020, section 6 and appendix B."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -134,13 +136,16 @@ def _budget(final: pd.DataFrame) -> Check:
     found = (
         f"{each.iloc[0]:g} epochs in all"
         if same and each.nunique() == 1
-        else "; ".join(f"{method}: {epochs:g} epochs" for (_, method), epochs in each.items())
+        else "; ".join(
+            f"{method}: {epochs:g} epochs"
+            for method, epochs in zip(each.index.get_level_values("method"), each, strict=True)
+        )
     )
     return Check("Equal training for all methods", same, found)
 
 
 def _software(frame: pd.DataFrame) -> Check:
-    given = frame["versions"].dropna() if "versions" in frame else []
+    given: Iterable[Any] = frame["versions"].dropna() if "versions" in frame else []
     found = sorted({", ".join(f"{name} {version}" for name, version in versions.items()) for versions in given})
     return Check("The same library versions for all", len(found) == 1, "; ".join(found) or "rows have no versions")
 

@@ -210,9 +210,9 @@ def _overall(
     shared = final.merge(final.loc[final["method"] == baseline, _PAIR], on=_PAIR)["method"]
     whole = curves.complete(final[final["method"].isin(shared)])
     span = curves.common_span(whole)
-    areas: dict[str, dict[int, float]] = {str(method): {} for method in final["method"].unique()}
+    areas: dict[str, dict[Any, float]] = {str(method): {} for method in final["method"].unique()}
     for (method, seed), one in whole.groupby(["method", "seed"]):
-        found = curves.area(one["density"], one[value.column], *span)
+        found = curves.area(one["density"].tolist(), one[value.column].tolist(), *span)
         if not math.isnan(found):
             areas[str(method)][seed] = found
     means = beside.groupby(["method", "requested_density"])[["density", "loss", "dense"]].mean()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.records import require
+from experiments.records import as_dicts, require
 from experiments.records.values import Value, remember, resolve
 from experiments.results.curves import collapsed
 from experiments.results.intervals import INTERVALS, Interval
@@ -88,7 +88,7 @@ def summarise_points(final: pd.DataFrame, frame: pd.DataFrame, value: Value, int
     rows = []
     for (method, requested), at in group(final).items():
         density, values = float(columns["density"][at].mean()), columns[value.column][at]
-        found = INTERVALS[interval](values)
+        found = INTERVALS[interval](values.tolist())
         share, macs, dense_macs, latency, epochs = (float(columns[name][at].mean()) for name in ("collapsed", *_COSTS))
         rows.append(
             {
@@ -140,7 +140,7 @@ def dense(frame: pd.DataFrame, value: Value | str | None = None, interval: str =
         # Scorers write different rows about one network, so here only the value must agree.
         networks = _each_once(rows[["run", "level", "seed", "dense", column]], "dense", f"dense network of {setup}")
         networks = _each_once(networks, "seed", str(setup))
-        intervals[str(setup)] = INTERVALS[interval](networks[column].astype(float))
+        intervals[str(setup)] = INTERVALS[interval](networks[column].astype(float).tolist())
     return intervals
 
 
@@ -169,7 +169,7 @@ def _numbers(rows: pd.DataFrame, column: str) -> None:
         raise RecordsError(f'no column "{column}" in these rows; choose one of {known}')
     steps = rows["diverged"] if "diverged" in rows else [None] * len(rows)
     for run, level, cell, step in zip(rows["run"], rows["level"], rows[column], steps, strict=True):
-        if not isinstance(cell, Real) or isinstance(cell, (bool, np.bool_)) or not math.isfinite(cell):
+        if not _is_number(cell) or not math.isfinite(cell):
             why = (
                 "missing, or the network diverged"
                 if step is None or pd.isna(step)
@@ -182,7 +182,11 @@ def _numbers(rows: pd.DataFrame, column: str) -> None:
 
 
 def _numeric(column: Iterable[Any]) -> bool:
-    return all(isinstance(cell, Real) and not isinstance(cell, (bool, np.bool_)) for cell in column)
+    return all(map(_is_number, column))
+
+
+def _is_number(cell: Any) -> bool:
+    return not isinstance(cell, (bool, np.bool_)) and isinstance(cell, Real)
 
 
 _COSTS = ("macs", "dense_macs", "latency_ms", "total_epochs")
@@ -197,7 +201,7 @@ def _numeric_column(rows: pd.DataFrame, name: str) -> np.ndarray:
 def _each_once(rows: pd.DataFrame, key: str, what: str) -> pd.DataFrame:
     """The first row of every value of `key`; the others must say the same of all but `INCIDENTAL` columns."""
     kept: dict[Any, Mapping[str, Any]] = {}
-    for row in rows.to_dict("records"):
+    for row in as_dicts(rows):
         first = kept.setdefault(row[key], row)
         if first is row:
             continue

@@ -1,6 +1,7 @@
 """A comparison in words and in the cells of a table."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -31,9 +32,12 @@ def cells(comparison: Comparison, interval: str = "t") -> list[list[str]]:
     known = comparison.summary.set_index(["method", "requested_density"])
     rows = []
     order = comparison.differences.assign(first=comparison.differences["method"] != comparison.baseline)
-    for row in order.sort_values(["requested_density", "first"], ascending=[False, True], kind="stable").itertuples():
+    order = order.sort_values(["requested_density", "first"], ascending=[False, True], kind="stable")
+    points: Iterable[Any] = order.itertuples()
+    for row in points:
         at = known.loc[(row.method, row.requested_density)]
-        plain = written(*(scale * at[name] for name in ("mean", "low", "high")), interval, digits)
+        mean, low, high = (scale * at[name] for name in ("mean", "low", "high"))
+        plain = written(mean, low, high, interval, digits)
         rows.append([f"{row.requested_density:.4g}", row.method, str(at["n"]), plain])
         if row.method == comparison.baseline:
             rows[-1] += ["", "", "", ""]
@@ -46,7 +50,8 @@ def curve_cells(comparison: Comparison, interval: str = "t") -> list[list[str]]:
     """The rows of the table of whole curves, as text, in the columns `CURVE_COLUMNS`."""
     scale, digits = comparison.value.scale, comparison.value.digits
     rows = []
-    for row in comparison.overall.itertuples():
+    curves: Iterable[Any] = comparison.overall.itertuples()
+    for row in curves:
         area = "" if math.isnan(row.area) else f"{scale * row.area:.{digits}f}"
         shown = [_difference(row, row.seeds, scale, digits, interval), _p(row.p), _p(row.p_holm), row.verdict]
         critical = "" if math.isnan(row.critical) else f"{100 * row.critical:.4g} %"
@@ -73,7 +78,7 @@ def words(comparison: Comparison, test: str = "t", alpha: float = 0.05) -> list[
     for method, rows in comparison.differences.groupby("method", sort=False):
         if method == baseline:
             continue
-        over = whole.loc[method]
+        over: Any = whole.loc[method]
         parts = [_whole_words(over, comparison.value, test, alpha)]
         for verdict in ("higher", "lower"):
             at = rows[rows["verdict"] == verdict]

@@ -1,7 +1,6 @@
 """Networks of another run, as models."""
 
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -23,8 +22,7 @@ def model_of_run(folder: str, level: int | None = None, store: str | None = None
         ModelError: no such row. `RecordsError`, `ArtefactError`: rows or weights that cannot be read.
     """
     frame = records.read(folder)
-    every: list[dict[str, Any]] = frame.to_dict("records")  # type: ignore[assignment]  # columns have names
-    rows = [row for row in every if not isinstance(row.get("control"), str)]
+    rows = [row for row in records.as_dicts(frame) if not isinstance(row.get("control"), str)]
     if len({row["run"] for row in rows}) > 1:
         raise ModelError(f"{folder}: holds several runs: name the folder of one")
     found = [row for row in rows if level is None or row["level"] == level]

@@ -58,8 +58,9 @@ def save(figure: Figure, path: str | Path, table: pd.DataFrame) -> list[Path]:
     pdf, png, csv = (path.with_name(f"{path.name}.{suffix}") for suffix in ("pdf", "png", "csv"))
     with style.context(["default", STYLE]), _laid_out(figure):
         # Not by savefig: it draws a figure once more, for its layout, whether that is done or not.
-        FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
-        FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None, "Creator": None, "Producer": None})
+        FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})  # type: ignore[no-untyped-call]
+        undated = {"CreationDate": None, "Creator": None, "Producer": None}
+        FigureCanvasPdf(figure).print_pdf(pdf, metadata=undated)  # type: ignore[no-untyped-call]
     flat = table.apply(lambda column: column.map(_flat) if column.dtype == object else column)
     flat.to_csv(csv, index=False, lineterminator="\n", encoding="utf-8")
     return [pdf, png, csv]

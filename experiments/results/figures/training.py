@@ -1,6 +1,7 @@
 """Loss along training: the dense network's, and what every pruning did to it."""
 
 import math
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -94,5 +95,5 @@ def training(losses: pd.DataFrame) -> Figure:
 
 def _mark(panel: Axes, at: float) -> None:
     """A dotted line from the lower to the upper edge. (`axvline` would find the limits of all panels each time.)"""
-    look = {"color": "#777777", "linestyle": ":", "linewidth": 1, "zorder": 1, "label": NO_LABEL}
+    look: dict[str, Any] = {"color": "#777777", "linestyle": ":", "linewidth": 1, "zorder": 1, "label": NO_LABEL}
     panel.plot([at, at], [0, 1], transform=panel.get_xaxis_transform(), **look)

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from experiments.records import as_dicts
 from experiments.results.figures.style import NO_LABEL, STYLE, WIDTH, legend_below, log_ticks, panel_title
 from experiments.results.statistics import start_of
 
@@ -33,7 +34,8 @@ def histograms(points: pd.DataFrame, frame: pd.DataFrame, load: Loader) -> pd.Da
     groups: dict[tuple[str, str, float], list[np.ndarray]] = {}
     whole = pd.concat([start, points])
     for (setup, method, requested), once in whole.groupby(["setup", "method", "requested_density"], sort=False):
-        groups[setup, method, requested] = [_values(load(row)) for row in once.to_dict("records")]
+        found = [_values(load(row)) for row in as_dicts(once)]
+        groups[str(setup), str(method), float(str(requested))] = found
     reach = max((float(np.abs(v).max()) for found in groups.values() for v in found if v.size), default=1.0) or 1.0
     edges = np.linspace(-reach, reach, BINS + 1)
     rows = []

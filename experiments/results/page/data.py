@@ -79,7 +79,7 @@ def curves(frame: pd.DataFrame, value: Value) -> dict[str, Any]:
 def _layers(final: pd.DataFrame) -> list[dict[str, Any]]:
     """Densities of layers; none where some row has no layers."""
     try:
-        return layer_densities(final).to_dict("records")
+        return records.as_dicts(layer_densities(final))
     except RecordsError:
         return []
 
