@@ -12,7 +12,7 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 
 @dataclass
 class Training:
-    """How dense networks are trained, and what recovery shares with it; see `experiments.training.loop.Recipe`."""
+    """Training of dense networks, shared in part with recovery; see `experiments.training.loop.Recipe`."""
 
     epochs: int = 12
     batch_size: int = 60
@@ -33,7 +33,7 @@ class Scoring:
 
 @dataclass
 class Recovery:
-    """What follows a pruning. Renda et al. 2020 name three: see `experiments/conf/recovery/`.
+    """Recovery after a pruning. Renda et al. 2020 name three: see `experiments/conf/recovery/`.
 
     `weights`: `keep` them, or `rewind` them, with the optimizer's state, to the moment `to` of the dense training.
     `learning_rate`: train `epochs` more at the `last` rate times `factor`; or `replay` the training from `to` to its
@@ -54,7 +54,7 @@ class Recovery:
 
 @dataclass
 class Checkpoint:
-    """How often a training writes a checkpoint, from which it resumes: every `seconds`, every `steps`, or both."""
+    """Intervals between checkpoints, from which a training resumes: `seconds`, `steps`, or both."""
 
     seconds: float | None = 60.0
     steps: int | None = None

@@ -81,7 +81,7 @@ def _raw(dataset: Any) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Only one process at a time downloads into `folder`: the others of a sweep wait, then find the files."""
+    """Let one process at a time download into `folder`: the others of a sweep wait, then find the files."""
     folder.mkdir(parents=True, exist_ok=True)
     # A shared folder that may only be read has its files already, and cannot hold a lock
     lock = folder / ".download.lock"

@@ -77,7 +77,7 @@ class Value:
 
     @property
     def difference(self) -> str:
-        """What its differences are called: "difference in points"."""
+        """Name of its differences: "difference in points"."""
         if self.metric is None:
             return "difference in its unit"
         unit = "points" if self.percent else self.metric.unit
@@ -86,24 +86,24 @@ class Value:
 
     @property
     def stem(self) -> str:
-        """How files are called: after the metric where it is of the test part, else after the column."""
+        """Stem of file names: the metric where it is of the test part, else the column."""
         name = self.metric.name if self.metric is not None and self.part == "test" else self.column
         return re.sub(r"\W", "_", name)
 
     def lost(self, dense: Any, value: Any) -> Any:
-        """How much worse `value` is than `dense`, numbers or series, in the column's unit; NaN without direction."""
+        """Drop from `dense` to `value` (above 0: worse), numbers or series, in the column's unit; NaN without direction."""
         if self.metric is None:
             return math.nan * (dense - value)
         return dense - value if self.metric.higher_is_better else value - dense
 
     def meaning(self, verdict: str) -> str:
-        """What "higher" or "lower" is: "better", "worse", or "" where that is not known."""
+        """Meaning of "higher" or "lower": "better", "worse", or "" where that is not known."""
         if self.metric is None:
             return ""
         return "better" if (verdict == "higher") == self.metric.higher_is_better else "worse"
 
     def chances(self, rows: pd.DataFrame) -> pd.Series:
-        """What guessing reaches in each of `rows`; NaN where that is not known.
+        """Chance level in each of `rows`: what guessing reaches; NaN where that is not known.
 
         A row that does not describe its metrics has 1 / classes of its configuration as chance of an accuracy.
         """

@@ -63,7 +63,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Study:
-    """What a replication found: its claims, one row a measurement, a figure, and lines to print above the claims."""
+    """Findings of a replication: its claims, one row a measurement, a figure, and lines to print above the claims."""
 
     title: str
     claims: Sequence[Claim]

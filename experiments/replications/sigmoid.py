@@ -29,7 +29,7 @@ class Problem:
     decay: float
 
     def right(self, model: nn.Module) -> int:
-        """How many examples `model` puts on their side of one half."""
+        """The number of examples that `model` puts on their side of one half."""
         return int(((model(self.inputs) > 0.5) == (self.targets > 0.5)).sum())
 
 

@@ -46,7 +46,7 @@ def deletions(seeds: Sequence[int]) -> pd.DataFrame:
 
 
 def solved(rows: pd.DataFrame) -> dict[str, int]:
-    """How many networks still solve XOR, by method."""
+    """The number of networks that still solve XOR, by method."""
     return {method: int((rows[rows["method"] == method]["right"] == 4).sum()) for method in METHODS}
 
 

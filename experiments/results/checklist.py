@@ -1,4 +1,4 @@
-"""Which points of a careful evaluation a folder of runs satisfies: Blalock et al. 2020, section 6 and appendix B."""
+"""Checklist of a careful evaluation, applied to a folder of runs: Blalock et al. 2020, section 6 and appendix B."""
 
 import math
 from collections.abc import Iterable

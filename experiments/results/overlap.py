@@ -1,4 +1,4 @@
-"""How much masks have in common: between scorers at one seed, and between seeds of one scorer."""
+"""Overlap of masks: between scorers at one seed, and between seeds of one scorer."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations, combinations_with_replacement
@@ -37,7 +37,7 @@ def jaccard(masks: Sequence[Masks]) -> np.ndarray:
 
 
 def _common(masks: Sequence[Tensor]) -> np.ndarray:
-    """How many places every two of the masks, of one shape, both keep: a product of matrices, exact in float32."""
+    """Counts of places that every two masks, of one shape, both keep: a product of matrices, exact in float32."""
     found = torch.zeros(len(masks), len(masks), dtype=torch.int64)
     for parts in zip(*(torch.split(mask.flatten(), max(1, _PRODUCT // len(masks))) for mask in masks), strict=True):
         part = torch.stack(parts).float()

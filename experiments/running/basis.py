@@ -63,7 +63,7 @@ class Basis:
         return task
 
     def part(self, *fields: str) -> dict[str, Any]:
-        """What a result depends on: these fields of the configuration, the code behind them, and the content of data
+        """Identity of a result: these fields of the configuration, the code behind them, and the content of data
         and weights that come from files.
         """
         found = part(self.config, *fields)
@@ -128,7 +128,7 @@ class Basis:
 
     @cached_property
     def execution(self) -> Choose:
-        """Which layers of a masked network have their kept weights alone."""
+        """Execution policy: which layers of a masked network run on their kept weights alone."""
         policy: Choose = instantiate("execution", self.config["execution"])
         return masked if getattr(policy, "func", policy) is masked else without_return_check(policy)
 

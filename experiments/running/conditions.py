@@ -32,7 +32,7 @@ def conditions(
 
 
 def device_name(device: torch.device) -> str:
-    """What the vendor calls a CUDA device; the type of any other."""
+    """Product name of a CUDA device; the type of any other."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 

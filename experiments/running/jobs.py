@@ -98,7 +98,7 @@ def _column(name: str, row: Mapping[str, Any]) -> str:
 
 
 def _better(column: str, row: Mapping[str, Any]) -> str | None:
-    """Which way a column gets better, as Optuna says it; None where the row does not say."""
+    """Direction in which a column gets better, in Optuna's words; None where the row does not describe it."""
     for metric in row.get("metrics") or []:
         if column in (f"validation_{metric['name']}", f"test_{metric['name']}"):
             return "maximize" if metric["higher_is_better"] else "minimize"

@@ -140,7 +140,7 @@ class Store:
         return folder
 
     def lock(self, kind: str, key: str) -> FileLock:
-        """Whoever makes or removes an artefact holds its lock; the operating system frees that of a dead process."""
+        """The lock that a process holds while it makes or removes an artefact; freed with its process."""
         locks = self.root / LOCKS
         locks.mkdir(parents=True, exist_ok=True)
         return file_lock(locks / f"{kind}-{key}.lock")

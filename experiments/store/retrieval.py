@@ -23,7 +23,7 @@ def masks_of(row: Mapping[str, Any], store: Path | None = None) -> Masks | None:
 
 
 def mask_file(row: Mapping[str, Any], store: Path | None = None) -> Path | None:
-    """Where the masks of a row's network lie; see `masks_of`."""
+    """The file with the masks of a row's network; see `masks_of`."""
     weights, masks = _keys(row)
     artefact = _artefact(masks or weights, row, store)
     return artefact.file(MASKS) if masks or artefact.has(MASKS) else None

@@ -67,7 +67,7 @@ class LanguageModelling(Task):
         return {"perplexity": perplexity(loss)}
 
     def labels(self, batch: Batch) -> Tensor:
-        """What each position holds if it counts, -100 else: int64 [n, tokens]."""
+        """Token at each position that counts, -100 elsewhere: int64 [n, tokens]."""
         if self.targets in batch:
             labels: Tensor = batch[self.targets]
             return labels

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def value_of(measure: torchmetrics.Metric) -> float:
-    """What a torchmetrics object has measured. Counts become float64 first: its own division is in float32."""
+    """The value of a torchmetrics object. Counts become float64 first: its own division is in float32."""
     for name, state in measure.metric_state.items():
         if isinstance(state, Tensor) and not state.is_floating_point():
             setattr(measure, name, state.double())

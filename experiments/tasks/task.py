@@ -65,7 +65,7 @@ class Task:
         raise NotImplementedError
 
     def count(self, batch: Batch) -> float | Tensor:
-        """How much counts in `batch`, so that loss / count is a mean: its number of examples, unless overridden."""
+        """Denominator of the loss of `batch`, which makes a mean: its number of examples, unless overridden."""
         return rows_of(batch)
 
     def measures(self) -> dict[str, torchmetrics.Metric]:

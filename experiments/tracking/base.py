@@ -1,4 +1,4 @@
-"""Where rows are also sent. A tracker that fails or hangs is dropped with a warning; the rows on disk stay."""
+"""Trackers of rows. A tracker that fails or hangs is dropped with a warning; the rows on disk stay."""
 
 import logging
 import os

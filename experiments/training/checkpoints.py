@@ -17,7 +17,7 @@ log = logging.getLogger("experiments")
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Where a training writes checkpoints, and how often.
+    """Path and intervals of the checkpoints of a training.
 
     Attributes:
         path: one file, replaced whole each time.
@@ -68,6 +68,6 @@ class Checkpoints:
 
 
 def _environment(device: torch.device) -> dict[str, Any]:
-    """What the rounding of sums depends on, besides the numbers themselves."""
+    """Conditions on which the rounding of sums depends, besides the numbers themselves."""
     threads = torch.get_num_threads() if device.type == "cpu" else None
     return {"torch": str(torch.__version__), "device": device.type, "threads": threads}

@@ -45,7 +45,7 @@ MakeRegime = Callable[[nn.Module, Optimizer], Held]
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training gives besides the weights of its model.
+    """Result of a training, besides the weights of its model.
 
     Attributes:
         epochs: one after the other.

@@ -12,7 +12,7 @@ Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained.
+    """Recipe of a training.
 
     Attributes:
         steps: the optimizer steps that are done, by their numbers in the order of the data, where an epoch follows the

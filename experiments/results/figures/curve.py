@@ -161,7 +161,7 @@ def _x(rows: pd.DataFrame, x: X) -> np.ndarray:
 
 
 def _divided(rows: pd.DataFrame) -> pd.Series:
-    """Where some but not all runs collapsed."""
+    """Points where some but not all runs collapsed."""
     share = rows["collapsed"].fillna(0.0)
     return (share > 0) & (share < 1)
 

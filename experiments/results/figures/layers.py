@@ -1,4 +1,4 @@
-"""How densely each layer is kept, by every method, at every density: where a global mask takes its weights from."""
+"""Densities of layers by method and requested density: where a global mask takes its weights from."""
 
 import math
 

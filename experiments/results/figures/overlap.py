@@ -1,4 +1,4 @@
-"""Which masks keep the same weights: a matrix of methods for every density."""
+"""Overlap of masks: a matrix of methods for every density."""
 
 import math
 

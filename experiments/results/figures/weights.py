@@ -1,4 +1,4 @@
-"""What weights there are before and after: histograms of those that are kept."""
+"""Histograms of kept weights, before and after pruning."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -71,7 +71,7 @@ def check_dynamic(setting: Setting, density: float | None) -> None:
 
 
 def _part(setting: Setting, changing: bool, density: float | None) -> dict[str, Any]:
-    """What a recovery depends on, besides where it starts and how it trains."""
+    """Identity of a recovery, besides its start and its training."""
     config = setting.config
     fields = ["recovery.learning_rate", "recovery.factor", "recovery.batchnorm_batches"]
     fields += ["compensate"] if config["compensate"] else []

@@ -127,7 +127,7 @@ def _optimizer_of(network: Network | None) -> RewindPoint | None:
 
 
 def _training_part(setting: Basis, recipe: Recipe) -> dict[str, Any]:
-    """What every training depends on, besides where it starts; its steps stand for all lengths in epochs."""
+    """Identity of a training, besides its start; its steps stand for all lengths in epochs."""
     training = (f"training.{name}" for name in setting.config["training"] if name != "epochs")
     fields = (*training, "seed", "task", "optimizer", "learning_rate", "data.load", "data.augment")
     steps = [recipe.steps.start, recipe.steps.stop, recipe.total]
@@ -136,7 +136,7 @@ def _training_part(setting: Basis, recipe: Recipe) -> dict[str, Any]:
 
 
 def _execution_part(setting: Basis) -> dict[str, Any]:
-    """How masks are executed; where they are zeros in dense weights, no layer and no structure counts."""
+    """Identity of an execution; where masks are zeros in dense weights, no layer and no structure counts."""
     if setting.execution is masked:
         here = ("experiments.training.execution", "pruning.execution.alternating")
         return {"execution": setting.config["execution"]} | code(*here, without=(*EXECUTION, *STRUCTURE))
