@@ -91,7 +91,7 @@ class Value:
         return re.sub(r"\W", "_", name)
 
     def lost(self, dense: Any, value: Any) -> Any:
-        """Drop from `dense` to `value` (above 0: worse), numbers or series, in the column's unit; NaN without direction."""
+        """Drop from `dense` to `value` (above 0: worse), numbers or series, in the column's unit; NaN if unknown."""
         if self.metric is None:
             return math.nan * (dense - value)
         return dense - value if self.metric.higher_is_better else value - dense
