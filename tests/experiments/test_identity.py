@@ -359,7 +359,7 @@ def test_a_control_is_trained_as_the_dense_network_was_whatever_follows_a_prunin
 
 
 def test_a_latency_is_of_this_machine_and_its_threads(tmp_path, monkeypatch):
-    options = ("density=0.5", "latency=4", "recovery.epochs=0", "training.epochs=1")
+    options = ("density=0.5", "latency=4", "recovery.epochs=1", "training.epochs=1")
     run(tmp_path, *options)
     monkeypatch.setattr("experiments.running.levels.processor", lambda: "another")
     run(tmp_path, *options)
