@@ -36,12 +36,12 @@ from experiments.results.wording import (
     within_words,
     words,
 )
-from experiments.runtime.errors import told
+from experiments.runtime.errors import report_error
 from pruning.errors import PruningError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 0 for success, 1 for what a user can mend, told in one line on standard error (2: argparse)."""
+    """Run the command; exit code 1 for an error that the user can fix, in one line on standard error (2: argparse)."""
     asked = _arguments(argv)
     try:
         frame = records.read(asked.folder)
@@ -52,11 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         for comparison in found:
             _print(comparison, f"{comparison.setup}: " if len(found) + len(refused) > 1 else "", asked)
     except PruningError as error:
-        return told(str(error))
+        return report_error(str(error))
     except OSError as error:
-        return told(f"{error.filename or asked.folder}: {error.strerror or error}; give access, or copy the folder")
+        return report_error(
+            f"{error.filename or asked.folder}: {error.strerror or error}; give access, or copy the folder"
+        )
     for reason in refused:
-        told(reason)
+        report_error(reason)
     return 1 if refused else 0
 
 
@@ -148,7 +150,7 @@ def _markdown(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _latex(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     sides = "".join("l" if name == "method" else "r" for name in names)
-    text: str = pd.DataFrame(rows, columns=names).to_latex(index=False, escape=True, column_format=sides)
+    text: str = pd.DataFrame([*rows], columns=[*names]).to_latex(index=False, escape=True, column_format=sides)
     text = re.sub(r"(?<![\w-])-(?=\d)", "$-$", text)
     return text.replace("±", r"$\pm$").replace("<", "$<$").rstrip("\n")  # what pandas takes for LaTeX's own
 

@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments import records
 from experiments.configuration import CONF, Configuration, densities
-from experiments.configuration.targets import built, short_name
+from experiments.configuration.targets import instantiate, short_name
 from experiments.results.tracked import results
 from experiments.running import jobs, stages
 from experiments.running.controls import check as check_controls
@@ -34,9 +34,9 @@ from experiments.running.controls import controls
 from experiments.running.jobs import JobError, check_objective, jobs_failed
 from experiments.running.levels import Level, evaluate
 from experiments.running.setting import Setting
-from experiments.runtime.errors import told
+from experiments.runtime.errors import report_error
 from experiments.runtime.extras import PLUGINS, missing
-from experiments.runtime.processes import first
+from experiments.runtime.processes import is_main_process
 from experiments.store.identity import read_code
 from experiments.store.networks import Network
 from experiments.tasks import check_fit
@@ -50,7 +50,7 @@ ConfigStore.instance().store(name="schema", node=Configuration)
 def run(setting: Setting, folder: Path, name: str) -> list[dict[str, Any]]:
     """All levels of a run; their rows, which are also in `folder`/rows.jsonl after each level."""
     config = setting.config
-    tracker = Guarded(built("tracker", config["tracker"]) if first() else Nothing())
+    tracker = Guarded(instantiate("tracker", config["tracker"]) if is_main_process() else Nothing())
     tracker.start(name, deepcopy(config))
     done = False
     try:
@@ -69,7 +69,7 @@ def _levels(setting: Setting, folder: Path, name: str, tracker: Guarded) -> list
 
     def report(row: dict[str, Any]) -> None:
         rows.append({"format": records.FORMAT, "run": name, **row, "config": config})
-        if not first():
+        if not is_main_process():
             return
         records.write(folder, rows)
         tracker.row(row)
@@ -89,9 +89,17 @@ def _levels(setting: Setting, folder: Path, name: str, tracker: Guarded) -> list
         network = stages.initial(setting) if config["when"] == "init" else dense
         steps = schedule(target)[1:]
         for number, density in enumerate(steps, start=1):
-            begun = network if stages.arrives(config) else stages.prune(setting, network, density, scoring)
+            begun = (
+                network
+                if stages.reaches_density_while_training(config)
+                else stages.prune(setting, network, density, scoring)
+            )
             network = begun
-            if number == len(steps) or config["recovery"]["rounds"] == "every" or stages.arrives(config):
+            if (
+                number == len(steps)
+                or config["recovery"]["rounds"] == "every"
+                or stages.reaches_density_while_training(config)
+            ):
                 level = Level(next(numbers), number, len(steps), density, target)
                 network = stages.recover(setting, begun, density, title=str(level))
                 ticket = evaluate(setting, network, level, dense)
@@ -102,18 +110,18 @@ def _levels(setting: Setting, folder: Path, name: str, tracker: Guarded) -> list
 
 
 def _parts(setting: Setting) -> Callable[[float | None], tuple[float | None, ...]]:
-    """The schedule, after a look at all that can be wrong before hours of training rather than after."""
+    """Check everything that can be wrong before hours of training rather than after, and return the schedule."""
     config = setting.config
     read_code(config, "experiments.running.stages", "experiments.running.levels")
     for group in ("scorer", "compensate", "dynamic"):
         if config[group]:
-            built(group, config[group])
+            instantiate(group, config[group])
     own = getattr(setting.allocation, "density", None)
     for target in densities(config):
         if own is not None and target not in (None, own):
             raise ConfigurationError(f"density={target:g}: this allocation keeps {own:g} of all: set density=null")
     _ = setting.granularity
-    schedule: Callable[[float | None], tuple[float | None, ...]] = built("schedule", config["schedule"])
+    schedule: Callable[[float | None], tuple[float | None, ...]] = instantiate("schedule", config["schedule"])
     for target in densities(config):
         schedule(target)
     if config["recovery"]["learning_rate"] == "replay" and setting.rewind_step > setting.total_steps:
@@ -140,10 +148,10 @@ def job(config: DictConfig) -> float | tuple[float, ...] | None:
 
 
 def main() -> int:
-    """The command line: what a user can mend is one line on standard error and exit code 1, never a traceback."""
+    """Run the command line: an error that the user can fix is one line on standard error and exit code 1."""
     since = time.time()
     logging.raiseExceptions = False  # a closed terminal loses lines, never a result
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands its errors on; they are told in one line here
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra passes its errors on; they are reported in one line here
     try:
         hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(job)()
     except JobError as error:
@@ -153,15 +161,15 @@ def main() -> int:
         unknown = re.match(r"Could not override '(.+?)'", str(error))
         plugin = re.search(r"Could not find '(hydra/(?:launcher|sweeper))/(\w+)'", str(error))
         if plugin and plugin[2] in PLUGINS:
-            return told(f"{plugin[1]}={plugin[2]}: {missing(PLUGINS[plugin[2]])}")
+            return report_error(f"{plugin[1]}={plugin[2]}: {missing(PLUGINS[plugin[2]])}")
         if unknown:
-            return told(
+            return report_error(
                 f"{unknown[1]}: is no field of this configuration: `--cfg job` lists them all; in a sweep, an option "
                 f"that only the swept choices have is set by ++{unknown[1]}="
             )
-        return told(f"{error}{cause}")
+        return report_error(f"{error}{cause}")
     except KeyboardInterrupt:
-        return told("interrupted: what is finished is kept, repeat the command to go on")
+        return report_error("interrupted: what is finished is kept, repeat the command to continue")
     return 0
 
 

@@ -11,6 +11,7 @@ from pruning.curvature.calls import empty_use, forward_uses
 from pruning.curvature.linear_maps import column_sums, modules_with_columns
 from pruning.errors import MaskError
 from pruning.evidence import Evidence, accumulated
+from pruning.inputs import Inputs, arguments
 from pruning.masks import Masks
 from pruning.modes import eval_mode
 from pruning.processes import sum_, sum_of
@@ -89,14 +90,15 @@ def compensate_bias(evidence: Evidence, masks: Mapping[str, Tensor]) -> None:
 
 
 @torch.no_grad()
-def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
+def reestimate_batchnorm(model: nn.Module, batches: Iterable[Inputs]) -> None:
     """Set the running statistics of batch norm to the plain mean over `batches` of the batches' own statistics.
 
     They were gathered by the network that was before the pruning. Batch norm alone is in train mode meanwhile, so that
     dropout does not take part; modes and momenta are as before afterwards. Without batches nothing changes.
 
     Args:
-        batches: inputs of the model, on its device, all of about one size: each counts the same.
+        batches: inputs of the model (a tensor, positional arguments or keyword arguments), on its device, all of about
+            one size: each counts the same.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     momenta = [norm.momentum for norm in norms]
@@ -107,7 +109,8 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
                     norm.reset_running_stats()
                     norm.momentum = None  # torch's word for the plain mean
                     norm.train()
-                model(inputs)
+                positional, named = arguments(inputs)
+                model(*positional, **named)
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum

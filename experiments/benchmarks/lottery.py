@@ -28,16 +28,15 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from experiments.benchmarks.measuring import median_ratio, rounded, show
-from experiments.data import Examples
+from experiments.data import Batch, Examples
 from experiments.replications import composed
 from experiments.running import stages
 from experiments.running.levels import Level, evaluate
 from experiments.running.setting import Setting
-from experiments.runtime.errors import told
+from experiments.runtime.errors import report_error
 from experiments.runtime.extras import missing
 from experiments.runtime.seeding import generator
 from experiments.store import Store
-from experiments.training import batches as order
 from experiments.training import loop as training
 from pruning import Evidence, Masks, prunable, prune, scorers
 from pruning.execution.timing import in_turn
@@ -46,7 +45,7 @@ try:
     from torchvision import transforms
 except ModuleNotFoundError as error:
     if __name__ == "__main__":
-        raise SystemExit(told(missing(str(error.name)))) from None
+        raise SystemExit(report_error(missing(str(error.name)))) from None
     raise
 
 DENSITY = 0.8
@@ -132,11 +131,11 @@ def timed_steps(seconds: list[float]) -> Callable[..., Tensor]:
     return timed
 
 
-def timed_batches(seconds: list[float]) -> Callable[..., Iterator[tuple[Tensor, Tensor]]]:
+def timed_batches(seconds: list[float]) -> Callable[..., Iterator[Batch]]:
     """The training loop's batches, which add what gathering one took to the last of `seconds`."""
-    batches = order.batches
+    batches = training.upcoming
 
-    def timed(*args: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    def timed(*args: Any) -> Iterator[Batch]:
         start = time.perf_counter()
         for batch in batches(*args):
             seconds[-1] += time.perf_counter() - start
@@ -148,7 +147,7 @@ def timed_batches(seconds: list[float]) -> Callable[..., Iterator[tuple[Tensor, 
 
 @dataclass(frozen=True)
 class Seconds:
-    """Of one contender.
+    """Seconds of one contender.
 
     Attributes:
         levels: each turn's seconds, warm-up left out.
@@ -164,7 +163,7 @@ class Seconds:
 
 
 def measured(setting: Setting, turns: int, folder: Path) -> dict[str, Seconds]:
-    """All contenders in turn; those beside "ours" tell neither their steps nor their gathering: zeros."""
+    """Seconds of all contenders in turn; steps and gathering are measured of "ours" alone, else zero."""
     names, accuracies = count(), {}
     steps: dict[str, list[float]] = {name: [] for name in TITLES}
     gathering: dict[str, list[float]] = {name: [] for name in TITLES}
@@ -174,7 +173,7 @@ def measured(setting: Setting, turns: int, folder: Path) -> dict[str, Seconds]:
         gathering[name].append(0.0)
         with (
             patch.object(training, "_step", timed_steps(steps[name])),
-            patch.object(order, "batches", timed_batches(gathering[name])),
+            patch.object(training, "upcoming", timed_batches(gathering[name])),
         ):
             accuracies[name] = run(setting, folder / str(next(names)))
 

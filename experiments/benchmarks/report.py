@@ -37,7 +37,7 @@ from pruning import Masks, prunable
 SCORERS = ("magnitude", "random", "snip", "grasp", "synflow", "taylor", "fisher", "lamp", "obd", "gradient")
 RECOVERIES = ("finetune", "rewind", "retrain", "lr_rewind", "none")
 METHODS = [(SCORERS[0], RECOVERIES[0]), *((scorer, how) for how in RECOVERIES for scorer in SCORERS[1:])]
-"""With one magnitude alone, to which the others are compared."""
+"""Methods; exactly one is magnitude, with which the others are compared."""
 EPOCHS = 10
 PARTS: Mapping[str, Sequence[tuple[Any, str]]] = {
     "rows": [(records, "read")],

@@ -16,7 +16,7 @@ from time import perf_counter
 from typing import Any
 
 from experiments.benchmarks.measuring import Row, median_ratio, show
-from experiments.records.runs import recorded
+from experiments.records.runs import record_state
 
 COMMANDS = {
     "run": ("-m", "experiments.run", "--help"),
@@ -49,7 +49,7 @@ def _rows(rounds: int, names: Sequence[str], summary: dict[str, Any]) -> Iterato
         folder = Path(place)
         (folder / "runs" / "one").mkdir(parents=True)
         (folder / "runs" / "store").mkdir()
-        with recorded(folder / "runs" / "one", "python -m experiments.run"):
+        with record_state(folder / "runs" / "one", "python -m experiments.run"):
             pass
         _seconds(folder, _TORCH)  # reads what the disk has: nobody's first command is measured
         alone: list[float] = []

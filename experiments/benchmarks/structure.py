@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from experiments.runtime.errors import told
+from experiments.runtime.errors import report_error
 from experiments.runtime.extras import missing
 from pruning import Masks
 from pruning.errors import PruningError
@@ -43,7 +43,7 @@ try:
     from experiments.benchmarks.structure_models import Maker, disturbed, models, warm_up
 except ModuleNotFoundError as error:
     if __name__ == "__main__":
-        raise SystemExit(told(missing(str(error.name)))) from None
+        raise SystemExit(report_error(missing(str(error.name)))) from None
     raise
 
 _SHARE = 0.3

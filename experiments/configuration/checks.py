@@ -46,10 +46,10 @@ _AT_LEAST = {
 }
 
 
-def checked(config: DictConfig) -> dict[str, Any]:
-    """`config` as plain, resolved data, after the checks. Raises `ConfigurationError`, naming the field."""
+def validate(config: DictConfig) -> dict[str, Any]:
+    """Check `config` and return it as plain, resolved data. Raises `ConfigurationError`, naming the field."""
     try:
-        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except InterpolationKeyError as error:
         reason = str(error).splitlines()[0]
         raise ConfigurationError(f"{error.full_key}: {reason}; choose a scorer that has it, or set it here") from None
@@ -76,7 +76,8 @@ def checked(config: DictConfig) -> dict[str, Any]:
     facts = {name: value for name, value in plain["data"].items() if name not in ("name", "load", "augment")}
     counted = next((facts[name] for name in ("classes", "labels") if name in facts), None)
     facts = ({} if counted is None else {"outputs": counted}) | facts
-    return plain | {group: completed(group, plain[group], facts) for group in ("model", "task")}
+    found: dict[str, Any] = plain | {group: completed(group, plain[group], facts) for group in ("model", "task")}
+    return found
 
 
 def _check_values(plain: Mapping[str, Any]) -> None:
@@ -96,7 +97,7 @@ def _check_values(plain: Mapping[str, Any]) -> None:
 
 
 def _check_recovery(plain: Mapping[str, Any]) -> None:
-    """What would be silently without effect, or has no meaning."""
+    """Raise `ConfigurationError` for options of recovery that have no effect or contradict each other."""
     recovery, dynamic = plain["recovery"], plain["dynamic"]
     try:
         later = step_of(recovery["to"], 1) > 0
@@ -127,7 +128,7 @@ def _check_recovery(plain: Mapping[str, Any]) -> None:
 
 
 def _check_pretrained(plain: Mapping[str, Any]) -> None:
-    """What needs the training of the dense network, which there is not."""
+    """Raise `ConfigurationError` for options that need a trained dense network, with when=pretrained."""
     if plain["when"] != "pretrained":
         return
     if plain["recovery"]["learning_rate"] == "replay":
@@ -157,7 +158,7 @@ def densities(config: Mapping[str, Any]) -> tuple[float | None, ...]:
 
 
 def _check_fields(config: Mapping[str, Any]) -> None:
-    """A field that no schema knows is a misspelt one: it would be silently without effect."""
+    """Raise `ConfigurationError` for an unknown field: a misspelt one would be silently without effect."""
     parts = {"": (config, Configuration), "training.": (config["training"], Training)}
     parts |= {"scoring.": (config["scoring"], Scoring), "recovery.": (config["recovery"], Recovery)}
     parts |= {"checkpoint.": (config["checkpoint"], Checkpoint)}

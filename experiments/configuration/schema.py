@@ -12,7 +12,7 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 
 @dataclass
 class Training:
-    """How dense networks are trained, and what recovery shares with it; see `experiments.training.loop.Recipe`."""
+    """Training of dense networks, shared in part with recovery; see `experiments.training.loop.Recipe`."""
 
     epochs: int = 12
     batch_size: int = 60
@@ -33,13 +33,14 @@ class Scoring:
 
 @dataclass
 class Recovery:
-    """What follows a pruning. Renda et al. 2020 name three: see `experiments/conf/recovery/`.
+    """Recovery after a pruning. Renda et al. 2020 name three: see `experiments/conf/recovery/`.
 
     `weights`: `keep` them, or `rewind` them, with the optimizer's state, to the moment `to` of the dense training.
-    `learning_rate`: `epochs` more at the `last` one times `factor`; or `replay` the training from `to` on until its
-    end, which is as long as it is, whatever `epochs` says.
+    `learning_rate`: train `epochs` more at the `last` rate times `factor`; or `replay` the training from `to` to its
+    end, whatever `epochs` says.
     `to`: "500it" (optimizer steps) or "2ep" (epochs). `rounds`: after `every` round, or only after the `last` of a
-    density. `batchnorm_batches`: so many batches estimate batch norm's statistics anew, right after the pruning.
+    density. `batchnorm_batches`: batches from which the statistics of batch norm are
+    estimated again, right after the pruning.
     """
 
     weights: str = "keep"
@@ -53,7 +54,7 @@ class Recovery:
 
 @dataclass
 class Checkpoint:
-    """How often a training saves itself, to go on after it was killed: every so many `seconds`, or `steps`, or both."""
+    """Intervals between checkpoints, from which a training resumes: `seconds`, `steps`, or both."""
 
     seconds: float | None = 60.0
     steps: int | None = None
@@ -63,9 +64,8 @@ class Checkpoint:
 class Configuration:
     """Everything that a run depends on.
 
-    `latency`: how many examples a forward pass has whose time every row tells; null: it is not measured.
-    `objective`: columns of a run's last row that a sweeper which searches is to optimise; see
-    `experiments/conf/experiment/`.
+    `latency`: examples per forward pass whose time is measured for every row; null: not measured.
+    `objective`: columns of a run's last row that a searching sweeper optimises; see `experiments/conf/experiment/`.
     """
 
     data: dict[str, Any] = MISSING

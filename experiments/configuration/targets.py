@@ -1,17 +1,18 @@
-"""What a group of the configuration names by its `_target_`: checked before anything is computed, then made."""
+"""Targets of configuration groups (`_target_`): checked before anything is computed, then instantiated."""
 
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from hydra.utils import get_object, instantiate
+from hydra.utils import get_object
+from hydra.utils import instantiate as make
 
 from pruning.errors import ConfigurationError, PruningError
 
 
 def check_target(group: str, config: Any) -> None:
-    """Raises `ConfigurationError` where the target cannot be imported, or has no option of a name that is given."""
+    """Raise `ConfigurationError` where the target cannot be imported, or has no option of a name that is given."""
     target = config.get("_target_") if isinstance(config, Mapping) else None
     if not isinstance(target, str):
         raise ConfigurationError(
@@ -37,10 +38,10 @@ def check_target(group: str, config: Any) -> None:
             raise ConfigurationError(f"{group}.{key}: {target} has no such option; it takes {', '.join(known)}")
 
 
-def built(group: str, config: Mapping[str, Any], **arguments: Any) -> Any:
-    """The object that a group's `_target_` makes; a failure of the target itself becomes a `ConfigurationError`."""
+def instantiate(group: str, config: Mapping[str, Any], **arguments: Any) -> Any:
+    """Make the object that a group's `_target_` names. A failure of the target becomes a `ConfigurationError`."""
     try:
-        return instantiate(dict(config), _convert_="all", **arguments)
+        return make(dict(config), _convert_="all", **arguments)
     except Exception as error:
         cause = error.__cause__
         if cause is None or type(error).__module__.split(".")[0] != "hydra":
@@ -75,10 +76,10 @@ def completed(group: str, config: Mapping[str, Any], facts: Mapping[str, Any]) -
     return found
 
 
-def unguarded(function: Any) -> Any:
-    """`function` without the check that Hydra makes, where it is a partial, of what every call returns.
+def without_return_check(function: Any) -> Any:
+    """Remove the check of return values that Hydra adds to a partial.
 
-    The check takes about a millisecond, as long as a training step: not for what returns numbers or tensors.
+    The check takes about a millisecond a call, as long as a training step.
     """
     if isinstance(function, partial):
         return partial(function.func, *function.args, **function.keywords)

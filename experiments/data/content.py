@@ -12,7 +12,7 @@ from experiments.data import Data, Examples, Splits
 
 
 def content_of_data(splits: Splits) -> list[str]:
-    """Of each part. In memory all is read; a Dataset says its own `fingerprint`, or its length and 16 examples do."""
+    """Digests of the parts: of all examples in memory; of a Dataset its `fingerprint`, or length and 16 examples."""
     return [_content(part) for part in (splits.train, splits.validation, splits.test)]
 
 
@@ -24,7 +24,7 @@ def content_of_tensors(tensors: Mapping[str, Any]) -> str:
             if isinstance(leaf, Tensor):
                 digest.update(f"{name} {leaf.dtype} {list(leaf.shape)};".encode())
                 flat = leaf.detach().cpu().contiguous().reshape(-1)
-                digest.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
+                digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
             else:
                 digest.update(f"{name} {leaf!r};".encode())
     return digest.hexdigest()[:32]

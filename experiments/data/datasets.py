@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.data import DataLoader, IterableDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from experiments.data.examples import Batch, Positions, rows_of
 from experiments.runtime.seeding import derived_seed
@@ -37,7 +37,7 @@ class DatasetExamples:
     """
 
     dataset: Any
-    collate: Callable[[Sequence[Any]], Any] = default_collate
+    collate: Callable[[list[Any]], Any] = default_collate
     workers: int = 0
     pinned: bool = False
     device: torch.device | str = "cpu"
@@ -95,17 +95,17 @@ class DatasetExamples:
 
 @dataclass(frozen=True)
 class _Failure:
-    """Why a batch could not be read. An exception of a worker would come with its traceback as text."""
+    """Why a batch could not be read: an exception of a worker would arrive with its traceback as text."""
 
     text: str
 
 
 @dataclass(frozen=True)
-class _Reader:
-    """From positions to their batch."""
+class _Reader(Dataset[Any]):
+    """A map-style Dataset of batches, by positions."""
 
     dataset: Any
-    collate: Callable[[Sequence[Any]], Any]
+    collate: Callable[[list[Any]], Any]
     noise: int
 
     def __len__(self) -> int:
@@ -140,7 +140,7 @@ def _read(dataset: Any, position: int, noise: int) -> Any:
 
 
 def _named(found: Any, count: int) -> Batch:
-    """Columns of what a collate function gave."""
+    """The columns that a collate function returned."""
     if isinstance(found, Mapping):
         batch = dict(found)
     elif isinstance(found, list | tuple) and len(found) == 2:

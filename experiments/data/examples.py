@@ -39,7 +39,7 @@ class Examples(Mapping[str, Any]):
     """Columns in memory, one row an example. A batch is a dict of the same columns, with fewer rows."""
 
     def __init__(self, **columns: Any):
-        """From columns: tensors, or trees of tensors, with one row an example.
+        """Make examples of columns: tensors, or trees of tensors, with one row an example.
 
         Raises:
             DataError: no column, no example, columns of different lengths, or NaN in one.

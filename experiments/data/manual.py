@@ -37,7 +37,7 @@ def manual(length: int = 64, validation: float = 0.1, seed: int = 0) -> Splits:
 
 
 def manual_sections(length: int = 64, validation: float = 0.1, seed: int = 0, shortest: int = 16) -> Splits:
-    """From which of the eight longest sections of the reference a piece of text is: a classification of text.
+    """Text classification: from which of the eight longest sections of the reference a piece of text is.
 
     Columns: "input_ids", int64 [n, length], padded with 0; "attention_mask", int64 of the same shape, 0 where padded;
     "targets", int64 [n], of 8 classes. Pieces are `shortest` to `length` characters long.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ def split(
     test: float = 0.2,
     seed: int = 0,
     stratify: Tensor | None = None,
-    collate: Callable[[Sequence[Any]], Any] = default_collate,
+    collate: Callable[[list[Any]], Any] = default_collate,
     workers: int = 0,
 ) -> Splits:
     """The three parts of `data`. The test part is the same whatever the seed, which is that of the validation part.

@@ -9,7 +9,7 @@ from experiments.data.parts import split
 
 
 def diabetes(validation: float = 0.1, seed: int = 0) -> Splits:
-    """How far diabetes had gone a year later, of 442 patients, by ten measurements (Efron et al. 2004, table 1).
+    """Progression of diabetes after a year in 442 patients, from ten measurements (Efron et al. 2004, table 1).
 
     Columns: "inputs", float32 [n, 10], and "targets", float32 [n], both standardised by the training part; by default
     318 examples to train, 36 to validate, 88 to test.

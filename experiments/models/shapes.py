@@ -1,4 +1,4 @@
-"""What a model can read: the shape of one example, checked when the model is built rather than in its first batch."""
+"""Shapes of examples, checked when a model is built rather than in its first batch."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""Columns of rows: what each may hold. What is null, or not there, was not measured; columns that are not named here
-are free, but hold what every reader can show.
+"""Columns of rows: the values that each may hold.
+
+A value that is null or absent was not measured. Columns that are not named here may hold any value that every reader
+can show.
 """
 
 import re
@@ -7,19 +9,19 @@ import reprlib
 import sys
 from collections.abc import Callable, Mapping
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeGuard
 
 from experiments.records.metrics import Metric
 from experiments.records.values import PARTS
 
 DEEPEST, LARGEST = 50, 1e100
-"""Levels of objects and lists in a row, of which ours have six; and the size of its numbers, that figures can show."""
+"""Deepest nesting of a row (those of this project have six levels), and its largest number that figures can show."""
 
 LONGEST = 1e11  # seconds, three thousand years
 
 
 def fault_of(row: Mapping[str, Any]) -> str | None:
-    """What is wrong with the values of a row: which column, and why; None: nothing."""
+    """The first fault in the values of a row, with its column and reason; None if there is none."""
     known = _COLUMNS | _measured(row.get("metrics"))
     for name, value in row.items():
         reason = _unreadable(name) or _unreadable(value, sys.float_info.max if name == "config" else LARGEST)
@@ -44,7 +46,7 @@ def _short(value: Any) -> str:
 
 
 def _unreadable(value: Any, largest: float = LARGEST, depth: int = 1) -> str | None:
-    """Why some reader could not show a value: half a character, a number without measure, depths without end."""
+    """Why some reader could not show a value (broken text, too large, nested too deeply); None if all can."""
     if isinstance(value, str):
         return "no text" if any("\ud800" <= sign <= "\udfff" for sign in value) else None
     if isinstance(value, int | float):
@@ -57,7 +59,7 @@ def _unreadable(value: Any, largest: float = LARGEST, depth: int = 1) -> str | N
     return next((reason for item in inner if (reason := _unreadable(item, largest, depth + 1)) is not None), None)
 
 
-# What values are
+# Kinds of values
 
 
 Check = Callable[[Any], bool]
@@ -88,8 +90,8 @@ def _whole(value: Any) -> bool:
     return isinstance(value, int) and _amount(value)
 
 
-def is_name(value: Any) -> bool:
-    """Text in one line."""
+def is_name(value: Any) -> TypeGuard[str]:
+    """Whether `value` is text in one line."""
     return isinstance(value, str) and value != "" and value.isprintable()
 
 

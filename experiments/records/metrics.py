@@ -50,7 +50,7 @@ class Metric:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Metric:
-        """Of what `as_dict` returns; what `plain` lacks is as it is by default."""
+        """The metric that `as_dict` describes; fields that `plain` lacks have their defaults."""
         return cls(**{field.name: plain[field.name] for field in fields(cls) if field.name in plain})
 
 

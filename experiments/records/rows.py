@@ -30,10 +30,10 @@ def write(folder: str | Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     """Write a run's rows to `folder`/rows.jsonl, all or none, and return that path.
 
     The file is replaced in one step, so a reader or a crash never meets half of it. Where it already begins with these
-    rows (a run that is repeated), their configuration aside, the others stay, so that nothing known is lost if the
-    repetition fails. A float that is not
-    finite (the loss of a diverged network) is written as null, since JSON has no word for it; `read` gives it back as
-    missing, and statistics refuse to average it. What this function accepts, `read` accepts.
+    rows (a run that is repeated), their configuration aside, its later rows stay, so that nothing is lost if the
+    repetition fails. A float that is not finite (the loss of a diverged network) is written as null, since JSON has no
+    word for it; `read` gives it back as missing, and statistics refuse to average it. What this function accepts,
+    `read` accepts.
 
     Raises `RecordsError` for no rows, a row without "format", "run" and "level", a level that comes twice, or a value
     that its column cannot hold (see `experiments.records.columns`), and `OSError` where the folder cannot be written.
@@ -74,7 +74,7 @@ def _starts(path: Path, lines: list[str]) -> bool:
 
 
 def _others(path: Path, lines: list[str]) -> list[str]:
-    """What follows in the file on rows that tell the same as `lines`, their configurations aside."""
+    """Later rows of the file, if it begins with rows equal to `lines`, configurations aside; else none."""
     try:
         there, new = _rows(path), [_parsed(line) for line in lines]
     except (OSError, RecordsError):
@@ -112,6 +112,11 @@ def read(folder: str | Path) -> pd.DataFrame:
     if not runs:
         raise RecordsError(f"{folder}: no {FILE} in it or below; run `python -m experiments.run` first")
     return pd.DataFrame([row for _, rows in runs.values() for row in rows])
+
+
+def as_dicts(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a frame: column → value."""
+    return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
 
 
 def require(frame: pd.DataFrame, columns: Iterable[str]) -> None:
@@ -173,7 +178,7 @@ class _Seen:
 
 
 def _check(row: Any, seen: _Seen, where: str, number: int) -> None:
-    """What every row must have to be told from others, and no value that its column cannot hold."""
+    """Raise `RecordsError` for a row without format, run and level, one that comes twice, or an impossible value."""
     if not isinstance(row, Mapping):
         raise RecordsError(f"{where}: a row is a JSON object, this is {type(row).__name__}; repeat this run")
     if type(row.get("format")) is not int or row["format"] not in READABLE:
@@ -181,10 +186,9 @@ def _check(row: Any, seen: _Seen, where: str, number: int) -> None:
             f"{where}: format {row.get('format')!r}, this version reads {' and '.join(map(str, READABLE))}; "
             "read it with the version that wrote it, or repeat this run"
         )
-    run, level = row.get("run"), row.get("level")
+    run, level, control = (row.get(name) for name in ("run", "level", "control"))
     if not is_name(run) or type(level) is not int or level < 0:
         raise RecordsError(f'{where}: "run" must be a name and "level" a count from 0; repeat this run')
-    control = row.get("control")
     if control is not None and not is_name(control):
         raise RecordsError(f'{where}: "control" must be a name or null; repeat this run')
     fault = fault_of(row)

@@ -1,4 +1,4 @@
-"""What a run is doing: a small file in its folder, and a lock that the operating system drops with its process."""
+"""The state of a run: a small file in its folder, and a lock that the operating system frees with its process."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ from typing import Any, Literal
 from filelock import Timeout
 
 from experiments import records
-from experiments.runtime.locks import file_lock, patiently
+from experiments.runtime.locks import acquire_with_log, file_lock
 from pruning.errors import RecordsError
 
 log = logging.getLogger("experiments")
@@ -25,13 +25,13 @@ FILE, LOCK = "state.json", ".lock"
 
 @dataclass(frozen=True)
 class State:
-    """Of one run.
+    """State of one run.
 
     Attributes:
         run: the name of its folder.
-        state: "running", "done", "failed" (by an error, which `reason` tells), or "cut" (its process ended without a
-            word: killed, out of memory, a machine that went down, or the user's interruption).
-        command: what repeats it.
+        state: "running", "done", "failed" (`reason` is the error), or "cut" (its process ended without a word:
+            killed, out of memory, a machine that went down, or an interruption by the user).
+        command: the command that repeats it.
         reason: one line, or None.
         began, ended: seconds since 1970; `ended` is None where it did not come to an end of its own.
         host, process, hardware: where it ran last, and on what.
@@ -51,17 +51,17 @@ class State:
 
 
 @contextmanager
-def recorded(folder: Path, command: str, hardware: str = "") -> Iterator[None]:
-    """Tell in `folder` that a run is going on, and how it ended. Another process that is at the same run is waited for.
+def record_state(folder: Path, command: str, hardware: str = "") -> Iterator[None]:
+    """Write to `folder` that a run is running, and how it ended. Wait for another process with the same run.
 
-    Where nothing can be written, nothing is told: a finished run may lie where nobody can write any more.
+    Nothing is written to a read-only folder: a finished run may lie in one.
     """
     if not os.access(folder, os.W_OK):
         yield
         return
-    with patiently(file_lock(folder / LOCK), f"at {folder.name}"):
-        here = {"host": socket.gethostname(), "process": os.getpid(), "hardware": hardware}
-        state = State(folder.name, "running", command, None, time.time(), None, **here)
+    with acquire_with_log(file_lock(folder / LOCK), f"at {folder.name}"):
+        here = socket.gethostname(), os.getpid(), hardware
+        state = State(folder.name, "running", command, None, time.time(), None, *here)
         try:
             _write(folder, state)
             yield
@@ -100,7 +100,7 @@ def _held(path: Path) -> bool:
             return False
     except Timeout:
         return True
-    except OSError:  # of another user, or on a disk where nothing can be written: told as it was written
+    except OSError:  # of another user, or on a read-only disk: the written state stands
         return True
 
 
@@ -123,7 +123,7 @@ _KINDS |= {"reason": (str, NoneType), "began": (int, float), "ended": (int, floa
 
 
 def _end(folder: Path, state: State) -> None:
-    """A disk that is full cannot undo what the run is worth, and is mostly why a failed one failed."""
+    """Write the final state; only warn where that fails, as on a full disk: the rows of the run stay valid."""
     try:
         _write(folder, state)
     except OSError as error:
@@ -131,7 +131,7 @@ def _end(folder: Path, state: State) -> None:
 
 
 def _write(folder: Path, state: State) -> None:
-    """A reader never meets half of it."""
+    """Replace the file in one step, so that a reader never meets half of it."""
     temporary = folder / f".{FILE}.{os.getpid()}.tmp"
     known = {key: value for key, value in asdict(state).items() if key != "rows"}
     temporary.write_text(json.dumps(known, indent=1))
@@ -139,7 +139,7 @@ def _write(folder: Path, state: State) -> None:
 
 
 def repetitions(again: Sequence[State]) -> list[str]:
-    """Of runs that failed or were cut: why, and the command."""
+    """Two lines per run that failed or was cut: the reason, and the command that repeats it."""
     lines = []
     for state in again:
         reason = state.reason or "its process ended without a word"

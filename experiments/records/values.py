@@ -37,7 +37,7 @@ class Value:
 
     @property
     def scale(self) -> float:
-        """What its numbers are multiplied by to be shown."""
+        """The factor by which its numbers are shown."""
         return 1.0 if self.metric is None else self.metric.scale
 
     @property
@@ -62,13 +62,13 @@ class Value:
 
     @property
     def title(self) -> str:
-        """What it is, without its unit: "Test accuracy"."""
+        """Its name without a unit: "Test accuracy"."""
         text = f"{self.part} {self.words}" if self.part else self.words
         return text[:1].upper() + text[1:]
 
     @property
     def label(self) -> str:
-        """Of axes and tables: "Test accuracy (%)", "Test perplexity (lower is better)"."""
+        """Label of axes and tables: "Test accuracy (%)", "Test perplexity (lower is better)"."""
         if self.metric is None:
             return self.title
         notes = [self.metric.unit, "" if self.metric.higher_is_better else "lower is better"]
@@ -77,7 +77,7 @@ class Value:
 
     @property
     def difference(self) -> str:
-        """What its differences are called: "difference in points"."""
+        """Name of its differences: "difference in points"."""
         if self.metric is None:
             return "difference in its unit"
         unit = "points" if self.percent else self.metric.unit
@@ -86,24 +86,24 @@ class Value:
 
     @property
     def stem(self) -> str:
-        """How files are called: after the metric where it is of the test part, else after the column."""
+        """Stem of file names: the metric where it is of the test part, else the column."""
         name = self.metric.name if self.metric is not None and self.part == "test" else self.column
         return re.sub(r"\W", "_", name)
 
     def lost(self, dense: Any, value: Any) -> Any:
-        """By how much `value` is worse than `dense`, numbers or series, in the column's unit; NaN without direction."""
+        """Drop from `dense` to `value` (above 0: worse), numbers or series, in the column's unit; NaN if unknown."""
         if self.metric is None:
             return math.nan * (dense - value)
         return dense - value if self.metric.higher_is_better else value - dense
 
     def meaning(self, verdict: str) -> str:
-        """What "higher" or "lower" is: "better", "worse", or "" where that is not known."""
+        """Meaning of "higher" or "lower": "better", "worse", or "" where that is not known."""
         if self.metric is None:
             return ""
         return "better" if (verdict == "higher") == self.metric.higher_is_better else "worse"
 
     def chances(self, rows: pd.DataFrame) -> pd.Series:
-        """What guessing reaches in each of `rows`; NaN where that is not known.
+        """Chance level in each of `rows`: what guessing reaches; NaN where that is not known.
 
         A row that does not describe its metrics has 1 / classes of its configuration as chance of an accuracy.
         """
@@ -151,15 +151,16 @@ def resolve_metric(frame: pd.DataFrame, name: str) -> Value:
 
 
 def remember(table: pd.DataFrame, value: Value) -> pd.DataFrame:
-    """Keep with a table of statistics what value they are of, so that a figure of it needs not be given it."""
+    """Store in a table of statistics which value it shows, so that figures of it need no further argument."""
     table.attrs["value"] = {"column": value.column, "part": value.part}
     table.attrs["value"] |= {"metric": None if value.metric is None else value.metric.as_dict()}
     return table
 
 
 def recall(table: pd.DataFrame, asked: Value | str | None = None) -> Value:
-    """The value that a table of statistics is of. A column that is named without having been kept is read as that of
-    rows that do not describe their metrics, and so is a table that keeps none.
+    """The value that a table of statistics shows, as `remember` stored it.
+
+    A table that stores none, and another column that is asked for, are read as rows without descriptions of metrics.
     """
     import pandas as pd  # noqa: PLC0415  # slow to import
 
@@ -176,7 +177,7 @@ def recall(table: pd.DataFrame, asked: Value | str | None = None) -> Value:
 
 
 def add_options(parser: argparse.ArgumentParser, what: str) -> None:
-    """The options `--metric` and `--value`, of which one may be given; see `chosen`."""
+    """Add the options `--metric` and `--value`, which exclude each other; see `chosen`."""
     options = parser.add_mutually_exclusive_group()
     options.add_argument("--metric", help=f"the metric to {what}, of the test part (default: the task's headline)")
     options.add_argument("--value", help=f"the column to {what}, as validation_loss or macs")
@@ -225,8 +226,9 @@ def _column(column: str, known: Sequence[tuple[Metric, ...]]) -> Value:
 
 
 def _columns(rows: pd.DataFrame, *names: str) -> list[dict[str, Any]]:
-    missing = dict.fromkeys(names)
-    return [missing | row for row in rows[[name for name in names if name in rows]].to_dict("records")]
+    missing: dict[str, Any] = dict.fromkeys(names)
+    known = rows[[name for name in names if name in rows]].to_dict("records")
+    return [missing | {str(name): value for name, value in row.items()} for row in known]
 
 
 def _guessing(config: Any) -> float:

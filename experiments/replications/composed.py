@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from experiments import records
-from experiments.configuration import CONF, checked
+from experiments.configuration import CONF, validate
 from experiments.run import run
 from experiments.running.setting import Setting
 from experiments.store import Store
@@ -25,5 +25,5 @@ def setting(store: Store, overrides: Sequence[str]) -> Setting:
     """The setting of the command line's `overrides`; errors as there."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config: dict[str, Any] = checked(compose("config", overrides=list(overrides)))
+        config: dict[str, Any] = validate(compose("config", overrides=list(overrides)))
     return Setting(config, store, alone=False)

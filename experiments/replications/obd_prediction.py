@@ -46,7 +46,7 @@ def squared_error(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def objective(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """What is minimised: the squared error, and half the decay times the squares of all prunable weights."""
+    """Objective of training: the squared error, and half the decay times the squares of all prunable weights."""
     return squared_error(model, batch) + DECAY / 2 * sum(w.square().sum() for w in prunable(model).values())
 
 

@@ -1,19 +1,21 @@
-"""Which points of a careful evaluation a folder of runs satisfies: Blalock et al. 2020, section 6 and appendix B."""
+"""Checklist of a careful evaluation, applied to a folder of runs: Blalock et al. 2020, section 6 and appendix B."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from experiments.records.values import Value, resolve
 from experiments.results.curves import own_dense
-from experiments.results.labels import baselines
+from experiments.results.labels import setups
 from experiments.results.statistics import points
 
 SEEDS, OPERATING_POINTS, PAIRS = 3, 5, 3
 LOSS = 0.05
-"""What every curve should come to lose: so many points of a metric in percent, such a share of any other."""
+"""Drop that every curve should reach: 5 points of a metric in percent, 5 % of the dense value of any other."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,9 @@ class Check:
 
 
 def checklist(frame: pd.DataFrame, value: Value | str | None = None) -> list[Check]:
-    """All points that rows can tell of, in the order of the paper. Raises what `statistics.points` raises."""
+    """All points that rows can decide, in the order of the paper. Raises what `statistics.points` raises."""
     value = resolve(frame, value)
-    final = points(frame, value).assign(setup=baselines)
+    final = points(frame, value).assign(setup=setups)
     return [
         _baselines(final),
         _layer_controls(final),
@@ -76,7 +78,7 @@ def _operating_points(final: pd.DataFrame) -> Check:
 
 
 def _tradeoff(final: pd.DataFrame, frame: pd.DataFrame, value: Value) -> Check:
-    """Curves that end before anything is lost cannot tell methods apart."""
+    """Whether curves reach densities where something is lost: before, methods look alike."""
     dense = own_dense(final, frame, value)
     lost = value.lost(dense, final[value.column].astype(float))
     lost = (lost if value.percent else lost / dense.abs()).groupby(final["method"]).max()
@@ -113,8 +115,8 @@ def _costs(final: pd.DataFrame) -> Check:
 
 
 def _start(final: pd.DataFrame, frame: pd.DataFrame) -> Check:
-    setups = baselines(frame).loc[frame["level"] > 0]
-    networks = frame[frame["level"] > 0].assign(setup=setups).groupby(["setup", "seed"])["dense"].nunique()
+    labelled = setups(frame).loc[frame["level"] > 0]
+    networks = frame[frame["level"] > 0].assign(setup=labelled).groupby(["setup", "seed"])["dense"].nunique()
     trained = frame.loc[frame["level"] == 0].drop_duplicates("dense")
     return Check(
         "All methods start from the same dense networks",
@@ -125,7 +127,7 @@ def _start(final: pd.DataFrame, frame: pd.DataFrame) -> Check:
 
 def _budget(final: pd.DataFrame) -> Check:
     if "total_epochs" not in final:
-        return Check("Equal training for all methods", False, "rows do not tell their epochs")
+        return Check("Equal training for all methods", False, "rows have no epochs")
     tickets = final[final["control"].isna()] if "control" in final else final
     spent = tickets.groupby(["setup", "requested_density", "method"])["total_epochs"].mean()
     within = spent.groupby(["setup", "requested_density"])
@@ -134,15 +136,18 @@ def _budget(final: pd.DataFrame) -> Check:
     found = (
         f"{each.iloc[0]:g} epochs in all"
         if same and each.nunique() == 1
-        else "; ".join(f"{method}: {epochs:g} epochs" for (_, method), epochs in each.items())
+        else "; ".join(
+            f"{method}: {epochs:g} epochs"
+            for method, epochs in zip(each.index.get_level_values("method"), each, strict=True)
+        )
     )
     return Check("Equal training for all methods", same, found)
 
 
 def _software(frame: pd.DataFrame) -> Check:
-    told = frame["versions"].dropna() if "versions" in frame else []
-    found = sorted({", ".join(f"{name} {version}" for name, version in versions.items()) for versions in told})
-    return Check("The same library versions for all", len(found) == 1, "; ".join(found) or "rows do not tell them")
+    given: Iterable[Any] = frame["versions"].dropna() if "versions" in frame else []
+    found = sorted({", ".join(f"{name} {version}" for name, version in versions.items()) for versions in given})
+    return Check("The same library versions for all", len(found) == 1, "; ".join(found) or "rows have no versions")
 
 
 def _top_five(final: pd.DataFrame) -> Check:

@@ -13,7 +13,7 @@ from experiments.records import require
 from experiments.records.values import Value, remember, resolve
 from experiments.results import curves
 from experiments.results.intervals import INTERVALS
-from experiments.results.labels import baselines, methods
+from experiments.results.labels import methods, setups
 from experiments.results.statistics import group, points, summarise_points
 from pruning.errors import RecordsError
 
@@ -24,11 +24,11 @@ _PAIR = ["requested_density", "seed"]
 """What the two points of a pair have in common."""
 
 
-def setups(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The rows of every set-up (model, data, training of the dense networks), by `labels.baselines`: only within one
+def by_setup(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The rows of every set-up (model, data, training of the dense networks), by `labels.setups`: only within one
     of them may methods be compared.
     """
-    return {str(name): rows for name, rows in frame.groupby(baselines(frame))}
+    return {str(name): rows for name, rows in frame.groupby(setups(frame))}
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class Comparison:
     """All methods of one set-up against its baseline.
 
     Attributes:
-        setup: its label, by `labels.baselines`.
+        setup: its label, by `labels.setups`.
         baseline: the method's label.
         value: what is compared.
         differences, overall, summary: what the functions of these names return.
-        apart: the methods that have no density and seed in common with the baseline; they are in `summary` alone.
+        unpaired: the methods that have no density and seed in common with the baseline; they are in `summary` alone.
     """
 
     setup: str
@@ -49,7 +49,7 @@ class Comparison:
     differences: pd.DataFrame
     overall: pd.DataFrame
     summary: pd.DataFrame
-    apart: tuple[str, ...]
+    unpaired: tuple[str, ...]
 
 
 def comparisons(
@@ -71,7 +71,7 @@ def comparisons(
     value = resolve(frame, value)
     whole = methods(frame)
     options: dict[str, Any] = {"test": test, "interval": interval, "alpha": alpha}
-    parts = setups(frame)
+    parts = by_setup(frame)
     for setup, rows in parts.items():
         try:
             final = points(rows, value)
@@ -81,15 +81,15 @@ def comparisons(
                 raise RecordsError(f"{names[0]} is the only method, so there is nothing to compare: run another scorer")
             meant = methods(rows)[whole[rows.index] == baseline]
             name = str(meant.iloc[0]) if len(meant) else resolved(baseline, names)
-            apart = _differences(final, name, value, **options)
-            if apart.empty:
-                raise RecordsError(f"{name}: no run of it is told from others by its dense network: repeat its runs")
+            paired = _differences(final, name, value, **options)
+            if paired.empty:
+                raise RecordsError(f"{name}: none of its runs can be paired by seed and density: repeat its runs")
             area = _overall(final, rows, name, value, within=within, **options)
         except RecordsError as error:
             refused.append(f"{setup}: {error}" if len(parts) > 1 else str(error))
         else:
-            alone = tuple(method for method in names if method not in set(apart["method"]))
-            found.append(Comparison(setup, name, value, apart, area, means, alone))
+            unpaired = tuple(method for method in names if method not in set(paired["method"]))
+            found.append(Comparison(setup, name, value, paired, area, means, unpaired))
     return found, refused
 
 
@@ -104,8 +104,8 @@ def differences(
 ) -> pd.DataFrame:
     """Every method minus `baseline`, at each density that both have: pairs of runs with one seed and one dense network.
 
-    `frame` holds one set-up (see `setups`); `baseline` is a method's label, or the beginning of one alone ("taylor" for
-    "taylor (form=abs)"). The baseline itself is among the rows, with differences of zero.
+    `frame` holds one set-up (see `by_setup`); `baseline` is a method's label, or the beginning of one alone ("taylor"
+    for "taylor (form=abs)"). The baseline itself is among the rows, with differences of zero.
 
     Columns: `method`, `requested_density`, `density` and `density_base` (realised, of both), `n` (pairs), `mean`,
     `std`, `low`, `high` of the differences in the unit of `value` (95 %, by `interval`), `p` of the two-sided test that
@@ -176,12 +176,12 @@ def _differences(
     pairs = final[["method", *columns]].merge(base, on=_PAIR, suffixes=("", "_base"))
     _check_dense(pairs, baseline)
     densities = {column: pairs[column].to_numpy(dtype=float) for column in ("density", "density_base")}
-    apart = pairs[value.column].to_numpy(dtype=float) - pairs[f"{value.column}_base"].to_numpy(dtype=float)
+    minus_baseline = pairs[value.column].to_numpy(dtype=float) - pairs[f"{value.column}_base"].to_numpy(dtype=float)
     found: dict[str, list[dict[str, Any]]] = {}
     for (method, requested), at in group(pairs).items():
         row = {"method": method, "requested_density": float(requested)}
         row |= {column: float(of[at].mean()) for column, of in densities.items()}
-        found.setdefault(method, []).append(row | _difference(apart[at], test, interval))
+        found.setdefault(method, []).append(row | _difference(minus_baseline[at], test, interval))
     if final["method"].nunique() > 1 and set(found) == {baseline}:
         raise RecordsError(
             f"{baseline}: no method shares a seed and a density with it; set the same seed= and density="
@@ -210,16 +210,18 @@ def _overall(
     shared = final.merge(final.loc[final["method"] == baseline, _PAIR], on=_PAIR)["method"]
     whole = curves.complete(final[final["method"].isin(shared)])
     span = curves.common_span(whole)
-    areas: dict[str, dict[int, float]] = {str(method): {} for method in final["method"].unique()}
+    areas: dict[str, dict[Any, float]] = {str(method): {} for method in final["method"].unique()}
     for (method, seed), one in whole.groupby(["method", "seed"]):
-        found = curves.area(one["density"], one[value.column], *span)
+        found = curves.area(one["density"].tolist(), one[value.column].tolist(), *span)
         if not math.isnan(found):
             areas[str(method)][seed] = found
     means = beside.groupby(["method", "requested_density"])[["density", "loss", "dense"]].mean()
     collapsed = beside.groupby("method")["collapsed"].mean()
     rows = []
     for method, own in areas.items():
-        apart = np.array([area - areas[baseline][seed] for seed, area in own.items() if seed in areas[baseline]])
+        minus_baseline = np.array(
+            [area - areas[baseline][seed] for seed, area in own.items() if seed in areas[baseline]]
+        )
         nothing = dict.fromkeys(("mean", "std", "low", "high", "p"), math.nan) | {"n": 0}
         mean = means.loc[method]
         relative = within is None and not value.percent
@@ -233,7 +235,7 @@ def _overall(
                 "seeds": len(own),
                 "span": span,
             }
-            | (_difference(apart, test, interval) if len(apart) else nothing)
+            | (_difference(minus_baseline, test, interval) if len(minus_baseline) else nothing)
             | {"critical": critical if losses.notna().all() else math.nan}
             | {"collapsed": float(collapsed[method])}
         )

@@ -24,7 +24,8 @@ def collapsed(points: pd.DataFrame, frame: pd.DataFrame, value: Value | str | No
     chance, dense = value.chances(points), own_dense(points, frame, value)
     limit = (chance + (1 - LOST) * (dense - chance)).round(12)
     known = value.lost(dense, chance) > 0
-    return (value.lost(limit, points[value.column].astype(float)) > 0).where(known).astype(float)
+    lost: pd.Series = value.lost(limit, points[value.column].astype(float))
+    return (lost > 0).where(known).astype(float)
 
 
 def own_dense(points: pd.DataFrame, frame: pd.DataFrame, value: Value | str | None = None) -> pd.Series:

@@ -26,14 +26,14 @@ Drawn = tuple[Figure, pd.DataFrame]
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What is drawn, and how.
+class FigureOptions:
+    """Options of a gallery.
 
     Attributes:
         value: what is on the y axis, also as the name of a column; None: the headline metric of the rows.
         interval: one of `intervals.INTERVALS`.
-        compared: whose differences are drawn, a figure each.
-        axes: x axes of the curves; None: all that the rows tell.
+        compared: comparisons whose differences are drawn, a figure each.
+        axes: x axes of the curves; None: all that the rows have.
         store: where masks and weights lie; None: where the runs put them.
     """
 
@@ -44,42 +44,42 @@ class Wanted:
     store: Path | None = None
 
 
-def gallery(frame: pd.DataFrame, wanted: Wanted, output: Path) -> tuple[list[Path], list[str]]:
-    """Draw what `frame` tells into `output`, made if missing: the paths, and a line for what cannot be drawn and why.
+def gallery(frame: pd.DataFrame, options: FigureOptions, output: Path) -> tuple[list[Path], list[str]]:
+    """Draw all figures of `frame` into the folder `output`; return paths, and a line per figure that cannot be drawn.
 
     Curves are called after the metric, as accuracy_…, and after the column where that is not of the test part. Raises
     `RecordsError` where not even a curve can be drawn, `OSError` where it cannot be written.
     """
-    value = resolve(frame, wanted.value)
+    value = resolve(frame, options.value)
     final = statistics.points(frame, value)
-    summary = statistics.summarise_points(final, frame, value, wanted.interval)
-    dense = statistics.dense(frame, value, wanted.interval)
+    summary = statistics.summarise_points(final, frame, value, options.interval)
+    dense = statistics.dense(frame, value, options.interval)
     output.mkdir(parents=True, exist_ok=True)
-    written, untold = [], []
-    for x in wanted.axes or told_axes(summary):
-        figure = figures.accuracy(summary, dense, x, value, wanted.interval)
+    written, skipped = [], []
+    for x in options.axes or available_axes(summary):
+        figure = figures.accuracy(summary, dense, x, value, options.interval)
         written += figures.save(figure, output / f"{value.stem}_{x}", with_dense(summary, dense))
     others: dict[str, Callable[[], Drawn]] = {}
-    for place, comparison in enumerate(wanted.compared, start=1):
-        name = f"{value.stem}_difference" + (f"_{place}" if len(wanted.compared) > 1 else "")
-        others[name] = partial(_difference, comparison, wanted)
+    for place, comparison in enumerate(options.compared, start=1):
+        name = f"{value.stem}_difference" + (f"_{place}" if len(options.compared) > 1 else "")
+        others[name] = partial(_difference, comparison, options)
     others |= {
         "layers": partial(_layers, final),
-        "overlap": partial(_overlap, final, wanted),
-        "weights": partial(_weights, final, frame, wanted),
+        "overlap": partial(_overlap, final, options),
+        "weights": partial(_weights, final, frame, options),
         "training": partial(_training, final, frame),
     }
     for name, draw in others.items():
         try:
             figure, numbers = draw()
         except (RecordsError, ArtefactError) as error:
-            untold.append(f"{name}: {error}")
+            skipped.append(f"{name}: {error}")
         else:
             written += figures.save(figure, output / name, numbers)
-    return written, untold
+    return written, skipped
 
 
-def told_axes(summary: pd.DataFrame) -> list[figures.X]:
+def available_axes(summary: pd.DataFrame) -> list[figures.X]:
     """The x axes that a summary can be drawn over: what was measured, and costs where they differ along a curve."""
     found: list[figures.X] = ["compression", "sparsity"]
     if summary["macs"].notna().all():
@@ -98,10 +98,10 @@ def with_dense(summary: pd.DataFrame, dense: Mapping[str, Interval]) -> pd.DataF
     return pd.DataFrame([*rows, *summary.to_dict("records")], columns=summary.columns)
 
 
-def _difference(comparison: Comparison, wanted: Wanted) -> Drawn:
+def _difference(comparison: Comparison, options: FigureOptions) -> Drawn:
     found = comparison.differences
-    figure = difference(found, comparison.baseline, comparison.value, wanted.interval)
-    if len(wanted.compared) > 1:
+    figure = difference(found, comparison.baseline, comparison.value, options.interval)
+    if len(options.compared) > 1:
         figure.axes[0].set_title(comparison.setup)
     return figure, found
 
@@ -111,15 +111,15 @@ def _layers(final: pd.DataFrame) -> Drawn:
     return layers(found), found
 
 
-def _overlap(final: pd.DataFrame, wanted: Wanted) -> Drawn:
-    found = overlaps(final, partial(masks_of, store=wanted.store))
+def _overlap(final: pd.DataFrame, options: FigureOptions) -> Drawn:
+    found = overlaps(final, partial(masks_of, store=options.store))
     if found.empty or math.isnan(found["jaccard"].max()):
         raise RecordsError("no two masks of one density: run more scorers or seeds")
     return overlap(found), found
 
 
-def _weights(final: pd.DataFrame, frame: pd.DataFrame, wanted: Wanted) -> Drawn:
-    found = histograms(final, frame, partial(kept_weights, store=wanted.store))
+def _weights(final: pd.DataFrame, frame: pd.DataFrame, options: FigureOptions) -> Drawn:
+    found = histograms(final, frame, partial(kept_weights, store=options.store))
     return weights(found), found
 
 

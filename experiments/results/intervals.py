@@ -84,7 +84,7 @@ def written(mean: float, low: float, high: float, interval: str, digits: int = 4
 
 
 def described(interval: str, sign: str = "±") -> str:
-    """What `written` wrote, for a caption: "mean ± half of the 95 % t-interval"."""
+    """Caption for what `written` returns: "mean ± half of the 95 % t-interval"."""
     name = NAMES[interval]
     return f"mean {sign} half of the 95 % {name}" if interval == "t" else f"mean and 95 % {name}"
 

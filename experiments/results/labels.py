@@ -21,7 +21,7 @@ def methods(frame: pd.DataFrame) -> pd.Series:
     """The method of every row, as a label: what its configuration says, without seed, densities and bookkeeping.
 
     Two rows have the same label exactly where scorer, model, data and the rest of the configuration agree. A label
-    is the scorer's short name, then in brackets what tells it from the frame's other methods of that name:
+    is the scorer's short name, then in brackets what distinguishes it from the frame's other methods of that name:
     "taylor (form=abs)", "magnitude (recovery.epochs=20)". Model and data appear where the frame has several. So a
     label depends on the frame, but not on the order of its rows.
 
@@ -39,7 +39,7 @@ def methods(frame: pd.DataFrame) -> pd.Series:
     return labels.where(frame["control"].isna(), labels + ", " + frame["control"].astype(str))
 
 
-def baselines(frame: pd.DataFrame) -> pd.Series:
+def setups(frame: pd.DataFrame) -> pd.Series:
     """The set-up of the dense network that every row starts from, as a label: "dense", or "dense (model=lenet_5)".
 
     As `methods`, over what is decided before pruning: every key of the configuration but those of `PRUNING`.
@@ -130,8 +130,8 @@ def _differing(options: list[dict[str, str]]) -> list[str]:
 
 
 def _telling(paths: list[str], options: list[dict[str, str]]) -> list[str]:
-    """`paths` without those that a target among them decides: "granularity=Channels" tells the options of Channels too,
-    if all who have Channels agree on them."""
+    """`paths` without those that a target among them decides: "granularity=Channels" stands for the options of Channels
+    too, if all methods with Channels agree on them."""
 
     def decided(path: str) -> bool:
         target = f"{path.rpartition('.')[0]}._target_"

@@ -1,4 +1,4 @@
-"""How much masks have in common: between scorers at one seed, and between seeds of one scorer."""
+"""Overlap of masks: between scorers at one seed, and between seeds of one scorer."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations, combinations_with_replacement
@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from experiments.records import as_dicts
 from pruning import Masks
 
 Loader = Callable[[Mapping[str, Any]], Masks | None]
@@ -36,9 +37,9 @@ def jaccard(masks: Sequence[Masks]) -> np.ndarray:
 
 
 def _common(masks: Sequence[Tensor]) -> np.ndarray:
-    """How many places every two of the masks, of one shape, both keep: a product of matrices, exact in float32."""
+    """Counts of places that every two masks, of one shape, both keep: a product of matrices, exact in float32."""
     found = torch.zeros(len(masks), len(masks), dtype=torch.int64)
-    for parts in zip(*(mask.flatten().split(max(1, _PRODUCT // len(masks))) for mask in masks), strict=True):
+    for parts in zip(*(torch.split(mask.flatten(), max(1, _PRODUCT // len(masks))) for mask in masks), strict=True):
         part = torch.stack(parts).float()
         found += (part @ part.T).long()
     return found.numpy()
@@ -54,7 +55,7 @@ def overlaps(points: pd.DataFrame, load: Loader) -> pd.DataFrame:
     """
     rows = []
     for requested, at in points.groupby("requested_density", sort=False):
-        loaded = {(row["method"], row["dense"]): load(row) for row in at.to_dict("records")}
+        loaded = {(row["method"], row["dense"]): load(row) for row in as_dicts(at)}
         masks = {key: found for key, found in loaded.items() if found is not None}
         index = jaccard(list(masks.values()))
         place = {key: number for number, key in enumerate(masks)}

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.records import require
+from experiments.records import as_dicts, require
 from experiments.records.values import Value, remember, resolve
 from experiments.results.curves import collapsed
 from experiments.results.intervals import INTERVALS, Interval
-from experiments.results.labels import baselines, methods
+from experiments.results.labels import methods, setups
 from pruning.errors import RecordsError
 
 INCIDENTAL = frozenset(
@@ -88,7 +88,7 @@ def summarise_points(final: pd.DataFrame, frame: pd.DataFrame, value: Value, int
     rows = []
     for (method, requested), at in group(final).items():
         density, values = float(columns["density"][at].mean()), columns[value.column][at]
-        found = INTERVALS[interval](values)
+        found = INTERVALS[interval](values.tolist())
         share, macs, dense_macs, latency, epochs = (float(columns[name][at].mean()) for name in ("collapsed", *_COSTS))
         rows.append(
             {
@@ -121,7 +121,7 @@ def dense(frame: pd.DataFrame, value: Value | str | None = None, interval: str =
     """The dense networks' `value` (level 0): a 95 % interval for every set-up, by its label.
 
     Usually that is one, {"dense": Interval}; a frame with several models, data sets or trainings has more (see
-    `labels.baselines`), since their mean would be of nothing. The networks are told apart by their key ("dense"):
+    `labels.setups`), since their mean would be meaningless. The networks are identified by their key ("dense"):
     four scorers that start from the same three networks give n = 3.
 
     Raises `RecordsError` for no level 0, one network with two values, and two networks of one set-up and seed.
@@ -132,7 +132,7 @@ def dense(frame: pd.DataFrame, value: Value | str | None = None, interval: str =
     if start.empty:
         raise RecordsError("no dense network (level 0) in these rows; repeat the runs, or add the folder that has it")
     require(start, ["dense"])
-    start = start.assign(setup=baselines(frame)[frame["level"] == 0])
+    start = start.assign(setup=setups(frame)[frame["level"] == 0])
     _numbers(start, column)
 
     intervals = {}
@@ -140,14 +140,14 @@ def dense(frame: pd.DataFrame, value: Value | str | None = None, interval: str =
         # Scorers write different rows about one network, so here only the value must agree.
         networks = _each_once(rows[["run", "level", "seed", "dense", column]], "dense", f"dense network of {setup}")
         networks = _each_once(networks, "seed", str(setup))
-        intervals[str(setup)] = INTERVALS[interval](networks[column].astype(float))
+        intervals[str(setup)] = INTERVALS[interval](networks[column].astype(float).tolist())
     return intervals
 
 
 def start_of(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the dense networks, each once. Their `setup` (`labels.baselines`) is their `method` too."""
-    setups = baselines(frame)
-    start = frame.assign(setup=setups, method=setups, requested_density=1.0)
+    """The rows of the dense networks, each once. Their `setup` (`labels.setups`) is their `method` too."""
+    labelled = setups(frame)
+    start = frame.assign(setup=labelled, method=labelled, requested_density=1.0)
     return start[start["level"] == 0].drop_duplicates("dense")
 
 
@@ -169,7 +169,7 @@ def _numbers(rows: pd.DataFrame, column: str) -> None:
         raise RecordsError(f'no column "{column}" in these rows; choose one of {known}')
     steps = rows["diverged"] if "diverged" in rows else [None] * len(rows)
     for run, level, cell, step in zip(rows["run"], rows["level"], rows[column], steps, strict=True):
-        if not isinstance(cell, Real) or isinstance(cell, (bool, np.bool_)) or not math.isfinite(cell):
+        if not _is_number(cell) or not math.isfinite(cell):
             why = (
                 "missing, or the network diverged"
                 if step is None or pd.isna(step)
@@ -182,7 +182,11 @@ def _numbers(rows: pd.DataFrame, column: str) -> None:
 
 
 def _numeric(column: Iterable[Any]) -> bool:
-    return all(isinstance(cell, Real) and not isinstance(cell, (bool, np.bool_)) for cell in column)
+    return all(map(_is_number, column))
+
+
+def _is_number(cell: Any) -> bool:
+    return not isinstance(cell, (bool, np.bool_)) and isinstance(cell, Real)
 
 
 _COSTS = ("macs", "dense_macs", "latency_ms", "total_epochs")
@@ -197,7 +201,7 @@ def _numeric_column(rows: pd.DataFrame, name: str) -> np.ndarray:
 def _each_once(rows: pd.DataFrame, key: str, what: str) -> pd.DataFrame:
     """The first row of every value of `key`; the others must say the same of all but `INCIDENTAL` columns."""
     kept: dict[Any, Mapping[str, Any]] = {}
-    for row in rows.to_dict("records"):
+    for row in as_dicts(rows):
         first = kept.setdefault(row[key], row)
         if first is row:
             continue

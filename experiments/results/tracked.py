@@ -1,4 +1,4 @@
-"""What a run shows beside its rows: its curve, and the files of its masks."""
+"""Results of a run for its tracker: its curve, and the files of its masks."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ log = logging.getLogger("experiments")
 def results(rows: Sequence[Mapping[str, Any]], store: Path) -> tuple[dict[str, "Figure"], dict[str, Path]]:
     """The figure of the headline metric, and for every pruned level where its masks lie; by their names.
 
-    Rows of which no figure can be made, as of a run that diverged, have their masks all the same.
+    Where no figure can be made, as of a run that diverged, there are still masks.
     """
     import pandas as pd  # noqa: PLC0415  # these take a second, and most runs have no tracker
 

@@ -1,6 +1,7 @@
 """A comparison in words and in the cells of a table."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from experiments.results.comparison import POINT, RELATIVE, Comparison, smallest
 from experiments.results.intervals import written
 
 UNLIKE = 0.02
-"""Realised densities that differ by a larger share are told."""
+"""Relative difference of realised densities above which a sentence mentions it."""
 
 
 COLUMNS = ("density", "method", "n", "value", "difference", "p", "p Holm", "verdict")
@@ -31,14 +32,17 @@ def cells(comparison: Comparison, interval: str = "t") -> list[list[str]]:
     known = comparison.summary.set_index(["method", "requested_density"])
     rows = []
     order = comparison.differences.assign(first=comparison.differences["method"] != comparison.baseline)
-    for row in order.sort_values(["requested_density", "first"], ascending=[False, True], kind="stable").itertuples():
+    order = order.sort_values(["requested_density", "first"], ascending=[False, True], kind="stable")
+    points: Iterable[Any] = order.itertuples()
+    for row in points:
         at = known.loc[(row.method, row.requested_density)]
-        plain = written(*(scale * at[name] for name in ("mean", "low", "high")), interval, digits)
+        mean, low, high = (scale * at[name] for name in ("mean", "low", "high"))
+        plain = written(mean, low, high, interval, digits)
         rows.append([f"{row.requested_density:.4g}", row.method, str(at["n"]), plain])
         if row.method == comparison.baseline:
             rows[-1] += ["", "", "", ""]
             continue
-        rows[-1] += [_apart(row, int(at["n"]), scale, digits, interval), _p(row.p), _p(row.p_holm), row.verdict]
+        rows[-1] += [_difference(row, int(at["n"]), scale, digits, interval), _p(row.p), _p(row.p_holm), row.verdict]
     return rows
 
 
@@ -46,16 +50,17 @@ def curve_cells(comparison: Comparison, interval: str = "t") -> list[list[str]]:
     """The rows of the table of whole curves, as text, in the columns `CURVE_COLUMNS`."""
     scale, digits = comparison.value.scale, comparison.value.digits
     rows = []
-    for row in comparison.overall.itertuples():
+    curves: Iterable[Any] = comparison.overall.itertuples()
+    for row in curves:
         area = "" if math.isnan(row.area) else f"{scale * row.area:.{digits}f}"
-        apart = [_apart(row, row.seeds, scale, digits, interval), _p(row.p), _p(row.p_holm), row.verdict]
+        shown = [_difference(row, row.seeds, scale, digits, interval), _p(row.p), _p(row.p_holm), row.verdict]
         critical = "" if math.isnan(row.critical) else f"{100 * row.critical:.4g} %"
         share = "" if math.isnan(row.collapsed) else f"{100 * row.collapsed:.0f} %"
-        rows.append([row.method, area, *(apart if row.method != comparison.baseline else [""] * 4), critical, share])
+        rows.append([row.method, area, *(shown if row.method != comparison.baseline else [""] * 4), critical, share])
     return rows
 
 
-def _apart(row: Any, seeds: int, scale: float, digits: int, interval: str) -> str:
+def _difference(row: Any, seeds: int, scale: float, digits: int, interval: str) -> str:
     """A difference with its sign, "-1.40 ± 1.74", and its pairs where they are not all of the `seeds`."""
     if math.isnan(row.mean):
         return ""
@@ -73,7 +78,7 @@ def words(comparison: Comparison, test: str = "t", alpha: float = 0.05) -> list[
     for method, rows in comparison.differences.groupby("method", sort=False):
         if method == baseline:
             continue
-        over = whole.loc[method]
+        over: Any = whole.loc[method]
         parts = [_whole_words(over, comparison.value, test, alpha)]
         for verdict in ("higher", "lower"):
             at = rows[rows["verdict"] == verdict]
@@ -83,10 +88,10 @@ def words(comparison: Comparison, test: str = "t", alpha: float = 0.05) -> list[
         unclear = rows[(rows["verdict"] == "") & rows["p"].notna()]
         if len(unclear):
             parts.append(f"no significant difference at {_list(unclear)}")
-        untold = rows[rows["p"].isna()]
-        if len(untold):
-            why = "one pair tells nothing of spread" if (untold["n"] == 1).all() else "no spread to test with"
-            parts.append(f"no test at {_list(untold)} ({why})")
+        untested = rows[rows["p"].isna()]
+        if len(untested):
+            why = "one pair has no spread" if (untested["n"] == 1).all() else "no spread to test with"
+            parts.append(f"no test at {_list(untested)} ({why})")
         sentence = f"{method} against {baseline}: {'; '.join(part for part in parts if part)}."
         ratios = (rows["density"] / rows["density_base"]).to_numpy()
         if (abs(ratios - 1) > UNLIKE).any():
@@ -100,7 +105,7 @@ def words(comparison: Comparison, test: str = "t", alpha: float = 0.05) -> list[
         if least >= alpha:
             sentence += f" {rows['n'].max()} seeds and {tests} densities cannot come below p = {min(1, least):g} here."
         sentences.append(sentence)
-    for method in comparison.apart:
+    for method in comparison.unpaired:
         sentences.append(f"{method} is not compared: it shares no seed at any density with {baseline}.")
     return sentences
 
@@ -124,7 +129,7 @@ def _meaning(value: Value, verdict: str) -> str:
 
 
 def within_words(value: Value, within: float | None = None) -> str:
-    """What a critical sparsity is within, in the unit that is shown; None: as by default."""
+    """Column title of the critical sparsity, with its limit in the unit that is shown; None: the default limit."""
     if within is None and not value.percent:
         return f"sparsity within {100 * RELATIVE:g} % of dense"
     return f"sparsity within {POINT * value.scale if within is None else within:g} of dense"

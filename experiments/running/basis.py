@@ -1,4 +1,4 @@
-"""What all stages of a run use: its configuration, store, data, model and recipe, built when they are first needed."""
+"""Basis of a run: configuration, store, data, model and recipe, built when first needed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from hydra.utils import get_object
 from torch import nn
 
-from experiments.configuration.targets import built, short_name, unguarded
+from experiments.configuration.targets import instantiate, short_name, without_return_check
 from experiments.data import Splits
 from experiments.data.content import content_of_data, content_of_tensors
 from experiments.runtime.processes import on_cpu
@@ -48,13 +48,13 @@ class Basis:
     @cached_property
     def splits(self) -> Splits:
         """The data."""
-        splits: Splits = self.loaded or built("data.load", self.config["data"]["load"])
+        splits: Splits = self.loaded or instantiate("data.load", self.config["data"]["load"])
         return splits
 
     @cached_property
     def task(self) -> Task:
-        """What is learned, and by what it is judged."""
-        task: Task = built("task", self.config["task"])
+        """The task: loss and metrics."""
+        task: Task = instantiate("task", self.config["task"])
         if not isinstance(task, Task):
             raise ConfigurationError(
                 f"task={self.config['task']['_target_']}: makes a {type(task).__name__}: give a subclass of "
@@ -63,7 +63,7 @@ class Basis:
         return task
 
     def part(self, *fields: str) -> dict[str, Any]:
-        """What a result depends on: these fields of the configuration, the code behind them, and the content of data
+        """Identity of a result: these fields of the configuration, the code behind them, and the content of data
         and weights that come from files.
         """
         found = part(self.config, *fields)
@@ -88,7 +88,7 @@ class Basis:
 
     @cached_property
     def device(self) -> torch.device:
-        """Where networks are."""
+        """The device on which networks are."""
         if on_cpu(self.config["device"]):
             return torch.device("cpu")
         device: torch.device = self.new_accelerator().device
@@ -108,7 +108,7 @@ class Basis:
         return step_of(self.config["recovery"]["to"], self.epoch_steps)
 
     def checkpoints(self, kind: str, identity: Mapping[str, Any]) -> Checkpoints | None:
-        """Where the training of this artefact saves itself; None if it never does."""
+        """The checkpoints of the training of this artefact; None if it writes none."""
         often = self.config["checkpoint"]
         if often["seconds"] is None and often["steps"] is None:
             return None
@@ -117,7 +117,7 @@ class Basis:
     def new_model(self, draw: str = "initial weights") -> nn.Module:
         """The model at its initialisation, a function of the seed; each `draw` is another one."""
         with seeded(self.config["seed"], draw):
-            model = built("model", self.config["model"])
+            model = instantiate("model", self.config["model"])
         if not isinstance(model, nn.Module):
             raise ModelError(f"model={self.config['model']['_target_']}: makes a {type(model).__name__}, not a module")
         return model
@@ -128,9 +128,9 @@ class Basis:
 
     @cached_property
     def execution(self) -> Choose:
-        """Which layers of a masked network have their kept weights alone."""
-        choose: Choose = built("execution", self.config["execution"])
-        return masked if getattr(choose, "func", choose) is masked else unguarded(choose)
+        """Execution policy: which layers of a masked network run on their kept weights alone."""
+        policy: Choose = instantiate("execution", self.config["execution"])
+        return masked if getattr(policy, "func", policy) is masked else without_return_check(policy)
 
     @cached_property
     def epoch_steps(self) -> int:
@@ -151,19 +151,21 @@ class Basis:
             steps=steps,
             total=max(1, total),
             batch_size=training["batch_size"],
-            optimizer=built("optimizer", self.config["optimizer"]),
+            optimizer=instantiate("optimizer", self.config["optimizer"]),
             factor=factor,
             seed=self.config["seed"],
             accumulate=training["accumulate"],
             clip=training["clip"],
             best_on_validation=training["best_on_validation"],
-            augment=None if augment is None else unguarded(built("data.augment", augment)),
+            augment=None if augment is None else without_return_check(instantiate("data.augment", augment)),
         )
 
     @cached_property
     def learning_rate(self) -> Callable[[float], float]:
         """The factor of the learning rate over the progress of training."""
-        factor: Callable[[float], float] = unguarded(built("learning_rate", self.config["learning_rate"]))
+        factor: Callable[[float], float] = without_return_check(
+            instantiate("learning_rate", self.config["learning_rate"])
+        )
         return factor
 
     @cached_property
@@ -172,7 +174,7 @@ class Basis:
         return partial(_always, self.learning_rate(1.0 - 1e-9) * self.config["recovery"]["factor"])
 
     def progress(self, what: str) -> Progress:
-        """How far `what` is, with the run's scorer and seed."""
+        """A display of how far `what` is, with the run's scorer and seed."""
         return progress(f"{short_name(self.config['scorer'])}, seed {self.config['seed']}, {what}", self.alone)
 
 

@@ -1,4 +1,4 @@
-"""Conditions of a training: what the rounding of its sums depends on, and so no key tells, but every row."""
+"""Conditions of a training: what the rounding of its sums depends on. They are in every row, but in no key."""
 
 import platform
 import sys
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from experiments.runtime.processes import world
+from experiments.runtime.processes import world_size
 from experiments.store.sources import libraries
 
 _LIBRARIES = frozenset({"accelerate", "numpy", "scipy", "torch"})
@@ -25,14 +25,14 @@ def conditions(
     return {
         "device": "cpu" if device is None else device_name(device),
         "threads": torch.get_num_threads(),
-        "processes": world(),
+        "processes": world_size(),
         "sparse": list(sparse),
         "versions": versions(config),
     }
 
 
 def device_name(device: torch.device) -> str:
-    """What the vendor calls a CUDA device; the type of any other."""
+    """Product name of a CUDA device; the type of any other."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
@@ -46,7 +46,7 @@ def versions(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _version(name: str) -> str | None:
-    """Of a package by the name under which it is imported; None where nobody knows."""
+    """The version of a package by its import name; None where it is unknown."""
     found = getattr(sys.modules.get(name), "__version__", None)
     if found is not None:
         return str(found)

@@ -60,7 +60,10 @@ def check(setting: Setting) -> None:
 
 
 def _small_dense(setting: Setting, ticket: dict[str, Any], level: Level, dense: Network) -> Iterator[dict[str, Any]]:
-    """Its row counts as that of a subnetwork of the large one: kept, density and MACs are shares of the large."""
+    """Train a small dense network and evaluate it.
+
+    Its row counts as that of a subnetwork of the large network: density and MACs are shares of the large one.
+    """
     small = _narrowed(setting, ticket["nonzero"])
     if small is None:
         log.info("small_dense: even the narrowest network has more than %d parameters", ticket["nonzero"])

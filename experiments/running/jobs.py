@@ -1,4 +1,4 @@
-"""One job of Hydra's: its threads, its folder, its log, what it hands a sweeper, and how a mistake is told.
+"""One job of Hydra's: its threads, its folder, its log, the value for its sweeper, and its errors.
 
 A launcher may run it in another process or on another machine; what it needs comes with its configuration.
 """
@@ -19,13 +19,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.configuration import checked
+from experiments.configuration import validate
 from experiments.configuration.targets import short_name
 from experiments.records.fields import BOOKKEEPING
-from experiments.records.runs import recorded, repetitions, states
+from experiments.records.runs import record_state, repetitions, states
 from experiments.running.setting import Setting
 from experiments.runtime import processes
-from experiments.runtime.errors import line, told
+from experiments.runtime.errors import line, report_error
 from experiments.store import Store, identity_key
 from pruning.errors import ConfigurationError, DampingWarning, PruningError, RecordsError, ToleranceWarning
 from pruning.execution.crossover import processor
@@ -36,25 +36,25 @@ Rows = list[dict[str, Any]]
 
 
 class JobError(PruningError):
-    """A job of a sweep failed; its message is the folder of the sweep. The job itself told why."""
+    """A job of a sweep failed and has reported why; the message is the folder of the sweep."""
 
 
 def job(run: Callable[[Setting, Path, str], Rows], config: DictConfig) -> float | tuple[float, ...] | None:
     """`run` in a folder of its own; the values that the configuration names as `objective`, for sweepers that search.
 
-    A user's mistake is told here, in the process where it happened. A run then ends with code 1; a sweep ends so too,
-    but goes through its other jobs first. Where several processes train together, one that fails ends them all: the
+    A user's error is reported here, in the process where it happened. A run then ends with code 1; a sweep too, after
+    its other jobs. Where several processes train together, one that fails ends them all: the
     others would wait for it, or take its next job for the present one.
     """
     try:
-        plain = checked(config)
+        plain = validate(config)
         rows = _prepared(run, plain)
         return objectives(rows, plain["objective"])
     except (PruningError, OSError) as error:
         alone = not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN
-        if alone or processes.world() > 1:
-            raise SystemExit(told(line(error))) from None
-        told(f"{','.join(HydraConfig.get().overrides.task)}: {line(error)}")
+        if alone or processes.world_size() > 1:
+            raise SystemExit(report_error(line(error))) from None
+        report_error(f"{','.join(HydraConfig.get().overrides.task)}: {line(error)}")
         raise JobError(str(config.folder)) from None
 
 
@@ -98,7 +98,7 @@ def _column(name: str, row: Mapping[str, Any]) -> str:
 
 
 def _better(column: str, row: Mapping[str, Any]) -> str | None:
-    """Which way a column gets better, as Optuna says it; None where the row does not say."""
+    """Direction in which a column gets better, in Optuna's words; None where the row does not describe it."""
     for metric in row.get("metrics") or []:
         if column in (f"validation_{metric['name']}", f"test_{metric['name']}"):
             return "maximize" if metric["higher_is_better"] else "minimize"
@@ -106,7 +106,7 @@ def _better(column: str, row: Mapping[str, Any]) -> str | None:
 
 
 def _directions(count: int) -> list[str | None]:
-    """Where the sweeper searches, a direction for each of so many objectives; None where it says nothing of it."""
+    """The direction in which the sweeper searches, for each of `count` objectives; None where it has none."""
     asked = HydraConfig.get().sweeper.get("direction") if HydraConfig.initialized() else None
     if asked is None:
         return [None] * count
@@ -123,18 +123,20 @@ def _numeric(row: Mapping[str, Any]) -> str:
 
 
 def jobs_failed(error: JobError, since: float) -> int:
-    """The end of a sweep that began at `since`, of which jobs failed: which, why, what repeats them. The exit code."""
+    """Report the failed jobs of a sweep that began at `since`, with reasons and commands; return exit code 1."""
     folder = Path(str(error))
     try:
         known = states(folder) if folder.is_dir() else []
     except (PruningError, OSError) as second:
-        told(line(second))
+        report_error(line(second))
         known = []
     failed = [state for state in known if state.state in ("failed", "cut") and state.began >= since]
     for text in repetitions(failed):
         print(text, file=sys.stderr)
     which = f"{len(failed)} of the runs in {folder}" if failed else "jobs of this sweep"
-    return told(f"{which} failed, as told above; mend and repeat them, or the whole sweep: what is done is kept")
+    return report_error(
+        f"{which} failed, as reported above; fix and repeat them, or the whole sweep: finished runs are kept"
+    )
 
 
 def _prepared(run: Callable[[Setting, Path, str], Rows], plain: dict[str, Any]) -> Rows:
@@ -149,11 +151,11 @@ def _prepared(run: Callable[[Setting, Path, str], Rows], plain: dict[str, Any]) 
     folder = Path(plain["folder"]) / name
     setting = Setting(plain, Store(Path(plain["store"])), alone=at_once == 1)
     processes.join(plain["device"])
-    if not processes.first():  # which writes all there is to write
+    if not processes.is_main_process():  # which writes all there is to write
         log.setLevel(logging.WARNING)
         return run(setting, folder, name)
     folder.mkdir(parents=True, exist_ok=True)
-    with recorded(folder, _command(), hardware()):
+    with record_state(folder, _command(), hardware()):
         text = OmegaConf.to_yaml(OmegaConf.create(plain))
         written = folder / "config.yaml"
         if not written.exists() or written.read_text() != text:  # a finished run may lie where nobody can write
@@ -170,7 +172,8 @@ def _prepared(run: Callable[[Setting, Path, str], Rows], plain: dict[str, Any]) 
         except PruningError:
             raise
         except Exception as error:  # mostly of somebody's own model or scorer: one line here, the rest in the log
-            logfile.stream.write(traceback.format_exc())
+            with (folder / "run.log").open("a", encoding=logfile.encoding) as file:
+                file.write(traceback.format_exc())
             at = traceback.extract_tb(error.__traceback__)[-1]
             raise PruningError(
                 f"{type(error).__name__}: {error}, in {at.filename}, line {at.lineno}; traceback: {folder / 'run.log'}"
@@ -181,7 +184,7 @@ def _prepared(run: Callable[[Setting, Path, str], Rows], plain: dict[str, Any]) 
 
 
 def _warned(others: Callable[..., None], message: Warning | str, category: type[Warning], *where: Any) -> None:
-    """A line in the log for what the library reports; where in its code that was says nothing to a user."""
+    """Log the library's own warnings in one line, without their place in its code."""
     if issubclass(category, DampingWarning | ToleranceWarning):
         log.warning("%s", message)
     else:
@@ -189,8 +192,8 @@ def _warned(others: Callable[..., None], message: Warning | str, category: type[
 
 
 def _command() -> str:
-    """What repeats this job alone."""
-    count = processes.world()
+    """The command that repeats this job alone."""
+    count = processes.world_size()
     words = ["torchrun", "--nproc-per-node", str(count)] if count > 1 else ["python"]
     words += ["-m", "experiments.run"]
     if HydraConfig.initialized():
@@ -214,16 +217,16 @@ def _launcher() -> Mapping[str, Any]:
 
 
 def _parallel_jobs(launcher: Mapping[str, Any]) -> int:
-    """How many jobs of this sweep run at once on this machine, as far as the launcher tells."""
+    """The number of jobs of this sweep that run at once on this machine, as the launcher is configured."""
     jobs = launcher.get("n_jobs", 1)
     return _cores() if jobs in (None, -1) else max(1, int(jobs))
 
 
 def _threads(jobs: int, launcher: Mapping[str, Any]) -> int:
     """A job's share of the cores. OMP_NUM_THREADS, as a cluster, Ray or a test runner sets it, comes first."""
-    told = os.environ.get("OMP_NUM_THREADS", "")
-    if told.isdigit() and int(told) > 0:
-        return int(told)
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    if given.isdigit() and int(given) > 0:
+        return int(given)
     if "ray" in launcher:
         return max(1, int(launcher["ray"]["remote"].get("num_cpus", 1)))
     if "cpus_per_task" in launcher:  # submitit: on SLURM a job sees its cores alone, on one machine it sees all

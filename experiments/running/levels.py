@@ -1,4 +1,4 @@
-"""What a network is worth at a level of its run: a row, made once and kept in the store."""
+"""Evaluation of a network at a level of its run: a row, made once and kept in the store."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -27,7 +27,7 @@ _ROW = "row.json"
 
 @dataclass(frozen=True)
 class Level:
-    """Where in a run a network stands: its number, the round of its chain, the density of that round and of the end."""
+    """Place of a network in its run: number, round of its chain, density of that round and of the last one."""
 
     number: int
     round: int
@@ -115,19 +115,19 @@ def evaluate(setting: Setting, network: Network, level: Level, dense_network: Ne
 
 
 def _inputs(setting: Setting, count: int) -> Inputs:
-    """What the model is called with for the first examples of the test part."""
+    """The inputs of the model for the first examples of the test part."""
     return setting.task.inputs(take(setting.splits.test, count, setting.device))
 
 
 def _losses(history: dict[str, Any], epoch_steps: int) -> list[list[float | None]]:
-    """Of this training: where each of its epochs ended, in epochs since the initialisation, and its mean loss."""
+    """Pairs per epoch of this training: its end, in epochs since the initialisation, and its mean loss."""
     end = history["position"] / epoch_steps  # in the order of the data, where a replay begins again
     before = history["total_epochs"] - end
     return [[before + min(epoch["number"] + 1, end), epoch["loss"]] for epoch in history["history"]]
 
 
 def _removed(setting: Setting, model: nn.Module, masks: Masks | None) -> dict[str, Any]:
-    """What the network is without the channels that `masks` removes, proved equal to the masked one; and how fast."""
+    """Remove the channels that `masks` removes, verify the result against the masked network, and measure it."""
     found: dict[str, Any] = {}
     if masks is not None:
         model = model.cpu()

@@ -1,4 +1,4 @@
-"""What a run prunes: its basis, and the units, granularity and allocation of its model, built when first needed."""
+"""Setting of a run: its basis, and the units, granularity and allocation of its model, built when first needed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
-from experiments.configuration.targets import built, short_name
+from experiments.configuration.targets import instantiate, short_name
 from experiments.data.examples import take
 from experiments.running.basis import Basis
 from pruning.errors import ConfigurationError
@@ -23,7 +23,7 @@ class Setting(Basis):
     """All that the stages of a run share."""
 
     def narrowed(self, width: float) -> Setting:
-        """The same with a model of which all hidden widths are multiplied by `width`."""
+        """The same setting with all hidden widths of the model multiplied by `width`."""
         model = self.config["model"] | {"width": width * self.config["model"].get("width", 1.0)}
         return replace(self, config=self.config | {"model": model}, loaded=self.splits)
 
@@ -35,19 +35,19 @@ class Setting(Basis):
     @property
     def structured(self) -> bool:
         """Whether units that are coupled across layers are pruned: then they are also removed."""
-        return isinstance(built("granularity", self.config["granularity"]), partial)
+        return isinstance(instantiate("granularity", self.config["granularity"]), partial)
 
     @cached_property
     def granularity(self) -> Granularity:
-        """What is removed together."""
-        made = built("granularity", self.config["granularity"])
+        """The units that are removed as a whole."""
+        made = instantiate("granularity", self.config["granularity"])
         granularity: Granularity = made(self.structure) if isinstance(made, partial) else made
         return granularity
 
     @cached_property
     def allocation(self) -> Allocation:
-        """How a density is shared out."""
-        made = built("allocation", self.config["allocation"])
+        """The rule by which a density is shared among layers."""
+        made = instantiate("allocation", self.config["allocation"])
         if not isinstance(made, partial):
             allocation: Allocation = made
             return allocation

@@ -1,4 +1,4 @@
-"""Optional packages, and the line that says how to have one."""
+"""Optional packages, and how to install one that is missing."""
 
 from importlib.util import find_spec
 
@@ -18,7 +18,7 @@ EXTRAS = {
     "hydra-ray-launcher": "sweeps",
     "hydra-optuna-sweeper": "sweeps",
 }
-"""Package → the extra of ours that brings it."""
+"""Package → the extra of this project that installs it."""
 
 PLUGINS = {
     "submitit_local": "hydra-submitit-launcher",
@@ -26,11 +26,11 @@ PLUGINS = {
     "ray": "hydra-ray-launcher",
     "optuna": "hydra-optuna-sweeper",
 }
-"""Launchers and sweepers of Hydra that are no part of it → the package that has them."""
+"""Launchers and sweepers that Hydra does not contain → the package that does."""
 
 
 def missing(package: str) -> str:
-    """What to do without `package`, in a line."""
+    """How to install `package`, in one line."""
     wanted = f"'sparse-subnetworks[{EXTRAS[package]}]'" if package in EXTRAS else package
     return f"{package} is not installed: pip install {wanted}"
 

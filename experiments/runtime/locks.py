@@ -19,11 +19,11 @@ def file_lock(path: Path) -> FileLock:
 
 
 @contextmanager
-def patiently(lock: FileLock, what: str) -> Iterator[bool]:
-    """Hold `lock`; a line in the log says so if another process, which is `what`, has it for more than a moment.
+def acquire_with_log(lock: FileLock, what: str) -> Iterator[bool]:
+    """Hold `lock`, and log when another process, which is `what`, keeps it for more than a second.
 
-    Whether it is held: on a file system without locks (some network disks) it is not, as a line in the log says, and
-    nobody is waited for. Raises `OSError` where the lock's file cannot be written.
+    Yields whether it is held: on a file system without locks (some network disks) it is not, which is logged, and
+    nothing is waited for. Raises `OSError` where the lock's file cannot be written.
     """
     held = _acquired(lock, what)
     try:
@@ -35,7 +35,7 @@ def patiently(lock: FileLock, what: str) -> Iterator[bool]:
 
 @contextmanager
 def at_once(lock: FileLock) -> Iterator[bool]:
-    """Hold `lock` if no other process does; whether no other does, as far as this file system has locks at all."""
+    """Hold `lock` without waiting; yield False where another process has it, True else and where there are no locks."""
     held = None
     try:
         held = lock.acquire(blocking=False)

@@ -1,6 +1,6 @@
-"""Several processes that train one network together, as torchrun starts them: who they are, and what the first decides.
+"""Data-parallel processes, as torchrun starts them: rank, world size, broadcast and sum.
 
-Outside of torchrun there is one process, the first of one, and nothing here does anything.
+Outside of torchrun there is one process, which is the main process, and nothing here has an effect.
 """
 
 import logging
@@ -13,11 +13,11 @@ import torch.distributed as dist
 
 log = logging.getLogger("experiments")
 
-_PATIENCE = timedelta(days=7)  # the first may wait that long for another run, which makes what it needs
+_PATIENCE = timedelta(days=7)  # the main process may wait that long for another run, which makes what it needs
 
 
 def join(device: str = "auto") -> None:
-    """Meet the other processes, if torchrun started several."""
+    """Join the process group, if torchrun started several processes."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         from accelerate import PartialState  # noqa: PLC0415  # slow to import
 
@@ -25,29 +25,31 @@ def join(device: str = "auto") -> None:
 
 
 def on_cpu(device: str) -> bool:
-    """Whether a run with `device` "auto" or "cpu" is on the CPU. Where there is no other, accelerate has to be told: it
-    takes several processes for one otherwise."""
+    """Whether a run with `device` "auto" or "cpu" is on the CPU.
+
+    Pass the answer to accelerate: on a machine without accelerators it would take several processes for one.
+    """
     return device == "cpu" or not torch.accelerator.is_available()
 
 
-def world() -> int:
-    """How many there are."""
+def world_size() -> int:
+    """The number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which one this is, from 0."""
-    return dist.get_rank() if world() > 1 else 0
+    """The number of this process, from 0."""
+    return dist.get_rank() if world_size() > 1 else 0
 
 
-def first() -> bool:
-    """Whether this is the one that writes."""
+def is_main_process() -> bool:
+    """Whether this is the process that writes files and logs."""
     return rank() == 0
 
 
 def broadcast(value: Any) -> Any:
-    """The `value` of the first process, in every process."""
-    if world() == 1:
+    """The `value` of the main process, in every process."""
+    if world_size() == 1:
         return value
     values = [value]
     dist.broadcast_object_list(values, src=0)
@@ -56,7 +58,7 @@ def broadcast(value: Any) -> Any:
 
 def all_reduce(value: Any) -> Any:
     """The sum of a tensor over all processes, in every process."""
-    if world() > 1:
+    if world_size() > 1:
         value = value.clone()
         dist.all_reduce(value)
     return value

@@ -15,7 +15,7 @@ _SECONDS_BETWEEN_LINES = 20.0
 
 
 class Progress(Protocol):
-    """What the training loop tells."""
+    """A display of how far a training is; the training loop calls it."""
 
     def epoch(self, done: int, total: int, loss: float) -> None: ...
 
@@ -52,7 +52,7 @@ class Lines:
 
     def epoch(self, done: int, total: int, loss: float) -> None:
         now = time.monotonic()
-        if self._before is None:  # of a training that goes on, the first epochs were somebody else's
+        if self._before is None:  # a resumed training did not run its first epochs here
             self._before = done, now
         if now - self._last >= _SECONDS_BETWEEN_LINES:
             self._last = now

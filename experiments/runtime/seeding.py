@@ -17,7 +17,7 @@ def derived_seed(seed: int, *purpose: str | int) -> int:
 
 @contextmanager
 def seeded(seed: int, *purpose: str | int) -> Iterator[None]:
-    """Python's, NumPy's and torch's global random numbers are those of `purpose` within, and as before afterwards."""
+    """Seed Python's, NumPy's and torch's global random generators for `purpose`; put their states back at the end."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         reseed(seed, *purpose)
@@ -29,7 +29,7 @@ def seeded(seed: int, *purpose: str | int) -> Iterator[None]:
 
 
 def reseed(seed: int, *purpose: str | int) -> None:
-    """Begin Python's, NumPy's and torch's global random numbers anew for `purpose`; use it within `seeded`."""
+    """Seed Python's, NumPy's and torch's global random generators for `purpose`; use it within `seeded`."""
     own = derived_seed(seed, *purpose)
     random.seed(own)
     np.random.seed(own % 2**32)

@@ -1,4 +1,4 @@
-"""What a result depends on: fields of the configuration, the code behind their targets, and the code of its stage."""
+"""Identity of a result: fields of the configuration, the code behind their targets, and the code of its stage."""
 
 from collections.abc import Collection, Mapping
 from typing import Any

@@ -35,9 +35,10 @@ class Network:
 
     @property
     def key(self) -> str:
-        """What identifies it."""
-        alone = self.masks is None or self.masks == self.weights
-        return self.weights.key if alone else f"{self.weights.key}+{self.masks.key}"
+        """Key of its weights, and of its masks where these are another artefact."""
+        if self.masks is None or self.masks == self.weights:
+            return self.weights.key
+        return f"{self.weights.key}+{self.masks.key}"
 
     @property
     def history(self) -> dict[str, Any]:
@@ -46,7 +47,7 @@ class Network:
         return found | {"epochs": 0.0, "seconds": 0.0, "history": []} if self.untrained else found
 
     def stored_bytes(self, model: nn.Module) -> int:
-        """What its kept weights, everything else of `model` and its masks take in files."""
+        """Bytes in files of its kept weights, of everything else in `model`, and of its masks."""
         held = Masks.load(self.weights.file(MASKS)) if self.weights.has(MASKS) else None
         masks, parameters = self.load_masks(), dict(model.named_parameters())
         if masks is None:
@@ -91,7 +92,7 @@ def save(
     under: Mapping[str, Any],
     diverged: int | None = None,
 ) -> None:
-    """Weights, tied ones once, of masked tensors only what is kept; the masks themselves; and how it came about.
+    """Save weights (tied ones once, of masked tensors only the kept ones), masks and history.
 
     `epochs` are those of this training, as plain data; `course` its optimizer steps, their number in an epoch, and the
     position in the order of the data at which it ended; `under` its conditions; `diverged` the step from which its loss
@@ -125,12 +126,12 @@ def save(
 
 
 def finite(value: float) -> float | None:
-    """A diverged network has no loss; JSON has no word for it."""
+    """`value`, or None where it is not finite, which JSON cannot hold."""
     return value if math.isfinite(value) else None
 
 
 def _tied(model: nn.Module) -> dict[str, str]:
-    """Names of a parameter besides its first one, and that."""
+    """Further names of tied parameters → their first name."""
     first: dict[int, str] = {}
     tied = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):

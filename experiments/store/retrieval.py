@@ -23,7 +23,7 @@ def masks_of(row: Mapping[str, Any], store: Path | None = None) -> Masks | None:
 
 
 def mask_file(row: Mapping[str, Any], store: Path | None = None) -> Path | None:
-    """Where the masks of a row's network lie; see `masks_of`."""
+    """The file with the masks of a row's network; see `masks_of`."""
     weights, masks = _keys(row)
     artefact = _artefact(masks or weights, row, store)
     return artefact.file(MASKS) if masks or artefact.has(MASKS) else None
@@ -40,7 +40,7 @@ def kept_weights(row: Mapping[str, Any], store: Path | None = None) -> dict[str,
     for layer in row["layers"]:
         name = str(layer["name"])
         if name not in state:
-            raise ArtefactError(f"{artefact.folder}: has no weights {name}, of which run {row['run']} tells: repeat it")
+            raise ArtefactError(f"{artefact.folder}: has no weights {name}, which run {row['run']} names: repeat it")
         values = state[name]
         if now is not None and held is None:
             values = values[now[name]]
@@ -58,9 +58,9 @@ def network_of(row: Mapping[str, Any], model: nn.Module, store: Path | None = No
 
 
 def _keys(row: Mapping[str, Any]) -> tuple[str, str]:
-    """Of the weights, and of the masks where these are another artefact ("" otherwise)."""
+    """Keys of the weights, and of the masks where these are another artefact ("" otherwise)."""
     if not isinstance(row.get("network"), str) or not isinstance(row.get("layers"), list):
-        raise ArtefactError(f"run {row['run']}, level {row['level']}: does not tell its network: repeat the run")
+        raise ArtefactError(f"run {row['run']}, level {row['level']}: does not name its network: repeat the run")
     weights, _, masks = row["network"].partition("+")
     return weights, masks
 

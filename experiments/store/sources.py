@@ -24,7 +24,7 @@ OWN = frozenset({"experiments", "pruning"})
 def digests(config: Any, without: Collection[str] = ()) -> dict[str, str]:
     """Import path → digest of its code, for every `_target_` in `config`, at any depth, that is no installed code.
 
-    Raises `ConfigurationError` for a target whose code is in no file: nobody could say whether it has changed.
+    Raises `ConfigurationError` for a target whose code is in no file: a change of it would go unnoticed.
     """
     found = {target: _behind(target) for target in _targets(config)}
     return {target: _digest((start,), frozenset(without)) for target, start in found.items() if start is not None}
@@ -39,13 +39,13 @@ def digest(modules: Iterable[str], without: Collection[str] = ()) -> str:
 
 
 def reached(modules: Iterable[str], without: Collection[str] = ()) -> list[str]:
-    """The modules that `digest` is of, sorted."""
+    """The modules that `digest` covers, sorted."""
     return sorted(_reached(tuple((module, "") for module in modules), frozenset(without))[0])
 
 
 def libraries(config: Any) -> set[str]:
     """Top-level names of the installed packages that the code behind the `_target_`s of `config` imports."""
-    found = set()
+    found: set[str] = set()
     for target in _targets(config):
         start = _behind(target)
         found |= {target.partition(".")[0]} if start is None else _reached((start,), frozenset())[1]

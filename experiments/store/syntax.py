@@ -1,4 +1,4 @@
-"""Python files as they count: by what they do, so without comments, docstrings and layout, and by what they import."""
+"""Digests and imports of Python files. Comments, docstrings and layout do not count."""
 
 import ast
 import hashlib
@@ -15,8 +15,10 @@ Import = tuple[str, str]
 
 @dataclass(frozen=True)
 class Source:
-    """A digest of what a file does, what it imports, and what it hands on: name → import, or None where it does more
-    than import."""
+    """A file: digest of its code, its imports, and what it re-exports (name → import).
+
+    `hands_on` is None for a file that does more than import.
+    """
 
     digest: str
     imports: tuple[Import, ...]
@@ -25,7 +27,7 @@ class Source:
 
 @cache
 def read(path: Path, module: str) -> Source:
-    """What the file of `module` says; read once in a process, as what runs is what was loaded before it was edited."""
+    """Read the file of `module`, once per process: code that runs was loaded before later edits."""
     content = path.read_bytes()
     try:
         tree = ast.parse(content)
@@ -43,7 +45,7 @@ _IMPORTING = (ast.Import, ast.ImportFrom)
 
 
 def _is_all(statement: ast.stmt) -> bool:
-    """A docstring, or `__all__`."""
+    """Whether a statement is a docstring, or sets `__all__`."""
     if isinstance(statement, ast.Assign):
         return all(isinstance(target, ast.Name) and target.id == "__all__" for target in statement.targets)
     return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
@@ -79,7 +81,7 @@ def _normal(tree: ast.Module) -> str:
         node = waiting.pop()
         words.append(type(node).__name__)
         below: list[ast.AST] = []
-        for name in _fields(type(node)):
+        for name in _fields(type(node)):  # type: ignore[arg-type]  # classes are hashable, as the stubs do not say
             value = getattr(node, name, None)
             if isinstance(value, ast.AST):
                 words.append(name)
@@ -87,7 +89,7 @@ def _normal(tree: ast.Module) -> str:
             elif isinstance(value, list):
                 items = [item for item in value if not _is_idle(item, node)]
                 nodes = [item for item in items if isinstance(item, ast.AST)]
-                if len(nodes) < len(items):  # names, or defaults of which some are lacking
+                if len(nodes) < len(items):  # names, or defaults, some of them absent
                     words.append(ascii([None if isinstance(item, ast.AST) else ascii(item) for item in items]))
                 if items:
                     words.append(f"{name} {len(items)}")

@@ -28,7 +28,7 @@ class Classification(Task):
         classes: how many there are, from 2.
         weights: of each class in the loss, which is then a weighted mean; None: 1 each. Accuracy is not weighted.
         label_smoothing: in [0, 1), in training alone. Szegedy et al. 2016, section 7.
-        top: also the accuracies of the target among the so many largest logits, each above 1: "top5_accuracy".
+        top: also accuracies of the target among the k largest logits, for each k above 1: "top5_accuracy".
     """
 
     classes: int
@@ -68,10 +68,11 @@ class Classification(Task):
         if self.weights is None:
             return rows_of(batch)
         targets: Tensor = batch[self.targets]
-        return self._weights(torch.zeros((), dtype=torch.float64, device=targets.device))[targets].sum()
+        weights = torch.as_tensor(self.weights, dtype=torch.float64, device=targets.device)
+        return weights[targets].sum()
 
     def measures(self) -> dict[str, torchmetrics.Metric]:
-        """Of torchmetrics, over all examples together."""
+        """Measures of torchmetrics, over all examples together."""
         from torchmetrics.classification import MulticlassAccuracy  # noqa: PLC0415  # takes seconds
 
         found = {"accuracy": 1} | {f"top{k}_accuracy": k for k in self.top}

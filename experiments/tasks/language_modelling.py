@@ -29,9 +29,9 @@ PERPLEXITY = Metric("perplexity", higher_is_better=False, log=True)
 class LanguageModelling(Task):
     """Cross-entropy of each token given those before it, by logits [n, tokens, vocabulary].
 
-    The column `tokens` holds int64 [n, tokens]. Which of them are to be foretold says a column `targets`, of the same
-    shape, -100 where nothing is; or else an `attention_mask`, 0 where there is padding; or else all are. Means are over
-    tokens, so that padding and the cut into batches change nothing.
+    The column `tokens` holds int64 [n, tokens]. A column `targets` of the same shape says which of them
+    are predicted, with -100 where none is; without it, an `attention_mask`, 0 where there is padding; without both, all
+    are. Means are over tokens, so that neither padding nor the batch size changes them.
 
     Attributes:
         tokens: the column.
@@ -51,11 +51,11 @@ class LanguageModelling(Task):
         return F.cross_entropy(widened(logits), labels, ignore_index=IGNORED, reduction="sum")
 
     def count(self, batch: Batch) -> Tensor:
-        """The tokens that are to be foretold: none is the first of its sequence."""
+        """The number of tokens that are predicted: the first of a sequence is not."""
         return (self.labels(batch)[:, 1:] != IGNORED).sum()
 
     def measures(self) -> dict[str, torchmetrics.Metric]:
-        """Of torchmetrics."""
+        """Measures of torchmetrics."""
         return {"token_accuracy": token_accuracy()}
 
     def predictions(self, outputs: Any, batch: Batch) -> tuple[Tensor, ...]:
@@ -67,7 +67,7 @@ class LanguageModelling(Task):
         return {"perplexity": perplexity(loss)}
 
     def labels(self, batch: Batch) -> Tensor:
-        """What each position holds if it counts, -100 else: int64 [n, tokens]."""
+        """Token at each position that counts, -100 elsewhere: int64 [n, tokens]."""
         if self.targets in batch:
             labels: Tensor = batch[self.targets]
             return labels
@@ -105,7 +105,7 @@ def token_accuracy() -> torchmetrics.Metric:
     from torchmetrics import MeanMetric  # noqa: PLC0415  # takes seconds
 
     class TokenAccuracy(MeanMetric):
-        def update(self, logits: Tensor, labels: Tensor) -> None:
+        def update(self, logits: Tensor, labels: Tensor) -> None:  # type: ignore[override]  # of what `predictions` gives
             counted = labels != IGNORED
             super().update((logits[counted].argmax(-1) == labels[counted]).double())
 

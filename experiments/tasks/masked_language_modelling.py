@@ -64,7 +64,7 @@ class MaskedLanguageModelling(Task):
         return (PERPLEXITY, share("token_accuracy"))
 
     def inputs(self, batch: Batch) -> Inputs:
-        """With hidden tokens."""
+        """The batch with hidden tokens."""
         hidden, _ = self._hidden(batch)
         shown = {name: column for name, column in batch.items() if name != _NOISE}
         return super().inputs(shown | {self.tokens: hidden})
@@ -79,7 +79,7 @@ class MaskedLanguageModelling(Task):
         return (self._hidden(batch)[1] != IGNORED).sum()
 
     def measures(self) -> dict[str, torchmetrics.Metric]:
-        """Of torchmetrics."""
+        """Measures of torchmetrics."""
         return {"token_accuracy": token_accuracy()}
 
     def predictions(self, outputs: Any, batch: Batch) -> tuple[Tensor, ...]:
@@ -91,7 +91,7 @@ class MaskedLanguageModelling(Task):
         return {"perplexity": perplexity(loss)}
 
     def augment(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """With numbers that choose other tokens than those of the last epoch."""
+        """The batch with random numbers that hide other tokens in every epoch."""
         drawn = torch.randint(2**62, (rows_of(batch),), generator=generator)
         return batch | {_NOISE: drawn.to(batch[self.tokens].device)}
 
@@ -123,7 +123,7 @@ class MaskedLanguageModelling(Task):
 
 
 def _mixed(keys: Tensor) -> Tensor:
-    """int64 keys as numbers of which all 64 bits look random (the finaliser of SplitMix64)."""
+    """Scramble all 64 bits of int64 keys (the finaliser of SplitMix64)."""
     keys = (keys ^ (keys >> 30 & (1 << 34) - 1)) * _ODD[1]
     keys = (keys ^ (keys >> 27 & (1 << 37) - 1)) * _ODD[2]
     return keys ^ (keys >> 31 & (1 << 33) - 1)

@@ -26,7 +26,7 @@ class Multilabel(Task):
 
     Attributes:
         labels: how many there are.
-        positive_weights: of the positive examples of each label in the loss; None: 1 each.
+        positive_weights: weight in the loss of the positive examples of each label; None: 1 each.
     """
 
     labels: int
@@ -58,7 +58,7 @@ class Multilabel(Task):
         return batch[self.targets].numel()  # type: ignore[no-any-return]
 
     def measures(self) -> dict[str, torchmetrics.Metric]:
-        """Of torchmetrics, at a probability of one half."""
+        """Measures of torchmetrics, at a probability of one half."""
         from torchmetrics.classification import MultilabelExactMatch, MultilabelF1Score  # noqa: PLC0415  # seconds
 
         return {

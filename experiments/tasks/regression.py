@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from pruning.evidence import output_tensor
 if TYPE_CHECKING:
     import torchmetrics
 
-LOSSES = {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss}
+LOSSES: dict[str, Callable[..., Tensor]] = {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss}
 
 
 @dataclass(kw_only=True)
@@ -60,7 +61,7 @@ class Regression(Task):
         return batch[self.targets].numel()  # type: ignore[no-any-return]
 
     def measures(self) -> dict[str, torchmetrics.Metric]:
-        """Of torchmetrics, summed in float64."""
+        """Measures of torchmetrics, summed in float64."""
         from torchmetrics import MeanAbsoluteError, MeanSquaredError, R2Score  # noqa: PLC0415  # takes seconds
 
         found = {"r2": R2Score(), "mse": MeanSquaredError(), "mae": MeanAbsoluteError()}

@@ -1,4 +1,4 @@
-"""What networks learn and what they are judged by: the one value that knows. Nothing else in the application does."""
+"""Task: the loss that networks minimise and the metrics that judge them. Nothing else here knows either."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ CALLS = ("keywords", "positional", "dictionary")
 
 @dataclass(kw_only=True)
 class Task:
-    """The base of all tasks: a subclass says what its loss is, and by what it is judged.
+    """Base of all tasks: a subclass defines a loss and metrics.
 
-    Losses are sums, and `count` says of how much, so that padding, ignored tokens and weights of classes come out the
-    same however the data are cut into batches.
+    Losses are sums, and `count` is their denominator, so that means over padded tokens or weighted classes do not
+    depend on how the data are cut into batches.
 
     Attributes:
-        columns: what the model is called with; None: all columns but `targets`.
-        targets: the column of what is to be learned.
+        columns: columns that the model is called with; None: all but `targets`.
+        targets: the column that is predicted.
         call: with several columns, whether the model takes them as "keywords", as "positional" arguments in their
             order, or as one "dictionary". A single column is the model's only argument, unless it is a dictionary.
         evaluation_batch: examples in a forward pass of the evaluation.
@@ -54,7 +54,7 @@ class Task:
         if self.evaluation_batch < 1:
             raise ConfigurationError(f"task.evaluation_batch={self.evaluation_batch}: give at least 1")
 
-    # What a task of one's own says
+    # To be defined by a subclass
 
     def described(self) -> tuple[Metric, ...]:
         """Its own metrics; the first is the headline: y axis, best epoch, what `compare` calls better."""
@@ -65,7 +65,7 @@ class Task:
         raise NotImplementedError
 
     def count(self, batch: Batch) -> float | Tensor:
-        """How much counts in `batch`, so that loss / count is a mean: its number of examples, unless overridden."""
+        """Denominator of the loss of `batch`, which makes a mean: its number of examples, unless overridden."""
         return rows_of(batch)
 
     def measures(self) -> dict[str, torchmetrics.Metric]:
@@ -73,7 +73,7 @@ class Task:
         return {}
 
     def predictions(self, outputs: Any, batch: Batch) -> tuple[Tensor, ...]:
-        """What torchmetrics objects are updated with: predictions and targets."""
+        """Predictions and targets, with which torchmetrics objects are updated."""
         return output_tensor(outputs), batch[self.targets]
 
     def derived(self, loss: float) -> dict[str, float]:
@@ -81,13 +81,13 @@ class Task:
         return {}
 
     def check(self, data: Data, batch: Batch) -> None:
-        """Raise `DataError` where `data`, of which `batch` is the beginning, are not of this task."""
+        """Raise `DataError` where `data`, which begin with `batch`, do not fit this task."""
 
     def augment(self, batch: Batch, generator: torch.Generator) -> Batch:
         """A batch of training as it is seen this time, by random numbers of `generator`."""
         return batch
 
-    # What the application asks
+    # Called by the application
 
     def all_metrics(self) -> tuple[Metric, ...]:
         """Descriptions of all numbers in `evaluate`, the headline first, the loss last."""
@@ -95,7 +95,7 @@ class Task:
         return (*self.described(), *others, LOSS)
 
     def inputs(self, batch: Batch) -> Inputs:
-        """What the model is called with."""
+        """The inputs of the model."""
         names = [name for name in batch if name != self.targets] if self.columns is None else self.columns
         missing = [name for name in names if name not in batch]
         if missing or not names:
@@ -168,7 +168,7 @@ def evaluate(task: Task, model: nn.Module, data: Data) -> dict[str, float]:
 
 @torch.no_grad()
 def check_fit(task: Task, model: nn.Module, splits: Splits, what: str) -> None:
-    """Raise a one-line error where data are not of this task, or `model` cannot be called with them, or has no loss."""
+    """Raise a one-line error where data do not fit the task, `model` cannot be called with them, or its loss fails."""
     for name in ("test", "validation", "train"):
         data = getattr(splits, name)
         batch = take(data, 2)
@@ -189,7 +189,8 @@ def check_fit(task: Task, model: nn.Module, splits: Splits, what: str) -> None:
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError) as error:
             given = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
             raise ModelError(
-                f"{what}: gives {given} for {columns}, of which task={type(task).__name__} has no loss ({_line(error)})"
+                f"{what}: gives {given} for {columns}, but the loss of task={type(task).__name__} fails "
+                f"({_line(error)})"
             ) from error
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         raise ConfigurationError(f"task={type(task).__name__}: its loss is no single number: give a sum over the batch")

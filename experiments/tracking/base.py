@@ -1,4 +1,4 @@
-"""Where rows are also sent. A tracker that fails or hangs is dropped with a warning; the rows on disk stay."""
+"""Trackers of rows. A tracker that fails or hangs is dropped with a warning; the rows on disk stay."""
 
 import logging
 import os
@@ -20,7 +20,7 @@ PATIENCE, FAREWELL = 60.0, 600.0
 
 
 class Tracker(Protocol):
-    """What a run tells its tracker."""
+    """A destination of rows, figures and masks, called by a run."""
 
     def start(self, run: str, config: Mapping[str, Any]) -> None:
         """A run begins, or is repeated."""
@@ -32,7 +32,7 @@ class Tracker(Protocol):
         """Its figures, and the files of its masks, by their names."""
 
     def finish(self, done: bool) -> None:
-        """It is over; `done`, or by an error."""
+        """The run ended: `done`, or by an error."""
 
 
 class Nothing:
@@ -60,7 +60,7 @@ class Guarded:
 
     @property
     def active(self) -> bool:
-        """Whether anybody listens."""
+        """Whether there is a tracker that has not been dropped."""
         return not isinstance(self._tracker, Nothing)
 
     def start(self, run: str, config: Mapping[str, Any]) -> None:
@@ -72,7 +72,7 @@ class Guarded:
         self._try("row", lambda tracker: tracker.row(row))
 
     def results(self, make: Callable[[], tuple[Mapping[str, "Figure"], Mapping[str, Path]]]) -> None:
-        """Send what `make` makes, which is not asked where nobody listens."""
+        """Send the figures and masks that `make` returns; it is called only while a tracker is active."""
         if self.active:
             try:
                 figures, masks = make()

@@ -26,10 +26,10 @@ class Wandb:
         self._run: Any = None
 
     def start(self, run: str, config: Mapping[str, Any]) -> None:
-        """Open the wandb run; a repeated run goes on in the one that it had."""
+        """Open the wandb run; a repeated run continues its own."""
         import wandb  # noqa: PLC0415  # slow to import, and only needed here
 
-        mode = self._mode
+        mode: Any = self._mode
         if mode == "auto":
             mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
         if self._folder is not None:
@@ -69,7 +69,7 @@ class Wandb:
 
 
 def tags(config: Mapping[str, Any]) -> list[str]:
-    """What a run is found by: scorer, model, granularity, data and when."""
+    """Tags by which a run is found: scorer, model, granularity, data and when."""
     found = []
     for key in ("scorer", "model", "granularity"):
         target = str((config.get(key) or {}).get("_target_", ""))

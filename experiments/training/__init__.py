@@ -1,1 +1,1 @@
-"""Training: one loop, which goes on where it was cut."""
+"""Training: one loop, which resumes from checkpoints."""

@@ -23,12 +23,12 @@ def batches(examples: Data, size: int, seed: int, epoch: int, numbers: slice = s
 
 
 def upcoming(examples: Data, recipe: Recipe, task: Task, steps: range, length: int) -> Iterator[Batch]:
-    """The batches of `steps`, of which an epoch has `length`, as they are seen in training."""
+    """The batches of `steps`, augmented as in training; an epoch has `length` steps."""
     augmenting = type(task).augment is not Task.augment  # a generator takes as long as a small step's gathering
     for epoch in range(steps.start // length, -(-steps.stop // length)):
-        first = max(0, steps.start - epoch * length)
-        numbers = slice(first, min(length, steps.stop - epoch * length))
-        for number, batch in enumerate(batches(examples, recipe.batch_size, recipe.seed, epoch, numbers), first):
+        begin = max(0, steps.start - epoch * length)
+        numbers = slice(begin, min(length, steps.stop - epoch * length))
+        for number, batch in enumerate(batches(examples, recipe.batch_size, recipe.seed, epoch, numbers), begin):
             if recipe.augment is not None:
                 noise = generator(recipe.seed, "augmentation", epoch, number)
                 batch["inputs"] = recipe.augment(batch["inputs"], noise)
@@ -38,7 +38,7 @@ def upcoming(examples: Data, recipe: Recipe, task: Task, steps: range, length: i
 
 
 def _cut(order: Tensor, size: int) -> list[Tensor]:
-    parts = list(order.split(size))
+    parts = list(torch.split(order, size))
     if size > 1 and len(parts) > 1 and len(parts[-1]) == 1:
         parts[-2:] = [torch.cat(parts[-2:])]
     return parts

@@ -1,4 +1,4 @@
-"""A training saves itself now and then, so that one that is killed goes on where it was, to the same result."""
+"""Checkpoints of a training, from which a killed one resumes and comes to the same result."""
 
 import logging
 import os
@@ -17,12 +17,12 @@ log = logging.getLogger("experiments")
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Where a training saves itself, and how often.
+    """Path and intervals of the checkpoints of a training.
 
     Attributes:
         path: one file, replaced whole each time.
-        seconds: save when so many have passed since the last time; None: never for that reason.
-        steps: save after every so many optimizer steps; None: never for that reason.
+        seconds: seconds between two checkpoints; None: no limit of time.
+        steps: optimizer steps between two checkpoints; None: no limit of steps.
     """
 
     path: Path
@@ -30,7 +30,7 @@ class Checkpoints:
     steps: int | None = None
 
     def due(self, step: int, last: float) -> bool:
-        """Whether to save after `step` steps, with the last time at `last` by `time.monotonic`."""
+        """Whether to save after `step` steps; the last checkpoint is of time `last` by `time.monotonic`."""
         if self.steps is not None and step % self.steps == 0:
             return True
         return self.seconds is not None and time.monotonic() - last >= self.seconds
@@ -38,8 +38,7 @@ class Checkpoints:
     def write(self, tree: dict[str, Any], device: torch.device) -> None:
         """Replace the file; a reader, or a process that is killed, never meets half of it.
 
-        A disk that is full, or an optimizer whose state is no plain data, is told in the log: the training itself can
-        still end well.
+        A full disk, or an optimizer whose state is no plain data, is logged: the training can go on without.
         """
         temporary = self.path.with_name(f".{self.path.name}.tmp")
         try:
@@ -52,7 +51,7 @@ class Checkpoints:
             log.warning("no checkpoint, the training goes on: %s", error)
 
     def read(self, device: torch.device) -> dict[str, Any] | None:
-        """What was written last, or None: there is nothing, it is damaged, or it would not end in the same numbers."""
+        """The last checkpoint; None where there is none, it is damaged, or resuming would give other numbers."""
         if not self.path.exists():
             return None
         try:
@@ -61,12 +60,14 @@ class Checkpoints:
             log.warning("%s; this training starts from its beginning", error)
             return None
         if not isinstance(tree, dict) or tree.pop("environment", None) != _environment(device):
-            log.warning("%s: made with another torch, device or number of threads; starting anew", self.path)
+            log.warning(
+                "%s: other torch, device or number of threads; this training starts from its beginning", self.path
+            )
             return None
         return tree
 
 
 def _environment(device: torch.device) -> dict[str, Any]:
-    """What the rounding of sums depends on, besides the numbers themselves."""
+    """Conditions on which the rounding of sums depends, besides the numbers themselves."""
     threads = torch.get_num_threads() if device.type == "cpu" else None
     return {"torch": str(torch.__version__), "device": device.type, "threads": threads}

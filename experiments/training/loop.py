@@ -1,7 +1,7 @@
 """One training loop. Data are read in the order of a permutation of (seed, epoch): columns on the device, or a Dataset.
 
 A training is a range of steps in the order of its data, so that it can begin and end anywhere in it: at a rewind point,
-or where a checkpoint was written. Whatever it draws at random is begun anew with every epoch.
+or where a checkpoint was written. Random generators are seeded again at every epoch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from experiments.data import Batch, Data
 from experiments.data.examples import chunks, cut, rows_of, take
-from experiments.runtime.processes import first, on_cpu, rank, world
+from experiments.runtime.processes import is_main_process, on_cpu, rank, world_size
 from experiments.runtime.progress import Progress
 from experiments.runtime.seeding import reseed, seeded
 from experiments.tasks import Task, call, evaluate
@@ -27,7 +27,7 @@ from experiments.training.batches import steps_per_epoch, upcoming
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.execution import execution_of
 from experiments.training.recipe import Recipe
-from experiments.training.state import Course, Epoch, restored, saved
+from experiments.training.state import Epoch, TrainingState, from_tree, to_tree
 from pruning import Masks
 from pruning.dynamic import Held
 from pruning.errors import ConfigurationError, MaskError
@@ -39,13 +39,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("experiments")
 
-Regime = Callable[[nn.Module, Optimizer], Held]
-"""From a model and its optimizer to masks that change while it trains: see `pruning.dynamic`."""
+MakeRegime = Callable[[nn.Module, Optimizer], Held]
+"""Factory of masks that change during training, called with the model and its optimizer: see `pruning.dynamic`."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training gives besides the weights of its model.
+    """Result of a training, besides the weights of its model.
 
     Attributes:
         epochs: one after the other.
@@ -70,9 +70,9 @@ def accelerator(device: str = "auto", precision: str = "no") -> Accelerator:
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     made = Accelerator(cpu=on_cpu(device), mixed_precision=precision)
-    if made.num_processes != world():  # each would train alone, on its share of every batch
+    if made.num_processes != world_size():  # each would train alone, on its share of every batch
         raise ConfigurationError(
-            f"device={device}: accelerate sees {made.num_processes} of {world()} processes: set device=cpu"
+            f"device={device}: accelerate sees {made.num_processes} of {world_size()} processes: set device=cpu"
         )
     return made
 
@@ -85,26 +85,26 @@ def train(
     task: Task,
     accelerated: Accelerator,
     masks: Masks | None = None,
-    regime: Regime | None = None,
+    regime: MakeRegime | None = None,
     begin: RewindPoint | None = None,
     progress: Progress | None = None,
     checkpoints: Checkpoints | None = None,
-    choose: Choose = masked,
+    policy: Choose = masked,
 ) -> Trained:
     """Train `model` in place; removed weights are zero at the end.
 
     Args:
-        model: begins with the weights that it has.
+        model: trained from the weights that it has.
         examples, validation: the data.
-        recipe: how.
-        task: what is learned.
+        recipe: how to train.
+        task: what to learn.
         accelerated: device and precision; made for this training, as it keeps the models that it prepares.
         masks: hold throughout.
-        regime: instead, masks that change.
-        begin: whose optimizer state and random state the training begins with; None: fresh ones.
-        progress: is told of every epoch.
-        checkpoints: where it saves itself. What lies there is gone on with; who calls removes it in the end.
-        choose: which layers run sparsely while masks hold on them; see `pruning.execution`.
+        regime: makes masks that change, instead of `masks`.
+        begin: rewind point with the optimizer state and random state to begin with; None: fresh ones.
+        progress: called after every epoch.
+        checkpoints: checkpoints to write; an existing one is resumed. The caller deletes them afterwards.
+        policy: which layers run sparsely while masks hold on them; see `pruning.execution`.
     """
     device = accelerated.device
     model.to(device)
@@ -117,47 +117,47 @@ def train(
     prepared = accelerated.prepare(model)
     # accelerate's wrapper of an optimizer only matters to a gradient scaler, and costs a small network 5 % of a step
     stepper = optimizer if accelerated.scaler is None else accelerated.prepare(optimizer)
-    course = Course(recipe.steps.start, torch.zeros((), device=device))
-    with seeded(recipe.seed, "training", course.step // length):
+    state = TrainingState(recipe.steps.start, torch.zeros((), device=device))
+    with seeded(recipe.seed, "training", state.step // length):
         if begin is not None:
             begin.restore(optimizer=optimizer, random=True)
         held = _held(prepared, optimizer, None if masks is None else masks.to(device), regime)
         part = task.inputs(take(examples, -(-recipe.batch_size // recipe.accumulate), device))
-        execution = None if held is None else execution_of(held, choose, part, accelerated)
+        execution = None if held is None else execution_of(held, policy, part, accelerated)
         tree = None if checkpoints is None else checkpoints.read(device)
         if tree is not None:
-            course = restored(tree, model, optimizer, execution, accelerated)
+            state = from_tree(tree, model, optimizer, execution, accelerated)
         prepared.train()
-        began, last_saved = time.perf_counter() - course.seconds, time.monotonic()
-        for batch in upcoming(examples, recipe, task, range(course.step, recipe.steps.stop), length):
-            number, place = divmod(course.step, length)
+        began, last_saved = time.perf_counter() - state.seconds, time.monotonic()
+        for batch in upcoming(examples, recipe, task, range(state.step, recipe.steps.stop), length):
+            number, place = divmod(state.step, length)
             if place == 0:
                 reseed(recipe.seed, "training", number)
-            _set_rates(optimizer, base_rates, recipe.factor(course.step / recipe.total))
+            _set_rates(optimizer, base_rates, recipe.factor(state.step / recipe.total))
             count = task.count(batch)
-            course.add(_step(prepared, stepper, batch, count, recipe, task, accelerated, execution), count)
-            ends = course.step % length == 0 or course.step == recipe.steps.stop
+            state.add(_step(prepared, stepper, batch, count, recipe, task, accelerated, execution), count)
+            ends = state.step % length == 0 or state.step == recipe.steps.stop
             found = evaluate(task, model, validation)[headline.name] if ends and recipe.best_on_validation else None
-            course.seconds = time.perf_counter() - began
+            state.seconds = time.perf_counter() - began
             if ends:
-                epoch = course.close(number, optimizer.param_groups[0]["lr"], found, headline.higher_is_better, model)
+                epoch = state.close(number, optimizer.param_groups[0]["lr"], found, headline.higher_is_better, model)
                 began = time.perf_counter()
                 if progress is not None:
-                    progress.epoch(len(course.epochs), epochs, epoch.loss)
-            if checkpoints is not None and first() and checkpoints.due(course.step, last_saved):
-                checkpoints.write(saved(course, model, optimizer, execution, accelerated), device)
+                    progress.epoch(len(state.epochs), epochs, epoch.loss)
+            if checkpoints is not None and is_main_process() and checkpoints.due(state.step, last_saved):
+                checkpoints.write(to_tree(state, model, optimizer, execution, accelerated), device)
                 last_saved = time.monotonic()
         sparse = () if execution is None else execution.dense()
-        end = RewindPoint.capture(model, optimizer, step=course.step) if recipe.keep_end else None
-    if course.best is not None:
-        model.load_state_dict(course.best[1])
+        end = RewindPoint.capture(model, optimizer, step=state.step) if recipe.keep_end else None
+    if state.best is not None:
+        model.load_state_dict(state.best[1])
     if held is None:
-        return Trained(course.epochs, None, end, diverged=course.lost)
+        return Trained(state.epochs, None, end, diverged=state.lost)
     if recipe.steps and not held.masks.agree(model):
         raise MaskError("removed weights came back in training: something writes to them past the optimizer")
     final = held.finish()
     final.apply_(model)
-    return Trained(course.epochs, final, end, sparse, course.lost)
+    return Trained(state.epochs, final, end, sparse, state.lost)
 
 
 def _optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
@@ -172,7 +172,7 @@ def _set_rates(optimizer: Optimizer, base_rates: list[float], factor: float) -> 
         group["lr"] = rate * factor
 
 
-def _held(model: nn.Module, optimizer: Optimizer, masks: Masks | None, regime: Regime | None) -> Held | None:
+def _held(model: nn.Module, optimizer: Optimizer, masks: Masks | None, regime: MakeRegime | None) -> Held | None:
     if regime is not None:
         return regime(model, optimizer)
     return None if masks is None else Held(model, optimizer, masks)
@@ -195,8 +195,8 @@ def _step(
     loss_sum = torch.zeros((), device=accelerated.device)
     own, counted = _share(rows_of(batch))
     # processes average their gradients; where nothing counts, nothing is learned
-    weight = world() / count if counted and count else 0.0
-    parts = chunks(cut(batch, own) if world() > 1 else batch, recipe.accumulate)
+    weight = world_size() / count if counted and count else 0.0
+    parts = chunks(cut(batch, own) if world_size() > 1 else batch, recipe.accumulate)
     for number, part in enumerate(parts, start=1):
         with nullcontext() if number == len(parts) else accelerated.no_sync(model):
             with accelerated.autocast():
@@ -215,12 +215,12 @@ def _step(
 
 
 def _share(count: int) -> tuple[slice, bool]:
-    """Which of `count` examples this process trains on, and whether they count.
+    """The examples, of `count` in a batch, that this process trains on, and whether they count.
 
-    Nobody gets a single example, of which batch norm has no variance. Where there are too few for all, the last
-    processes get some that do not count.
+    No process gets a single example: batch norm has no variance of it. Where there are too few for all processes, the
+    last ones get two that do not count.
     """
-    parts = max(1, min(world(), count // 2))
+    parts = max(1, min(world_size(), count // 2))
     if rank() >= parts:
         return slice(0, 2), False
     return slice(rank() * count // parts, (rank() + 1) * count // parts), True

@@ -12,7 +12,7 @@ Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained.
+    """Recipe of a training.
 
     Attributes:
         steps: the optimizer steps that are done, by their numbers in the order of the data, where an epoch follows the
@@ -22,7 +22,7 @@ class Recipe:
             the step before it: batch norm cannot train on one.
         optimizer: from parameters to an optimizer; its own learning rate is the base rate.
         factor: from progress in [0, 1), the number of a step by `total`, to a factor of the base rate.
-        seed: of data order, augmentation and dropout.
+        seed: seed of data order, augmentation and dropout.
         accumulate: parts into which a batch is cut to save memory; the step is the same, unless batch norm or dropout
             see the parts.
         clip: largest norm of the whole gradient, or None.

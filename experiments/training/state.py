@@ -1,4 +1,4 @@
-"""How far a training is, and all that the rest of it depends on: what a checkpoint holds."""
+"""State of a training: all that its remaining steps depend on, as a checkpoint holds it."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ log = logging.getLogger("experiments")
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch left.
+    """Record of one epoch.
 
     Attributes:
         number: in the order of the data.
         learning_rate: at its end.
         loss: mean over all that counts.
         validation: the headline metric there, if the best epoch is to be kept.
-        seconds: that its steps took.
+        seconds: duration of its steps.
     """
 
     number: int
@@ -41,8 +41,8 @@ class Epoch:
 
 
 @dataclass
-class Course:
-    """How far a training is.
+class TrainingState:
+    """Progress of a training.
 
     Attributes:
         step: optimizer steps done.
@@ -61,7 +61,7 @@ class Course:
     diverged: int | None = None
 
     def add(self, loss: Tensor, count: float | Tensor) -> None:
-        """A step, and the sum of its losses."""
+        """Add a step, given the sum of its losses."""
         self.loss += loss
         self.seen += count
         self.step += 1
@@ -98,37 +98,37 @@ class Course:
             self.diverged = self.step
 
 
-def saved(
-    course: Course,
+def to_tree(
+    state: TrainingState,
     model: nn.Module,
     optimizer: Optimizer,
     execution: Execution | None,
     accelerated: Accelerator,
 ) -> dict[str, Any]:
-    """A training as plain data and tensors."""
+    """Pack the state of a training into plain data and tensors."""
     scaler = accelerated.scaler
     return {
-        "point": RewindPoint.capture(model, optimizer, step=course.step).as_dict(),
+        "point": RewindPoint.capture(model, optimizer, step=state.step).as_dict(),
         "masks": None if execution is None else execution.regime.state_dict(),
         "sparse": None if execution is None or execution.layers is None else execution.layers,
         "scaler": None if scaler is None else scaler.state_dict(),
-        "loss": course.loss,
-        "seen": course.seen,
-        "seconds": course.seconds,
-        "epochs": [asdict(epoch) for epoch in course.epochs],
-        "best": course.best,
-        "diverged": course.diverged,
+        "loss": state.loss,
+        "seen": state.seen,
+        "seconds": state.seconds,
+        "epochs": [asdict(epoch) for epoch in state.epochs],
+        "best": state.best,
+        "diverged": state.diverged,
     }
 
 
-def restored(
+def from_tree(
     tree: dict[str, Any],
     model: nn.Module,
     optimizer: Optimizer,
     execution: Execution | None,
     accelerated: Accelerator,
-) -> Course:
-    """`saved` undone: put back into model, optimizer, masks, scaler and the global random states."""
+) -> TrainingState:
+    """Restore what `to_tree` packed: into model, optimizer, masks, scaler and the global random states."""
     point = RewindPoint(**tree["point"])
     if execution is not None:
         execution.regime.load_state_dict(tree["masks"])
@@ -139,7 +139,7 @@ def restored(
         accelerated.scaler.load_state_dict(tree["scaler"])
     device = accelerated.device
     best = tree["best"]
-    return Course(
+    return TrainingState(
         step=point.step,
         loss=tree["loss"].to(device),
         seen=tree["seen"],

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 
 from experiments import records
 from experiments import run as app
-from experiments.configuration import CONF, checked
+from experiments.configuration import CONF, validate
 from experiments.running.setting import Setting
 from experiments.store import Store, sources, syntax
 
@@ -20,7 +20,7 @@ SMALL = ("data=digits", "model=mlp", "model.hidden=[16,12]", "training.epochs=2"
 
 def configured(*overrides: str) -> dict:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return checked(compose("config", overrides=[*SMALL, *overrides]))
+        return validate(compose("config", overrides=[*SMALL, *overrides]))
 
 
 def setting_of(folder: Path, *overrides: str) -> Setting:

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from experiments.benchmarks import lottery, measuring, report, scoring, smaller, startup, sweep, training_step
-from experiments.training import batches as order
 from experiments.training import loop as training
 
 structure = pytest.importorskip("experiments.benchmarks.structure")
@@ -39,7 +38,7 @@ def positive(found: dict[str, float]) -> bool:
 
 
 def test_lottery(capsys):
-    step, batches = training._step, order.batches
+    step, batches = training._step, training.upcoming
     lines, found = run(lottery, capsys, "--epochs", "1", "--turns", "2", "--data", "digits")
     assert [line.split("  ")[0] for line in lines[3:]] == list(lottery.TITLES.values())
     assert found["speedup"].keys() == {"tensors", "pictures"}
@@ -49,7 +48,7 @@ def test_lottery(capsys):
     accuracies = found["accuracy"]  # of one network, trained in three ways
     assert accuracies["ours"] > 0.5
     assert max(accuracies.values()) - min(accuracies.values()) < 0.02
-    assert (training._step, order.batches) == (step, batches)
+    assert (training._step, training.upcoming) == (step, batches)
 
 
 def test_scoring(capsys):

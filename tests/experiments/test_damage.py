@@ -18,7 +18,7 @@ from experiments.results.checklist import checklist
 from experiments.results.comparison import comparisons
 from experiments.results.figures.layers import layer_densities
 from experiments.results.figures.training import losses
-from experiments.results.gallery import Wanted, gallery
+from experiments.results.gallery import FigureOptions, gallery
 from experiments.results.page import data, render
 from experiments.results.wording import cells, curve_cells, words
 from pruning.errors import RecordsError
@@ -150,9 +150,9 @@ def test_figures_and_page_are_drawn_or_refused(harm, whole, swept, tmp_path):
     harm(rows["random-1"])
     frame = records.read(written(tmp_path / "runs", rows))
     found, refused = comparisons(frame, "magnitude")
-    paths, untold = gallery(frame, Wanted(compared=found, store=swept / "store"), tmp_path)
+    paths, skipped = gallery(frame, FigureOptions(compared=found, store=swept / "store"), tmp_path)
     assert paths
-    assert [line.split(":")[0] for line in untold] == {
+    assert [line.split(":")[0] for line in skipped] == {
         renamed: ["layers", "weights"],
         gone: ["overlap", "weights"],
         strange: [],

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from experiments import data, models, records
-from experiments.configuration.targets import built
+from experiments.configuration.targets import instantiate
 from experiments.runtime.extras import EXTRAS, PLUGINS
 from pruning.errors import PruningError
 from tests.experiments.hiding import hidden
@@ -63,8 +63,8 @@ NEEDS = {
     "torchvision": lambda: models.torchvision_model("resnet18", [3, 32, 32], 10),
     "timm": lambda: models.timm_model("resnet18", [3, 32, 32], 10),
     "transformers": lambda: models.transformers_model(config={"model_type": "bert"}),
-    "tensorboard": lambda: built("tracker", {"_target_": "experiments.tracking.TensorBoard", "folder": "x"}),
-    "wandb": lambda: built("tracker", {"_target_": "experiments.tracking.Wandb"}),
+    "tensorboard": lambda: instantiate("tracker", {"_target_": "experiments.tracking.TensorBoard", "folder": "x"}),
+    "wandb": lambda: instantiate("tracker", {"_target_": "experiments.tracking.Wandb"}),
 }
 
 

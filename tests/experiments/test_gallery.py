@@ -23,7 +23,7 @@ from experiments.results.figures.overlap import overlap
 from experiments.results.figures.style import COLOURS, LINES, MARKERS, panel_title
 from experiments.results.figures.training import losses, training
 from experiments.results.figures.weights import histograms
-from experiments.results.gallery import Wanted, gallery, told_axes
+from experiments.results.gallery import FigureOptions, available_axes, gallery
 from experiments.results.overlap import jaccard, overlaps
 from experiments.store.networks import MASKS, WEIGHTS
 from experiments.store.retrieval import kept_weights, masks_of
@@ -39,9 +39,9 @@ def rows(swept) -> pd.DataFrame:
 
 
 def test_every_figure_with_its_numbers(swept, rows, tmp_path):
-    wanted = Wanted(compared=comparisons(rows, "magnitude")[0], store=swept / "store")
-    written, untold = gallery(rows, wanted, tmp_path)
-    assert untold == []
+    wanted = FigureOptions(compared=comparisons(rows, "magnitude")[0], store=swept / "store")
+    written, skipped = gallery(rows, wanted, tmp_path)
+    assert skipped == []
     stems = [f"accuracy_{x}" for x in ("compression", "sparsity", "macs", "difference")]
     stems += ["layers", "overlap", "weights", "training"]
     expected = {f"{stem}.{suffix}" for stem in stems for suffix in ("pdf", "png", "csv")}
@@ -55,9 +55,9 @@ def test_every_figure_with_its_numbers(swept, rows, tmp_path):
 
 
 def test_without_the_store_the_rest_is_drawn_and_what_is_missing_told(rows, tmp_path):
-    written, untold = gallery(rows, Wanted(axes=["macs"], store=tmp_path / "nowhere"), tmp_path)
-    assert [line.split(":")[0] for line in untold] == ["overlap", "weights"]
-    assert all("--store" in line for line in untold)
+    written, skipped = gallery(rows, FigureOptions(axes=["macs"], store=tmp_path / "nowhere"), tmp_path)
+    assert [line.split(":")[0] for line in skipped] == ["overlap", "weights"]
+    assert all("--store" in line for line in skipped)
     assert {"layers.png", "training.png"} <= {path.name for path in written}
 
 
@@ -142,7 +142,7 @@ def test_kept_weights_are_those_of_the_network(tmp_path, options):
 
 
 def test_rows_that_name_no_network_are_told(tmp_path):
-    with pytest.raises(ArtefactError, match="magnitude-0, level 1: does not tell its network"):
+    with pytest.raises(ArtefactError, match="magnitude-0, level 1: does not name its network"):
         masks_of(row(), tmp_path)
     with pytest.raises(ArtefactError, match="holds no artefact abc of run magnitude-0, level 1"):
         masks_of(row(network="abc", layers=[]), tmp_path)
@@ -194,7 +194,7 @@ def test_losses_of_rewound_trainings_and_of_parts_of_epochs(tmp_path):
 
 def test_rows_without_losses_are_told():
     table = frame(start(), row())
-    with pytest.raises(RecordsError, match="no row tells its losses"):
+    with pytest.raises(RecordsError, match="no row has losses"):
         losses(statistics.points(table), table)
 
 
@@ -267,7 +267,7 @@ def test_a_difference_is_drawn_for_every_set_up(rows, tmp_path):
     both = two_set_ups(rows)
     compared, refused = comparisons(both, "magnitude")
     assert refused == []
-    written, _ = gallery(both, Wanted(compared=compared, axes=["compression"], store=tmp_path), tmp_path)
+    written, _ = gallery(both, FigureOptions(compared=compared, axes=["compression"], store=tmp_path), tmp_path)
     names = {path.name for path in written if "difference" in path.name}
     assert names == {f"accuracy_difference_{n}.{suffix}" for n in (1, 2) for suffix in ("pdf", "png", "csv")}
 
@@ -304,5 +304,5 @@ def test_cost_is_an_axis_where_it_differs_along_a_curve(epochs, drawn):
     for scorer, more in (("a", 0), ("b", 6)):
         for level, (density, spent) in enumerate(zip((0.5, 0.1), epochs, strict=True), start=1):
             rows.append(row(scorer, 0, level, density, total_epochs=spent + more, macs=5, dense_macs=9))
-    axes = told_axes(statistics.summarise(frame(*rows)))
+    axes = available_axes(statistics.summarise(frame(*rows)))
     assert ("cost" in axes) == drawn

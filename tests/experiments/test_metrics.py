@@ -19,7 +19,7 @@ from experiments.results.checklist import checklist
 from experiments.results.comparison import comparisons, differences, overall
 from experiments.results.curves import collapsed
 from experiments.results.figures.difference import difference
-from experiments.results.gallery import Wanted, gallery
+from experiments.results.gallery import FigureOptions, gallery
 from experiments.results.page import data
 from experiments.results.tracked import results
 from experiments.running.jobs import check_objective, objectives
@@ -173,7 +173,7 @@ def test_rows_that_describe_nothing_are_read_as_classifications(tmp_path):
     assert checklist(old) == checklist(new)
     assert data.curves(old, resolve(old)) == data.curves(new, resolve(new))
     for name, table in (("old", old), ("new", new)):
-        gallery(table, Wanted(compared=comparisons(table, "magnitude")[0]), tmp_path / name)
+        gallery(table, FigureOptions(compared=comparisons(table, "magnitude")[0]), tmp_path / name)
     drawn = sorted((tmp_path / "old").iterdir())
     assert {path.stem for path in drawn} == {"accuracy_compression", "accuracy_sparsity", "accuracy_difference"}
     for path in drawn:
@@ -268,7 +268,7 @@ def test_perplexities_are_drawn_on_a_logarithmic_axis(tmp_path):
     assert difference(differences(table, "magnitude"), "magnitude").axes[0].get_ylabel() == (
         "Test perplexity,\ndifference (below 0 is better)"
     )
-    paths, _ = gallery(table, Wanted(), tmp_path)
+    paths, _ = gallery(table, FigureOptions(), tmp_path)
     assert {path.stem for path in paths} == {"perplexity_compression", "perplexity_sparsity"}
     page = data.curves(table, resolve(table))
     assert (page["log"], page["lower"], page["digits"], page["scale"]) == (True, True, 2, 1.0)

@@ -230,8 +230,8 @@ def test_states_and_layers_that_are_not_told_cost_no_page(tmp_path, capsys):
     )
     assert main([str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert "states of runs not told: " in out
-    assert "not drawn: layers: some row does not tell its layers" in out
+    assert "states of runs not known: " in out
+    assert "not drawn: layers: some row has no layers" in out
     assert (tmp_path / "report.html").exists()
 
 

@@ -16,7 +16,7 @@ from hydra import compose, initialize_config_dir
 
 from experiments import records
 from experiments import run as app
-from experiments.configuration import CONF, checked, densities
+from experiments.configuration import CONF, densities, validate
 from experiments.records.runs import states
 from experiments.running import stages
 from experiments.running.setting import Setting
@@ -178,7 +178,7 @@ def test_every_yaml_shows_its_command_which_composes(path):
     assert f"{group}={path.stem}" in first
     shown = first.removeprefix("# python -m experiments.run").partition("     ")[0]  # a remark follows the gap
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        checked(compose("config", overrides=shlex.split(shown)))
+        validate(compose("config", overrides=shlex.split(shown)))
 
 
 def test_a_repetition_that_fails_loses_no_row_whatever_bookkeeping_it_has(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.records.runs import recorded
+from experiments.records.runs import record_state
 from tests.experiments.running import ROOT
 
 SLOW = ("pandas", "matplotlib", "plotly", "torchvision", "torchmetrics", "transformers", "accelerate", "sklearn")
@@ -49,7 +49,7 @@ def folder(tmp_path) -> Path:
     """One with a run and an empty store."""
     for name in ("one", "store"):
         (tmp_path / "runs" / name).mkdir(parents=True)
-    with recorded(tmp_path / "runs" / "one", "python -m experiments.run"):
+    with record_state(tmp_path / "runs" / "one", "python -m experiments.run"):
         pass
     return tmp_path
 

@@ -6,9 +6,9 @@ from hydra import compose, initialize_config_dir
 
 from experiments import models, records
 from experiments import run as app
-from experiments.configuration import CONF, checked
+from experiments.configuration import CONF, validate
 from experiments.results import figures, statistics
-from experiments.results.gallery import Wanted, gallery
+from experiments.results.gallery import FigureOptions, gallery
 from experiments.running import stages
 from experiments.running.levels import Level, evaluate
 from experiments.running.setting import Setting
@@ -97,7 +97,7 @@ def test_rounds_controls_and_a_second_run(tmp_path):
 def test_residual_networks_are_pruned_too(tmp_path):
     overrides = [*RESNET, "granularity=channels", "density=0.6", "granularity.multiple_of=2", "scorer=snip"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = checked(compose("config", overrides=overrides))
+        config = validate(compose("config", overrides=overrides))
     row = app.run(Setting(config, Store(tmp_path / "store")), tmp_path / "run", "name")[1]
     assert row["removed_difference"] <= 1e-5
     assert row["removed_parameters"] < row["parameters"]
@@ -112,11 +112,11 @@ def test_structured_and_unstructured_stand_in_one_figure(tmp_path):
     assert summary["macs"].between(0, 1).all()
     assert (summary["latency_ms"] > 0).all()
     assert summary["method"].nunique() == 2
-    written, untold = gallery(frame, Wanted(store=tmp_path / "store"), tmp_path / "out")
+    written, skipped = gallery(frame, FigureOptions(store=tmp_path / "store"), tmp_path / "out")
     curves = {f"accuracy_{x}.png" for x in figures.AXES if x != "cost"}  # all were trained as long
     others = {"layers.png", "weights.png", "training.png"}
     assert {path.name for path in written if path.suffix == ".png"} == curves | others | {"overlap.png"}
-    assert untold == []
+    assert skipped == []
     drawn = figures.accuracy(summary, dense, "macs").axes[0].get_lines()
     points = sorted(x for line in drawn[1:] for x in line.get_xdata())
     assert points == pytest.approx(sorted(100 * summary["macs"]))

@@ -25,9 +25,9 @@ from experiments.tasks import (
     evaluate,
     mean_loss,
 )
+from experiments.training import loop
 from experiments.training.batches import steps_per_epoch
 from experiments.training.learning_rate import constant
-from experiments.training import loop
 from experiments.training.loop import accelerator, train
 from experiments.training.recipe import Recipe
 from pruning.errors import ConfigurationError, DataError, ModelError
@@ -248,7 +248,7 @@ def test_the_steps_of_processes_average_to_that_of_one(monkeypatch, case, world)
     start, accelerated = {name: value.clone() for name, value in model.state_dict().items()}, accelerator("cpu")
 
     def step(rank, processes):
-        monkeypatch.setattr(loop, "world", lambda: processes)
+        monkeypatch.setattr(loop, "world_size", lambda: processes)
         monkeypatch.setattr(loop, "rank", lambda: rank)
         model.load_state_dict(start)
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
@@ -377,7 +377,7 @@ def test_data_of_another_task_are_refused_by_name(task, targets, words):
 def test_models_that_do_not_fit_are_refused_by_name():
     data = three(inputs=torch.randn(3, 4), targets=torch.tensor([0, 1, 2]))
     labels = three(inputs=torch.randn(3, 4), targets=torch.ones(3, 3))
-    with pytest.raises(ModelError, match=r"model=x: gives \[2, 2\] for inputs .* task=Multilabel has no loss"):
+    with pytest.raises(ModelError, match=r"model=x: gives \[2, 2\] for inputs .* the loss of task=Multilabel fails"):
         check_fit(Multilabel(labels=3), nn.Linear(4, 2), labels, "model=x")
     numbers = three(inputs=torch.randn(3, 4), targets=torch.ones(3))
     with pytest.raises(ModelError, match=r"model=x: gives \[2, 2\] for targets \[2\]"):

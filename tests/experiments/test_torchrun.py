@@ -94,7 +94,7 @@ def test_a_mistake_ends_all_processes(tmp_path):
 
 
 def test_processes_that_would_train_apart_are_refused(monkeypatch):
-    monkeypatch.setattr(training, "world", lambda: 2)
+    monkeypatch.setattr(training, "world_size", lambda: 2)
     with pytest.raises(ConfigurationError, match="sees 1 of 2 processes"):
         training.accelerator()
 
@@ -102,7 +102,7 @@ def test_processes_that_would_train_apart_are_refused(monkeypatch):
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
 @pytest.mark.parametrize("count", [1, 2, 4, 7, 60])
 def test_processes_share_a_batch_without_rest(monkeypatch, world, count):
-    monkeypatch.setattr(training, "world", lambda: world)
+    monkeypatch.setattr(training, "world_size", lambda: world)
     found = []
     for rank in range(world):
         monkeypatch.setattr(training, "rank", lambda rank=rank: rank)

@@ -1,10 +1,11 @@
-"""Sparsity and compression as axes: ticks at the operating points, in numbers of which none says more than it knows."""
+"""Sparsity and compression as axes: ticks at the operating points, rounded to the digits that matter."""
 
 import math
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter
 
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -33,13 +34,13 @@ def compression_axis(axes: list[Axes], summary: pd.DataFrame) -> None:
     points = np.log(_points(requested, realised, 0.02 * realised))
     ticks = np.exp(apart(points, [max(ratio(point), _percent(point), key=len) for point in np.exp(points)]))
     axes[-1].set_xscale("log")  # the panels share scale, limits and ticks
-    _ticks(axes[-1], ticks, [ratio(tick) for tick in ticks], np.exp(points))
+    _ticks(axes[-1].xaxis, ticks, [ratio(tick) for tick in ticks], np.exp(points))
     if len(points):
         margin = 0.045 * (points[-1] - points[0]) or 1.0
         axes[-1].set_xlim(math.exp(points[0] - margin), math.exp(points[-1] + margin))
     axes[-1].set_xlabel("Compression ratio (prunable weights / kept weights)")
     upper = axes[0].secondary_xaxis("top", functions=(lambda at: at, lambda at: at))
-    _ticks(upper, ticks, [_percent(tick) for tick in ticks], np.exp(points))
+    _ticks(upper.xaxis, ticks, [_percent(tick) for tick in ticks], np.exp(points))
     upper.set_xlabel("Sparsity of the prunable weights")
 
 
@@ -52,7 +53,7 @@ def sparsity_axis(axes: list[Axes], summary: pd.DataFrame) -> None:
     points = _points(100 * (1 - summary["requested_density"].to_numpy(dtype=float)), realised, 0.5)
     label = {point: percent(1 - point / 100).removesuffix(" %") for point in points}
     ticks = apart(points, list(label.values()))
-    _ticks(axes[-1], ticks, [label[tick] for tick in ticks], points)
+    _ticks(axes[-1].xaxis, ticks, [label[tick] for tick in ticks], points)
     margin = 0.045 * (points[-1] - points[0]) or 1.0
     axes[-1].set_xlim(points[0] - margin, points[-1] + margin)
     axes[-1].set_xlabel("Sparsity of the prunable weights (%)")
@@ -71,7 +72,7 @@ def _percent(compression: float) -> str:
 def apart(points: np.ndarray, labels: list[str], characters: float = AXIS_CHARACTERS) -> np.ndarray:
     """As many of the sorted points as have room for their labels, taken from the last one down.
 
-    Between the first point and the last there is room for so many `characters`.
+    `characters` is the room between the first point and the last.
     """
     kept: list[int] = []
     for place in reversed(range(len(points))):
@@ -83,9 +84,9 @@ def apart(points: np.ndarray, labels: list[str], characters: float = AXIS_CHARAC
     return points[kept[::-1]]
 
 
-def _ticks(panel: Axes, ticks: np.ndarray, labels: list[str], points: np.ndarray) -> None:
+def _ticks(axis: Axis, ticks: np.ndarray, labels: list[str], points: np.ndarray) -> None:
     """Labelled ticks, and a small one at every operating point."""
-    panel.xaxis.set_major_locator(FixedLocator(list(ticks)))
-    panel.xaxis.set_major_formatter(FixedFormatter(labels))
-    panel.xaxis.set_minor_locator(FixedLocator(list(points)))
-    panel.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_major_locator(FixedLocator(list(ticks)))
+    axis.set_major_formatter(FixedFormatter(labels))
+    axis.set_minor_locator(FixedLocator(list(points)))
+    axis.set_minor_formatter(NullFormatter())

@@ -58,7 +58,7 @@ def accuracy(
     if x not in ("compression", "sparsity"):
         summary = summary[np.isfinite(summary[column])]
         if summary.empty:
-            raise RecordsError(f"no row tells its {column}: run the sweep with latency=32, say, or choose another x")
+            raise RecordsError(f"no row has {column}: run the sweep with latency=32, say, or choose another x")
     value = recall(summary, value)
     scale = value.scale
     curves = [(str(name), rows) for name, rows in summary.groupby("method", sort=False)]
@@ -161,7 +161,7 @@ def _x(rows: pd.DataFrame, x: X) -> np.ndarray:
 
 
 def _divided(rows: pd.DataFrame) -> pd.Series:
-    """Where some but not all runs collapsed."""
+    """Points where some but not all runs collapsed."""
     share = rows["collapsed"].fillna(0.0)
     return (share > 0) & (share < 1)
 

@@ -58,10 +58,7 @@ def difference(
 
 
 def _cut(panel: Axes, means: np.ndarray) -> bool:
-    """Room for all means; a band that is far wider (three seeds) is cut, or it would make the means one line.
-
-    Whether one was.
-    """
+    """Set limits that show all means, and cut bands that are far wider (three seeds); return whether one was cut."""
     low, high = panel.get_ylim()
     ends = [min(0.0, *means), max(0.0, *means)] if len(means) else [0.0, 0.0]
     room = 0.6 * (ends[1] - ends[0]) or 1.0

@@ -1,4 +1,4 @@
-"""How densely each layer is kept, by every method, at every density: where a global mask takes its weights from."""
+"""Densities of layers by method and requested density: where a global mask takes its weights from."""
 
 import math
 
@@ -18,22 +18,26 @@ PANEL_CHARACTERS = 70  # of the ticks' font, over the width of the figure that i
 
 
 def layer_densities(points: pd.DataFrame) -> pd.DataFrame:
-    """Of `statistics.points`: method, requested density, layer, its share of what is prunable, its density, kept.
+    """Densities of layers in `statistics.points`: method, requested density, layer, share of prunable weights, density,
+    kept.
 
     Density and kept are means over seeds. Layers are in the order of the network. Raises `RecordsError` where a row
-    does not tell its layers.
+    has no layers.
     """
-    if "layers" not in points or not points["layers"].map(lambda told: isinstance(told, list) and len(told) > 0).all():
-        raise RecordsError("some row does not tell its layers: repeat that run")
+    if (
+        "layers" not in points
+        or not points["layers"].map(lambda measured: isinstance(measured, list) and len(measured) > 0).all()
+    ):
+        raise RecordsError("some row has no layers: repeat that run")
     found: dict[tuple[str, float, str], list[tuple[int, int]]] = {}
     first: dict[tuple[str, float], tuple[str, list[str]]] = {}
     columns = (points[column] for column in ("run", "method", "requested_density", "layers"))
-    for run, method, requested, told in zip(*columns, strict=True):
-        names = [layer["name"] for layer in told]
+    for run, method, requested, measured in zip(*columns, strict=True):
+        names = [layer["name"] for layer in measured]
         other, known = first.setdefault((method, requested), (run, names))
         if names != known:
             raise RecordsError(f"runs {other} and {run}: their layers have other names: move one away")
-        for layer in told:
+        for layer in measured:
             found.setdefault((method, requested, layer["name"]), []).append((layer["total"], layer["kept"]))
     rows = []
     for (method, requested, name), counts in found.items():

@@ -1,4 +1,4 @@
-"""Which masks keep the same weights: a matrix of methods for every density."""
+"""Overlap of masks: a matrix of methods for every density."""
 
 import math
 
@@ -17,7 +17,7 @@ def overlap(overlaps: pd.DataFrame) -> Figure:
     """A panel a density: the Jaccard index of every two methods at the same seed; on the diagonal, between seeds.
 
     `overlaps` is what `overlap.overlaps` returns. Of more than six densities six are shown, evenly spread over them;
-    the table has all. A title tells what two masks without anything in common but their size would have.
+    the table has all. A title gives the index that two random masks of these sizes would have.
     """
     names = list(dict.fromkeys([*overlaps["method"], *overlaps["other"]]))
     densities = sorted(set(overlaps["requested_density"]), reverse=True)

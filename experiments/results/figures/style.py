@@ -1,4 +1,4 @@
-"""What all figures share: colours, sizes, and how they are saved with their numbers.
+"""Style of all figures: colours, sizes, and how they are saved with their numbers.
 
 Figures are values: they are built without pyplot or any global state.
 """
@@ -58,8 +58,9 @@ def save(figure: Figure, path: str | Path, table: pd.DataFrame) -> list[Path]:
     pdf, png, csv = (path.with_name(f"{path.name}.{suffix}") for suffix in ("pdf", "png", "csv"))
     with style.context(["default", STYLE]), _laid_out(figure):
         # Not by savefig: it draws a figure once more, for its layout, whether that is done or not.
-        FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
-        FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None, "Creator": None, "Producer": None})
+        FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})  # type: ignore[no-untyped-call]
+        undated = {"CreationDate": None, "Creator": None, "Producer": None}
+        FigureCanvasPdf(figure).print_pdf(pdf, metadata=undated)  # type: ignore[no-untyped-call]
     flat = table.apply(lambda column: column.map(_flat) if column.dtype == object else column)
     flat.to_csv(csv, index=False, lineterminator="\n", encoding="utf-8")
     return [pdf, png, csv]
@@ -102,7 +103,7 @@ def legend_below(figure: Figure, axes: list[Axes], title: str) -> None:
 
 
 def panel_title(panel: Axes, title: str, columns: int) -> None:
-    """The title of one of so many panels side by side, in as many lines as it takes.
+    """The title of one of several panels side by side, in as many lines as it takes.
 
     It stands on the panel, which has nothing above it; without a place, matplotlib would look for one at every drawing.
     """

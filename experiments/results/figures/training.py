@@ -1,6 +1,7 @@
 """Loss along training: the dense network's, and what every pruning did to it."""
 
 import math
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -18,13 +19,13 @@ def losses(points: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
     """The mean training loss of every epoch: columns `dense`, `method`, `requested_density`, `begin`, `epoch`, `loss`,
     `n`.
 
-    `dense` is the set-up of the dense networks (`labels.baselines`); their own rows have it as their method. `epoch`
+    `dense` is the set-up of the dense networks (`labels.setups`); their own rows have it as their method. `epoch`
     counts from the initialisation and is where an epoch ended, `begin` where this training began; means are over seeds.
     `frame` holds the rows of the dense networks (level 0). Networks without training have no rows. Raises
-    `RecordsError` where rows do not tell their losses.
+    `RecordsError` where rows have no losses.
     """
     if "losses" not in frame or "losses" not in points:
-        raise RecordsError("no row tells its losses: they were written by an older version, repeat the sweep")
+        raise RecordsError("no row has losses: they were written by an older version, repeat the sweep")
     start = start_of(frame)
     points = points.assign(setup=points["dense"].map(dict(zip(start["dense"], start["setup"], strict=True))))
     rows = []
@@ -32,8 +33,8 @@ def losses(points: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
     for (setup, method, requested), once in whole.groupby(["setup", "method", "requested_density"], sort=False):
         found: dict[float, list[float]] = {}
         begin = float((once["total_epochs"] - once["epochs"]).mean())
-        for told in once["losses"]:
-            for epoch, loss in told if isinstance(told, list) else []:
+        for curve in once["losses"]:
+            for epoch, loss in curve if isinstance(curve, list) else []:
                 found.setdefault(epoch, []).append(math.nan if loss is None else loss)
         rows += [
             {
@@ -94,5 +95,5 @@ def training(losses: pd.DataFrame) -> Figure:
 
 def _mark(panel: Axes, at: float) -> None:
     """A dotted line from the lower to the upper edge. (`axvline` would find the limits of all panels each time.)"""
-    look = {"color": "#777777", "linestyle": ":", "linewidth": 1, "zorder": 1, "label": NO_LABEL}
+    look: dict[str, Any] = {"color": "#777777", "linestyle": ":", "linewidth": 1, "zorder": 1, "label": NO_LABEL}
     panel.plot([at, at], [0, 1], transform=panel.get_xaxis_transform(), **look)

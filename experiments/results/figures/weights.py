@@ -1,4 +1,4 @@
-"""What weights there are before and after: histograms of those that are kept."""
+"""Histograms of kept weights, before and after pruning."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from experiments.records import as_dicts
 from experiments.results.figures.style import NO_LABEL, STYLE, WIDTH, legend_below, log_ticks, panel_title
 from experiments.results.statistics import start_of
 
@@ -23,7 +24,7 @@ Loader = Callable[[Mapping[str, Any]], Mapping[str, Tensor]]
 def histograms(points: pd.DataFrame, frame: pd.DataFrame, load: Loader) -> pd.DataFrame:
     """Counts of kept weights by their value, all prunable tensors and seeds together.
 
-    Columns: `dense` (the set-up of the dense networks, `labels.baselines`; their own rows have it as their method),
+    Columns: `dense` (the set-up of the dense networks, `labels.setups`; their own rows have it as their method),
     `method`, `requested_density` (1: before, the dense networks), `low` and `high` (a bin), `count` (mean over seeds).
     `frame` holds the rows of the dense networks (level 0); `load` gives a row's kept weights. Bins are equally wide,
     and the same for all; they reach as far as the largest weight of any.
@@ -33,7 +34,8 @@ def histograms(points: pd.DataFrame, frame: pd.DataFrame, load: Loader) -> pd.Da
     groups: dict[tuple[str, str, float], list[np.ndarray]] = {}
     whole = pd.concat([start, points])
     for (setup, method, requested), once in whole.groupby(["setup", "method", "requested_density"], sort=False):
-        groups[setup, method, requested] = [_values(load(row)) for row in once.to_dict("records")]
+        found = [_values(load(row)) for row in as_dicts(once)]
+        groups[str(setup), str(method), float(str(requested))] = found
     reach = max((float(np.abs(v).max()) for found in groups.values() for v in found if v.size), default=1.0) or 1.0
     edges = np.linspace(-reach, reach, BINS + 1)
     rows = []

@@ -37,8 +37,7 @@ def render(
     """The page as HTML, to be written into the folder `output`, from where it links to the rows below `folder`.
 
     `comparisons` and `refused` are what `comparison.comparisons` returns for `interval`; the curves, which the page
-    averages anew for what is filtered, have t-intervals. Raises `RecordsError` where statistics
-    refuse the rows.
+    averages again after filtering, have t-intervals. Raises `RecordsError` where statistics refuse the rows.
     """
     value = resolve(frame, value)
     same, apart = configuration(frame)

@@ -1,4 +1,4 @@
-"""What the report page shows, as plain data: numbers for its script, text for its tables."""
+"""Data of the report page: numbers for its script, text for its tables."""
 
 import json
 import math
@@ -18,13 +18,13 @@ from experiments.records.runs import State
 from experiments.records.values import Value
 from experiments.results import figures, statistics
 from experiments.results.figures.layers import layer_densities
-from experiments.results.gallery import told_axes
-from experiments.results.labels import baselines, flattened
+from experiments.results.gallery import available_axes
+from experiments.results.labels import flattened, setups
 from pruning.errors import RecordsError
 
 CONFIDENCE = 0.95
 NOTHING = "\N{EN DASH}"
-"""What a run shows for a field that it does not have."""
+"""Text for a field that a run does not have."""
 
 
 def curves(frame: pd.DataFrame, value: Value) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def curves(frame: pd.DataFrame, value: Value) -> dict[str, Any]:
     methods = list(dict.fromkeys(final["method"]))
     summary = statistics.summarise_points(final, frame, value)
     start = frame[frame["level"] == 0].drop_duplicates("dense")
-    setups = baselines(frame)[start.index]
+    labelled = setups(frame)[start.index]
     most = max(2, int(final.groupby(["method", "requested_density"])["seed"].nunique().max()), len(start))
     return {
         "label": value.label,
@@ -41,7 +41,7 @@ def curves(frame: pd.DataFrame, value: Value) -> dict[str, Any]:
         "digits": value.digits,
         "log": value.log and min(*final[value.column], *start[value.column]) > 0,
         "lower": value.meaning("lower") == "better",
-        "axes": told_axes(summary),
+        "axes": available_axes(summary),
         "methods": [
             {"name": name, "colour": _of(figures.COLOURS, place), "symbol": _of(_SYMBOLS, place)}
             for place, name in enumerate(methods)
@@ -65,7 +65,7 @@ def curves(frame: pd.DataFrame, value: Value) -> dict[str, Any]:
         ],
         "dense": [
             {"setup": setup, "seed": int(seed), "value": float(of)}
-            for setup, seed, of in zip(setups, start["seed"], start[value.column], strict=True)
+            for setup, seed, of in zip(labelled, start["seed"], start[value.column], strict=True)
         ],
         "layers": _layers(final),
         "quantiles": [
@@ -77,9 +77,9 @@ def curves(frame: pd.DataFrame, value: Value) -> dict[str, Any]:
 
 
 def _layers(final: pd.DataFrame) -> list[dict[str, Any]]:
-    """None where some row does not tell them."""
+    """Densities of layers; none where some row has no layers."""
     try:
-        return layer_densities(final).to_dict("records")
+        return records.as_dicts(layer_densities(final))
     except RecordsError:
         return []
 

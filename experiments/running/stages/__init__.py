@@ -6,18 +6,18 @@ configuration, and the code that the stage runs; a file of this package imports 
 """
 
 from experiments.running.stages.masks import prune, shuffle
-from experiments.running.stages.recovery import arrives, check_dynamic, recover
+from experiments.running.stages.recovery import check_dynamic, reaches_density_while_training, recover
 from experiments.running.stages.scoring import Scoring, evidence_of, score
 from experiments.running.stages.trained import dense, initial, rewind_point, train_whole
 
 __all__ = [
     "Scoring",
-    "arrives",
     "check_dynamic",
     "dense",
     "evidence_of",
     "initial",
     "prune",
+    "reaches_density_while_training",
     "recover",
     "rewind_point",
     "score",

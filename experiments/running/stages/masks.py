@@ -1,4 +1,4 @@
-"""Masks: what scores, granularity and allocation choose at a density; and masks that chance chose, to compare with."""
+"""Masks of a density, by scores, granularity and allocation; and shuffled masks, to compare with."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Recovery: what follows a pruning, from a closed form to a whole training, under masks that hold or that change."""
+"""Recovery after a pruning, from a closed form to a whole training, under masks that hold or that change."""
 
 import inspect
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from hydra.utils import get_object
 from torch import nn
 from torch.optim import Optimizer
 
-from experiments.configuration.targets import built
+from experiments.configuration.targets import instantiate
 from experiments.running.setting import Setting
 from experiments.running.stages.scoring import evidence_of
 from experiments.running.stages.trained import rewind_point, trained
@@ -17,7 +17,7 @@ from experiments.runtime.seeding import seeded
 from experiments.store.identity import EXECUTION, STRUCTURE, code
 from experiments.store.networks import MASKS, Network, load
 from experiments.training.batches import batches
-from experiments.training.loop import Regime
+from experiments.training.loop import MakeRegime
 from experiments.training.recipe import Recipe
 from pruning import Masks
 from pruning.dynamic import Held
@@ -52,7 +52,7 @@ def recover(
     return Network(found, found if changes else network.masks)
 
 
-def arrives(config: Mapping[str, Any]) -> bool:
+def reaches_density_while_training(config: Mapping[str, Any]) -> bool:
     """Whether masks that change reach the density by themselves: then nothing is pruned before the training."""
     if not config["dynamic"]:
         return False
@@ -60,18 +60,18 @@ def arrives(config: Mapping[str, Any]) -> bool:
 
 
 def check_dynamic(setting: Setting, density: float | None) -> None:
-    """Make what changes the masks once, for a network that is thrown away: whatever it refuses, it refuses now."""
+    """Make the dynamic masks once, for a throw-away network, so that they raise their errors before any training."""
     recovery = setting.config["recovery"]
     replayed = setting.total_steps - setting.rewind_step
     steps = replayed if recovery["learning_rate"] == "replay" else recovery["epochs"] * setting.epoch_steps
     model = setting.new_model()
-    masks = None if arrives(setting.config) else Masks.dense(setting.prunable(model))
-    optimizer = built("optimizer", setting.config["optimizer"])(model.parameters())
+    masks = None if reaches_density_while_training(setting.config) else Masks.dense(setting.prunable(model))
+    optimizer = instantiate("optimizer", setting.config["optimizer"])(model.parameters())
     _regime(setting, masks, steps, density)(model, optimizer).finish()
 
 
 def _part(setting: Setting, changing: bool, density: float | None) -> dict[str, Any]:
-    """What a recovery depends on, besides where it starts and how it trains."""
+    """Identity of a recovery, besides its start and its training."""
     config = setting.config
     fields = ["recovery.learning_rate", "recovery.factor", "recovery.batchnorm_batches"]
     fields += ["compensate"] if config["compensate"] else []
@@ -85,26 +85,26 @@ def _part(setting: Setting, changing: bool, density: float | None) -> dict[str, 
 
 
 def _shared(config: Mapping[str, Any]) -> list[str]:
-    """What a regime has of the run, whole, also where it needs the structure of the model."""
+    """The groups of the run's configuration that its dynamic masks share."""
     return [name for name in ("granularity", "allocation") if name in config["dynamic"]]
 
 
-def _regime(setting: Setting, masks: Masks | None, steps: int, density: float | None) -> Regime:
+def _regime(setting: Setting, masks: Masks | None, steps: int, density: float | None) -> MakeRegime:
     config = setting.config
     options: dict[str, Any] = {"steps": steps, "seed": config["seed"]}
     options |= {name: getattr(setting, name) for name in _shared(config)}
-    if arrives(config):
+    if reaches_density_while_training(config):
         options["density"] = density
 
     def regime(model: nn.Module, optimizer: Optimizer) -> Held:
-        made: Held = built("dynamic", config["dynamic"])(evidence_of(setting, model, masks), optimizer, **options)
+        made: Held = instantiate("dynamic", config["dynamic"])(evidence_of(setting, model, masks), optimizer, **options)
         return made
 
     return regime
 
 
 def _begun(setting: Setting, network: Network, weights: Network, masks: Masks | None, recipe: Recipe) -> nn.Module:
-    """The model that the recovery of `network` trains: the removal made up for, as far as that is asked for."""
+    """The model with which the recovery of `network` begins: compensated where that is configured."""
     config = setting.config
     if masks is not None and config["compensate"]:
         model = _compensated(setting, network, masks)
@@ -116,18 +116,18 @@ def _begun(setting: Setting, network: Network, weights: Network, masks: Masks | 
 
 
 def _compensated(setting: Setting, network: Network, masks: Masks) -> nn.Module:
-    """The model after the removal, its other weights moved in closed form to make up for it."""
+    """The pruned model, its kept weights updated in closed form to compensate for the removed ones."""
     before = Network(network.weights)
     held = Masks.load(before.weights.file(MASKS)) if before.weights.has(MASKS) else None
     evidence = evidence_of(setting, load(setting.new_model(), before), held)
     with seeded(setting.config["seed"], "scoring noise"):
-        built("compensate", setting.config["compensate"])(evidence, masks.to(setting.device))
+        instantiate("compensate", setting.config["compensate"])(evidence, masks.to(setting.device))
     return evidence.model
 
 
 def _reestimate(setting: Setting, model: nn.Module, recipe: Recipe) -> None:
-    """Batch norm's statistics of the pruned network, from the batches that an epoch begins with."""
-    first = recipe.steps.start // setting.epoch_steps
+    """Estimate the statistics of batch norm in the pruned network, from the first batches of an epoch."""
+    epoch = recipe.steps.start // setting.epoch_steps
     device, numbers = setting.device, slice(setting.config["recovery"]["batchnorm_batches"])
-    found = batches(setting.splits.train.to(device), recipe.batch_size, recipe.seed, first, numbers)
+    found = batches(setting.splits.train.to(device), recipe.batch_size, recipe.seed, epoch, numbers)
     reestimate_batchnorm(model.to(device), [setting.task.inputs(batch) for batch in found])

@@ -1,4 +1,4 @@
-"""What the weights of a network are worth, and the examples by which that is found."""
+"""Scores of the weights of a network, and the examples that scorers see."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiments.configuration.targets import built
+from experiments.configuration.targets import instantiate
 from experiments.data import Batch, Data, Examples
 from experiments.data.examples import Positions
 from experiments.running.basis import Basis
@@ -23,7 +23,7 @@ Scoring = Callable[[Network], Scores]
 
 def score(setting: Basis, network: Network) -> Scores:
     """The scores of `network` under its masks, for the weights that may be pruned."""
-    scorer = built("scorer", setting.config["scorer"])
+    scorer = instantiate("scorer", setting.config["scorer"])
     evidence = evidence_of(setting, load(setting.new_model(), network), network.load_masks())
     with seeded(setting.config["seed"], "scoring noise"):
         scores = scorer(evidence)
@@ -32,13 +32,13 @@ def score(setting: Basis, network: Network) -> Scores:
 
 
 def evidence_of(setting: Basis, model: nn.Module, masks: Masks | None) -> Evidence:
-    """`model`, of whose weights `masks` are alive, with the examples that scorers see."""
+    """Evidence for scorers: `model` under `masks`, the examples, and the loss."""
     config, device = setting.config["scoring"], setting.device
     model.to(device).train(config["mode"] == "train")
     examples = setting.splits.train
     count = len(examples) if config["examples"] is None else min(config["examples"], len(examples))
     chosen = torch.randperm(len(examples), generator=generator(setting.config["seed"], "scoring"))[:count]
-    batches: Iterable[Batch] = Reread(examples.to(device), chosen.split(config["batch_size"]))
+    batches: Iterable[Batch] = Reread(examples.to(device), torch.split(chosen, config["batch_size"]))
     if isinstance(examples, Examples):
         batches = list(batches)  # cut once, as they are in memory anyway
     initial = setting.prunable(setting.new_model())
@@ -59,7 +59,7 @@ class Reread:
 
 
 def _check_scores(scorer: str, scores: Any, parameters: Mapping[str, Tensor]) -> None:
-    """Exactly the prunable tensors: with fewer or more, "density" would speak of something else."""
+    """Raise `ScoreError` unless exactly the prunable tensors are scored: "density" counts these."""
     if not isinstance(scores, Mapping):
         raise ScoreError(f"{scorer}: returned a {type(scores).__name__}: return a dict, parameter name -> tensor")
     for name in sorted(scores.keys() ^ parameters.keys()):

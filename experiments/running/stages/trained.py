@@ -10,11 +10,11 @@ from torch import nn
 
 from experiments.running.basis import Basis
 from experiments.running.conditions import conditions
-from experiments.runtime.processes import world
+from experiments.runtime.processes import world_size
 from experiments.store import Artefact
 from experiments.store.identity import EXECUTION, STRUCTURE, code
 from experiments.store.networks import NO_STEPS, POINT, Network, load, save
-from experiments.training.loop import Regime, train
+from experiments.training.loop import MakeRegime, train
 from experiments.training.recipe import Recipe
 from pruning.execution import masked
 from pruning.rewind import RewindPoint
@@ -69,9 +69,9 @@ def trained(
     title: str,
     begin: Callable[[], nn.Module] | None = None,
     point: Network | None = None,
-    regime: Regime | None = None,
+    regime: MakeRegime | None = None,
 ) -> Artefact:
-    """What comes after `start`: a training under its masks, or those of `regime`, which change.
+    """Train from `start` under its masks, or under those of `regime`, which change.
 
     Args:
         setting: of the run.
@@ -85,7 +85,7 @@ def trained(
         regime: instead of the masks of `start`.
     """
     seed, masks = setting.config["seed"], start.load_masks()
-    choose = setting.execution if masks is not None or regime is not None else masked
+    policy = setting.execution if masks is not None or regime is not None else masked
     identity = {"from": start.key} | identity | _training_part(setting, recipe) | _code()
     if masks is not None or regime is not None:
         identity |= _execution_part(setting)
@@ -106,9 +106,9 @@ def trained(
             begin=_optimizer_of(point),
             progress=setting.progress(title),
             checkpoints=setting.checkpoints(kind, identity),
-            choose=choose,
+            policy=policy,
         )
-        if choose is not masked:
+        if policy is not masked:
             log.info("weights that ran sparsely: %s", ", ".join(found.sparse) or "none")
         if found.end is not None:
             found.end.save(folder / POINT)
@@ -121,21 +121,22 @@ def trained(
 
 
 def _optimizer_of(network: Network | None) -> RewindPoint | None:
-    kept = network is not None and network.weights.has(POINT)
-    return RewindPoint.load(network.weights.file(POINT)) if kept else None
+    if network is None or not network.weights.has(POINT):
+        return None
+    return RewindPoint.load(network.weights.file(POINT))
 
 
 def _training_part(setting: Basis, recipe: Recipe) -> dict[str, Any]:
-    """What every training depends on, besides where it starts; its steps stand for all lengths in epochs."""
+    """Identity of a training, besides its start; its steps stand for all lengths in epochs."""
     training = (f"training.{name}" for name in setting.config["training"] if name != "epochs")
     fields = (*training, "seed", "task", "optimizer", "learning_rate", "data.load", "data.augment")
     steps = [recipe.steps.start, recipe.steps.stop, recipe.total]
     # More than rounding: each process has a batch norm and a dropout of its own part of a batch
-    return {"steps": steps, "processes": world()} | setting.part(*fields)
+    return {"steps": steps, "processes": world_size()} | setting.part(*fields)
 
 
 def _execution_part(setting: Basis) -> dict[str, Any]:
-    """How masks are executed; where they are zeros in dense weights, no layer and no structure counts."""
+    """Identity of an execution; where masks are zeros in dense weights, no layer and no structure counts."""
     if setting.execution is masked:
         here = ("experiments.training.execution", "pruning.execution.alternating")
         return {"execution": setting.config["execution"]} | code(*here, without=(*EXECUTION, *STRUCTURE))
