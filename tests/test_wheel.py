@@ -76,7 +76,7 @@ def test_a_wheel_holds_code_and_what_it_reads_and_nothing_else(wheel):
         if (path.suffix in (".py", ".yaml") or path.name in READ) and "__pycache__" not in path.parts
     }
     assert {name for name in names if ".dist-info/" not in name} == wanted
-    assert {"experiments/conf/config.yaml", *(f"experiments/page/{name}" for name in READ[2:])} <= wanted
+    assert {"experiments/conf/config.yaml", *(f"experiments/results/page/{name}" for name in READ[2:])} <= wanted
 
 
 def test_commands_are_the_mains_of_their_modules(installed):

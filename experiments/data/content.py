@@ -1,14 +1,18 @@
 """Digests of data and weights, as they were read: a file that has changed is another input, whatever its name."""
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
+from torch.utils.data import Subset
 
 from experiments.data import Data, Examples, Splits
+
+log = logging.getLogger("experiments")
 
 
 def content_of_data(splits: Splits) -> list[str]:
@@ -33,10 +37,18 @@ def content_of_tensors(tensors: Mapping[str, Any]) -> str:
 def _content(part: Data) -> str:
     if isinstance(part, Examples):
         return content_of_tensors(part)
-    dataset = getattr(part, "dataset", part)
+    dataset, chosen = getattr(part, "dataset", part), ""
+    while isinstance(dataset, Subset):
+        chosen += " " + hashlib.sha256(repr(list(dataset.indices)).encode()).hexdigest()[:16]
+        dataset = dataset.dataset
     given = getattr(dataset, "fingerprint", None) or getattr(dataset, "_fingerprint", None)
     if isinstance(given, str):
-        return given
+        return given + chosen
+    log.warning(
+        "%s: is known by its length and 16 examples; give it a `fingerprint`, a text that changes with its content, so "
+        "that no result of other data is taken for one of these",
+        type(dataset).__name__,
+    )
     some = [int(place) for place in torch.linspace(0, len(part) - 1, min(16, len(part))).round()]
     found = [content_of_tensors(batch) for batch in part.batches([slice(place, place + 1) for place in some])]
     return f"{len(part)} examples, {hashlib.sha256(repr(found).encode()).hexdigest()[:32]}"

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
 
-from experiments.data.examples import Batch, Positions, rows_of
+from experiments.data.examples import Batch, Positions
 from experiments.runtime.seeding import derived_seed
 from pruning.errors import DataError
 
@@ -112,17 +112,24 @@ class _Reader(Dataset[Any]):
         return len(self.dataset)
 
     def __getitem__(self, positions: Sequence[int]) -> Batch | _Failure:
-        name, place = type(self.dataset).__name__, ""
+        name, place = type(_origin(self.dataset, 0)[0]).__name__, ""
         try:
             examples = []
             for position in positions:
-                place = f"example {position}"
+                place = f"example {_origin(self.dataset, position)[1]}"
                 examples.append(_read(self.dataset, position, self.noise))
             place = f"examples {positions[0]} … as a batch"
             return _named(self.collate(examples), len(positions))
         except Exception as error:  # whatever a user's data raise
             kind = "" if isinstance(error, DataError) else f"{type(error).__name__}: "
             return _Failure(f"{name}: {place}: {kind}{' '.join(str(error).split())}")
+
+
+def _origin(dataset: Any, position: int) -> tuple[Any, int]:
+    """The Dataset behind subsets, and the position there."""
+    while isinstance(dataset, Subset):
+        dataset, position = dataset.dataset, dataset.indices[position]
+    return dataset, position
 
 
 def _read(dataset: Any, position: int, noise: int) -> Any:
@@ -149,8 +156,10 @@ def _named(found: Any, count: int) -> Batch:
         raise DataError(f"is {type(found).__name__}: give mappings, or pairs of inputs and targets")
     if not all(isinstance(rows, Tensor) for rows in tree_leaves(batch)):
         raise DataError(f"columns {', '.join(batch)}: hold something else than tensors: leave it out in collate")
-    if rows_of(batch) != count:
-        raise DataError(f"has {rows_of(batch)} rows for {count} examples: put examples first")
+    for name, column in batch.items():
+        for rows in tree_leaves(column):
+            if not rows.dim() or len(rows) != count:
+                raise DataError(f"column {name} has {len(rows) if rows.dim() else 'no'} rows for {count} examples")
     return batch
 
 

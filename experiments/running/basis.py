@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -18,7 +19,8 @@ from experiments.runtime.processes import on_cpu
 from experiments.runtime.progress import Progress, progress
 from experiments.runtime.seeding import seeded
 from experiments.store import Store
-from experiments.store.identity import part
+from experiments.store.identity import WITHOUT_EFFECT, part
+from experiments.store.sources import digests
 from experiments.tasks import Task
 from experiments.training.batches import steps_per_epoch
 from experiments.training.checkpoints import Checkpoints
@@ -80,11 +82,18 @@ class Basis:
     @property
     def _reads_files(self) -> bool:
         target = get_object(self.config["model"]["_target_"])
-        return self.config["when"] == "pretrained" or getattr(target, "reads_files", False)
+        ours = str(self.config["model"]["_target_"]).startswith("experiments.models.")
+        return self.config["when"] == "pretrained" or not ours or getattr(target, "reads_files", False)
 
     @cached_property
-    def _initial_content(self) -> str:
-        return content_of_tensors(self.new_model().state_dict())
+    def _initial_content(self) -> list[Any]:
+        """The initial weights, what the model says of its form, and the code of its modules."""
+        model = self.new_model()
+        form: Mapping[str, Any] = getattr(getattr(model, "config", None), "to_dict", dict)()
+        kinds = {f"{type(module).__module__}.{type(module).__qualname__}" for module in model.modules()}
+        known = [{"_target_": kind} for kind in sorted(kinds) if "<locals>" not in kind]
+        code = digests(known, WITHOUT_EFFECT)
+        return [content_of_tensors(model.state_dict()), json.dumps(form, sort_keys=True, default=str), code]
 
     @cached_property
     def device(self) -> torch.device:

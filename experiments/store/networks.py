@@ -109,7 +109,7 @@ def save(
         save_file(state, folder / WEIGHTS)
     except SafetensorError as error:  # the library's own word for a full disk
         raise OSError(f"{folder / WEIGHTS}: cannot be written ({error})") from error
-    history = [{**epoch, "loss": finite(epoch["loss"])} for epoch in epochs]
+    history = [{key: finite(value) for key, value in epoch.items()} for epoch in epochs]
     before = {"total_epochs": 0, "total_seconds": 0.0} if start is None else start.history
     passes, seconds = course["steps"] / course["epoch_steps"], sum(epoch["seconds"] for epoch in epochs)
     record = {
@@ -125,9 +125,9 @@ def save(
     (folder / HISTORY).write_text(json.dumps(record, allow_nan=False))
 
 
-def finite(value: float) -> float | None:
+def finite(value: float | None) -> float | None:
     """`value`, or None where it is not finite, which JSON cannot hold."""
-    return value if math.isfinite(value) else None
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _tied(model: nn.Module) -> dict[str, str]:

@@ -19,6 +19,8 @@ from pruning.evidence import output_tensor
 if TYPE_CHECKING:
     import torchmetrics
 
+_NO_CLASS = -(2**31)
+
 
 @dataclass(kw_only=True)
 class Classification(Task):
@@ -61,7 +63,17 @@ class Classification(Task):
         if logits.shape[1:] != (self.classes,):
             raise ModelError(f"gives {list(logits.shape[1:])} logits an example for {self.classes} classes")
         smoothing = self.label_smoothing if training else 0.0
-        return F.cross_entropy(logits, targets, self._weights(logits), reduction="sum", label_smoothing=smoothing)
+        try:
+            return F.cross_entropy(
+                logits,
+                targets,
+                self._weights(logits),
+                ignore_index=_NO_CLASS,  # its default, -100, would leave examples out without a word
+                reduction="sum",
+                label_smoothing=smoothing,
+            )
+        except IndexError as error:
+            raise DataError(f"task=classification: {error} There are {self.classes} classes, from 0") from error
 
     def count(self, batch: Batch) -> float | Tensor:
         """The examples, or the sum of the weights of their classes."""
@@ -88,9 +100,10 @@ class Classification(Task):
             raise DataError(f"task=classification: no column {self.targets} in the data; they have {', '.join(batch)}")
         if targets.dtype != torch.int64 or targets.dim() != 1:
             other = "regression" if targets.is_floating_point() and targets.dim() == 1 else "multilabel"
+            also = f", or set task={other}" if targets.is_floating_point() or targets.dim() != 1 else ""
             raise DataError(
                 f"task=classification: {self.targets} are {targets.dtype} {list(targets.shape)}, not class indices: "
-                f"give int64 [n], or set task={other}"
+                f"give int64 [n]{also}"
             )
         outside = (targets < 0) | (targets >= self.classes)
         if outside.any():

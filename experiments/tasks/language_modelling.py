@@ -73,7 +73,10 @@ class LanguageModelling(Task):
             return labels
         tokens: Tensor = batch[self.tokens]
         mask = batch.get("attention_mask")
-        return tokens if mask is None else tokens.masked_fill(mask == 0, IGNORED)
+        if mask is None:
+            return tokens
+        first = torch.cat([mask[:, :1] == 0, mask[:, :-1] == 0], 1)  # has only padding before it
+        return tokens.masked_fill((mask == 0) | first, IGNORED)
 
     def check(self, data: Data, batch: Batch) -> None:
         """Token ids, and labels of the same shape."""

@@ -105,16 +105,14 @@ class MaskedLanguageModelling(Task):
             return batch[self.tokens], batch[self.targets]
         tokens: Tensor = batch[self.tokens]
         places = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
-        sequence = (_mixed(tokens + places * _ODD[0])).sum(1)  # wraps around
+        real = batch["attention_mask"] != 0 if "attention_mask" in batch else torch.ones_like(tokens, dtype=torch.bool)
+        sequence = (_mixed(tokens + places * _ODD[0]) * real).sum(1)  # wraps around; padding counts for nothing
         sequence = sequence + batch[_NOISE] if _NOISE in batch else sequence
         drawn = _mixed(sequence[:, None] + places * _ODD[1])
         uniform = (drawn >> 11 & (1 << 53) - 1).double() * 2.0**-53
-        allowed = (
-            batch["attention_mask"] != 0 if "attention_mask" in batch else torch.ones_like(tokens, dtype=torch.bool)
-        )
         for token in self.special:
-            allowed = allowed & (tokens != token)
-        chosen = allowed & (uniform < self.share)
+            real = real & (tokens != token)
+        chosen = real & (uniform < self.share)
         kind = uniform / self.share  # uniform in [0, 1) where chosen
         other = (_mixed(drawn) >> 1 & (1 << 62) - 1) % self.vocabulary
         shown = torch.where(chosen & (kind < 0.8), torch.full_like(tokens, self.mask_token), tokens)

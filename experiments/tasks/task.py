@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from experiments.data.examples import Batch, Data, Splits, consecutive, rows_of, take
+from experiments.data.examples import Batch, Data, Examples, Splits, chunks, consecutive, rows_of, take
 from experiments.records.metrics import LOSS, Metric
 from experiments.tasks.metric import value_of
 from pruning.errors import ConfigurationError, DataError, ModelError
@@ -92,7 +94,15 @@ class Task:
     def all_metrics(self) -> tuple[Metric, ...]:
         """Descriptions of all numbers in `evaluate`, the headline first, the loss last."""
         others = tuple(Metric(name, one.higher_is_better is not False) for name, one in self.metrics.items())
-        return (*self.described(), *others, LOSS)
+        found = (*self.described(), *others, LOSS)
+        names = [metric.name for metric in found]
+        wrong = [name for name in names if names.count(name) > 1 or not re.fullmatch(r"[a-zA-Z]\w*", name)]
+        if wrong or len(found) == 1:
+            raise ConfigurationError(
+                f"task={type(self).__name__}: has metrics {', '.join(map(repr, names))}: give at least one of its own, "
+                "each with a name of its own, of letters, digits and underscores"
+            )
+        return found
 
     def inputs(self, batch: Batch) -> Inputs:
         """The inputs of the model."""
@@ -169,9 +179,11 @@ def evaluate(task: Task, model: nn.Module, data: Data) -> dict[str, float]:
 @torch.no_grad()
 def check_fit(task: Task, model: nn.Module, splits: Splits, what: str) -> None:
     """Raise a one-line error where data do not fit the task, `model` cannot be called with them, or its loss fails."""
+    if not isinstance(splits, Splits):
+        raise DataError(f"data.load: returns {type(splits).__name__}: give experiments.data.Splits")
     for name in ("test", "validation", "train"):
         data = getattr(splits, name)
-        batch = take(data, 2)
+        batch = take(data, 4)
         try:
             task.check(data, batch)
         except DataError as error:
@@ -192,8 +204,31 @@ def check_fit(task: Task, model: nn.Module, splits: Splits, what: str) -> None:
                 f"{what}: gives {given} for {columns}, but the loss of task={type(task).__name__} fails "
                 f"({_line(error)})"
             ) from error
+        _check_own(task, model, batch, loss)
+
+
+def _check_own(task: Task, model: nn.Module, batch: Batch, loss: Any) -> None:
+    """Raise `ConfigurationError` where a task that is not ours lacks something, or averages its loss."""
+    name = f"task={type(task).__name__}"
     if not isinstance(loss, Tensor) or loss.numel() != 1:
-        raise ConfigurationError(f"task={type(task).__name__}: its loss is no single number: give a sum over the batch")
+        raise ConfigurationError(f"{name}: its loss is no single number: give a sum over the batch")
+    try:
+        metrics = task.all_metrics()
+    except NotImplementedError as error:
+        raise ConfigurationError(f"{name}: has no metrics: define described(self)") from error
+    if type(task).__module__.startswith("experiments.tasks.") and not task.metrics:
+        return  # torchmetrics takes seconds to import, and a run that is finished needs none
+    alone = [float(task.loss(call(task, model, one), one)) for one in chunks(batch, rows_of(batch))]
+    total = math.fsum(alone)
+    if len(alone) > 1 and total and abs(float(loss) - total / len(alone)) < 1e-4 * abs(total):
+        raise ConfigurationError(f'{name}: its loss is a mean over the batch: give the sum, as by reduction="sum"')
+    try:
+        found = task.evaluate(model, Examples(**batch))
+    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
+        raise ConfigurationError(f"{name}: cannot be evaluated ({_line(error)})") from error
+    lacking = [metric.name for metric in metrics if not isinstance(found.get(metric.name), float)]
+    if lacking:
+        raise ConfigurationError(f"{name}: evaluate() gives no number for {', '.join(lacking)}")
 
 
 @contextmanager

@@ -195,6 +195,7 @@ def _step(
     loss_sum = torch.zeros((), device=accelerated.device)
     own, counted = _share(rows_of(batch))
     # processes average their gradients; where nothing counts, nothing is learned
+    count = count.double() if isinstance(count, Tensor) else count  # an integer tensor would divide in float32
     weight = world_size() / count if counted and count else 0.0
     parts = chunks(cut(batch, own) if world_size() > 1 else batch, recipe.accumulate)
     for number, part in enumerate(parts, start=1):

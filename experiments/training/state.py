@@ -72,7 +72,8 @@ class TrainingState:
         self, number: int, learning_rate: float, validation: float | None, better: bool, model: nn.Module
     ) -> Epoch:
         """End an epoch, with its validation metric if it was measured, and whether higher is `better`."""
-        if validation is not None and (self.best is None or (validation - self.best[0]) * (1 if better else -1) > 0):
+        if _is_better(validation, None if self.best is None else self.best[0], better):
+            assert validation is not None
             self.best = validation, {name: value.clone() for name, value in model.state_dict().items()}
         seen = float(self.seen)
         mean = float(all_reduce(self.loss)) / seen if seen else math.nan
@@ -96,6 +97,13 @@ class TrainingState:
     def _not_finite(self) -> None:
         if self.diverged is None:
             self.diverged = self.step
+
+
+def _is_better(value: float | None, best: float | None, higher: bool) -> bool:
+    """Whether a metric is better than the best so far; one that is NaN or infinite is not."""
+    if value is None or not math.isfinite(value):
+        return False
+    return best is None or (value > best if higher else value < best)
 
 
 def to_tree(

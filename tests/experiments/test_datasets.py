@@ -2,6 +2,7 @@
 
 import random
 from functools import partial
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
 from experiments.data import DatasetExamples, Examples, split
+from experiments.data.content import content_of_data
 from experiments.tasks import Classification, evaluate
 from experiments.training.batches import batches, steps_per_epoch
 from experiments.training.learning_rate import constant
@@ -152,7 +154,7 @@ def triples(examples):
         (lambda: DatasetExamples(Dying(), workers=1), "Dying: DataLoader worker .* exited unexpectedly"),
         (lambda: DatasetExamples(Pairs(), collate=triples), "as a batch: is tuple: give mappings, or pairs"),
         (lambda: DatasetExamples(Pairs(), collate=lambda found: {"inputs": [str(found)]}), "else than tensors"),
-        (lambda: DatasetExamples(Pairs(), collate=lambda found: {"inputs": torch.zeros(3)}), "3 rows for 5 examples"),
+        (lambda: DatasetExamples(Pairs(), collate=lambda found: {"inputs": torch.zeros(3)}), "inputs has 3 rows"),
     ],
 )  # fmt: skip
 def test_data_that_cannot_be_read_are_one_line(make, words):
@@ -189,3 +191,35 @@ def test_classes_are_as_frequent_in_every_part():
 def test_shares_that_leave_a_part_empty_are_refused(validation, test):
     with pytest.raises(DataError, match="share"):
         split({"inputs": torch.zeros(2)}, validation, test)
+
+
+class Printed(Pairs):
+    fingerprint = "abc"
+
+
+def test_the_content_of_a_dataset_is_its_fingerprint_and_what_was_chosen(caplog):
+    whole, again, other = (content_of_data(split(Printed(), seed=seed)) for seed in (0, 0, 1))
+    assert all(part.startswith("abc ") for part in whole)
+    assert whole == again
+    assert whole[0] != other[0]
+    assert len(set(whole)) == 3
+    assert not caplog.text
+    assert content_of_data(split(Pairs(0))) != content_of_data(split(Pairs(1)))
+    assert "Pairs: is known by its length and 16 examples" in caplog.text
+
+
+def test_an_error_names_the_example_in_the_whole_data():
+    data = split(Broken(), validation=0.5, test=0.5)
+    whole = chain.from_iterable(
+        part.batches([slice(0, len(part))]) for part in (data.train, data.validation, data.test)
+    )
+    with pytest.raises(DataError, match="Broken: example 17: ValueError"):
+        list(whole)
+
+
+def test_columns_of_a_batch_have_as_many_rows_as_it_has_examples():
+    def collate(found):
+        return {"inputs": torch.zeros(len(found)), "targets": torch.zeros(2 * len(found))}
+
+    with pytest.raises(DataError, match="column targets has 10 rows for 5 examples"):
+        list(batches(DatasetExamples(Pairs(), collate=collate), 5, 4, 0))

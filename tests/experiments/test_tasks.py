@@ -377,10 +377,10 @@ def test_data_of_another_task_are_refused_by_name(task, targets, words):
 def test_models_that_do_not_fit_are_refused_by_name():
     data = three(inputs=torch.randn(3, 4), targets=torch.tensor([0, 1, 2]))
     labels = three(inputs=torch.randn(3, 4), targets=torch.ones(3, 3))
-    with pytest.raises(ModelError, match=r"model=x: gives \[2, 2\] for inputs .* the loss of task=Multilabel fails"):
+    with pytest.raises(ModelError, match=r"model=x: gives \[3, 2\] for inputs .* the loss of task=Multilabel fails"):
         check_fit(Multilabel(labels=3), nn.Linear(4, 2), labels, "model=x")
     numbers = three(inputs=torch.randn(3, 4), targets=torch.ones(3))
-    with pytest.raises(ModelError, match=r"model=x: gives \[2, 2\] for targets \[2\]"):
+    with pytest.raises(ModelError, match=r"model=x: gives \[3, 2\] for targets \[3\]"):
         check_fit(Regression(), nn.Linear(4, 2), numbers, "model=x")
     for model, words in (
         (nn.Linear(5, 3), r"model=x: cannot be called with the data's inputs \[2, 4\], targets \[2\] \(RuntimeError"),
@@ -409,3 +409,85 @@ def test_models_that_do_not_fit_are_refused_by_name():
 def test_options_without_a_meaning_are_refused(make, words):
     with pytest.raises(ConfigurationError, match=words):
         make()
+
+
+def test_r2_of_large_numbers_is_that_of_small_ones():
+    data = columns(targets=torch.randn(23, dtype=torch.float64))
+    model, far = linear(4, 1), linear(4, 1)
+    far.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        far.bias += 1.7e9
+    moved = Examples(**(data | {"targets": data["targets"] + 1.7e9}))
+    for size in (1, 7, 1000):
+        task = Regression(evaluation_batch=size)
+        near = evaluate(task, model, Examples(**data))["r2"]
+        assert evaluate(task, far, moved)["r2"] == pytest.approx(near, rel=1e-5)
+
+
+def padded(data, left=False, more=3):
+    """The same sequences with more padding, on the right or on the left."""
+    tokens = F.pad(data["input_ids"], (more, 0) if left else (0, more), value=8)
+    mask = F.pad(data["attention_mask"], (more, 0) if left else (0, more))
+    return Examples(input_ids=tokens, attention_mask=mask)
+
+
+def test_padding_counts_for_nothing():
+    data, model = language(), Tokens().double()
+    task = LanguageModelling()
+    wanted = evaluate(task, model, data)
+    for other in (padded(data), padded(data, left=True)):
+        assert evaluate(task, model, other) == pytest.approx(wanted, rel=1e-6)
+        assert float(task.count(dict(other))) == float(task.count(dict(data)))
+    hidden = MaskedLanguageModelling(vocabulary=9, mask_token=8, share=0.4)
+    assert evaluate(hidden, model, padded(data)) == pytest.approx(evaluate(hidden, model, data), rel=1e-6)
+
+
+class Poor(Classification):
+    """A classification with something wrong, by `fault`."""
+
+    fault = ""
+
+    def described(self):
+        if self.fault == "nothing":
+            raise NotImplementedError
+        return () if self.fault == "empty" else (Metric("my metric" if self.fault == "name" else "right"),)
+
+    def measures(self):
+        return {} if self.fault == "lacking" else {"right": torchmetrics.MeanMetric()}
+
+    def predictions(self, outputs, batch):
+        return ((outputs.argmax(1) == batch["targets"]).float(),)
+
+    def loss(self, outputs, batch, training=False):
+        return super().loss(outputs, batch) / (len(outputs) if self.fault == "mean" else 1)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("nothing", "has no metrics: define described"),
+        ("empty", "give at least one of its own"),
+        ("name", "'my metric'.*letters, digits and underscores"),
+        ("lacking", r"cannot be evaluated \(KeyError: 'right'\)"),
+        ("mean", "its loss is a mean over the batch: give the sum"),
+    ],
+)
+def test_what_a_task_of_ones_own_lacks_is_said_before_training(fault, words):
+    data = three(inputs=torch.randn(6, 4), targets=torch.tensor([0, 1, 2, 0, 1, 1]))
+    task, model = Poor(classes=3), nn.Linear(4, 3)
+    check_fit(task, model, data, "model=x")
+    task.fault = fault
+    with pytest.raises(ConfigurationError, match=words) as caught:
+        check_fit(task, model, data, "model=x")
+    assert "\n" not in str(caught.value)
+
+
+def test_metrics_with_one_name_are_refused():
+    with pytest.raises(ConfigurationError, match="'accuracy', 'accuracy', 'loss'"):
+        Classification(classes=3, metrics={"accuracy": torchmetrics.MeanMetric()}).all_metrics()
+
+
+def test_a_target_that_is_no_class_is_refused_wherever_it_comes():
+    for wrong in (-100, -1, 3):
+        with pytest.raises(DataError, match=f"Target {wrong} is out of bounds. There are 3 classes"):
+            Classification(classes=3).loss(torch.zeros(2, 3), {"targets": torch.tensor([0, wrong])})

@@ -20,6 +20,7 @@ from experiments.training.checkpoints import Checkpoints
 from experiments.training.learning_rate import constant, cosine, step
 from experiments.training.loop import accelerator, train
 from experiments.training.recipe import Recipe
+from experiments.training.state import TrainingState
 from pruning import Evidence, prunable, prune, scorers
 from pruning.dynamic import RigL
 
@@ -303,3 +304,15 @@ def test_a_range_of_steps_sees_the_batches_of_the_whole(first, last):
     assert len(seen) == last - first
     assert all(torch.equal(a, b) for a, b in zip(seen, whole[first:last], strict=True))
     assert [epoch.number for epoch in trained.epochs] == list(range(first // 5, -(-last // 5)))
+
+
+def test_the_best_epoch_is_never_one_without_a_number():
+    state = TrainingState(0, torch.zeros(()))
+    model = nn.Linear(1, 1)
+    for number, value in enumerate((math.nan, 0.9, math.inf, 0.95, math.nan)):
+        with torch.no_grad():
+            model.bias.fill_(number)
+        state.add(torch.ones(()), 1)
+        state.close(number, 0.1, value, True, model)
+    assert state.best[0] == 0.95
+    assert float(state.best[1]["bias"]) == 3

@@ -121,7 +121,10 @@ def _compensated(setting: Setting, network: Network, masks: Masks) -> nn.Module:
     held = Masks.load(before.weights.file(MASKS)) if before.weights.has(MASKS) else None
     evidence = evidence_of(setting, load(setting.new_model(), before), held)
     with seeded(setting.config["seed"], "scoring noise"):
-        instantiate("compensate", setting.config["compensate"])(evidence, masks.to(setting.device))
+        here = masks.to(setting.device)
+        weights = Masks({name: here[name] for name in evidence.parameters})  # of coupled channels, not biases and norms
+        instantiate("compensate", setting.config["compensate"])(evidence, weights)
+    here.apply_(evidence.model)  # also the biases of units that are gone
     return evidence.model
 
 

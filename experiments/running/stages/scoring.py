@@ -38,24 +38,29 @@ def evidence_of(setting: Basis, model: nn.Module, masks: Masks | None) -> Eviden
     examples = setting.splits.train
     count = len(examples) if config["examples"] is None else min(config["examples"], len(examples))
     chosen = torch.randperm(len(examples), generator=generator(setting.config["seed"], "scoring"))[:count]
-    batches: Iterable[Batch] = Reread(examples.to(device), torch.split(chosen, config["batch_size"]))
+    loss, counted = mean_loss(setting.task), counts(setting.task)
+    batches: Iterable[Batch] = Reread(examples.to(device), torch.split(chosen, config["batch_size"]), counted)
     if isinstance(examples, Examples):
         batches = list(batches)  # cut once, as they are in memory anyway
     initial = setting.prunable(setting.new_model())
     alive = None if masks is None else masks.to(device)
-    loss, counted = mean_loss(setting.task), counts(setting.task)
     return Evidence(model, setting.prunable(model), batches, loss, alive, initial, counted)
 
 
 @dataclass(frozen=True)
 class Reread:
-    """Batches of data that need not fit in memory: read again whenever they are iterated."""
+    """Batches of data that need not fit in memory: read again whenever they are iterated.
+
+    Those in which nothing counts, as where all labels are ignored, have no mean, and are left out.
+    """
 
     data: Data
     chosen: Sequence[Positions]
+    count: Callable[[Batch], float] | None = None
 
     def __iter__(self) -> Iterator[Batch]:
-        return self.data.batches(self.chosen)
+        batches = self.data.batches(self.chosen)
+        return batches if self.count is None else (batch for batch in batches if self.count(batch))
 
 
 def _check_scores(scorer: str, scores: Any, parameters: Mapping[str, Tensor]) -> None:
