@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 import pytest
+import torch
 
 from experiments import records
 from experiments import run as app
@@ -406,3 +407,41 @@ def test_versions_of_our_own_libraries_do_not_depend_on_what_is_loaded(monkeypat
         assert loaded[name] == __import__(name).__version__
         monkeypatch.delitem(sys.modules, name)
     assert conditions(config)["versions"] == loaded
+
+
+def test_weights_that_a_model_reads_from_a_file_count(tmp_path, monkeypatch):
+    """Of a user's own model, though nothing says that it reads a file; and the form of a pretrained one."""
+    name = own(
+        tmp_path,
+        monkeypatch,
+        "import torch\nfrom torch import nn\n"
+        "def net(shape, classes, file, **_):\n"
+        "    made = nn.Sequential(nn.Flatten(), nn.Linear(64, classes))\n"
+        "    made.load_state_dict(torch.load(file))\n"
+        "    return made\n",
+    )
+    options = ("density=0.5", "training.epochs=0", "recovery.epochs=0", f"model._target_={name}.net")
+    found = []
+    for seed in (0, 1, 0):
+        torch.manual_seed(seed)
+        layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        torch.save(layers.state_dict(), tmp_path / "weights.pt")
+        found.append(run(tmp_path, *options, f"+model.file={tmp_path}/weights.pt")[0]["test_loss"])
+    assert found[0] == found[2] != found[1]
+
+
+def test_data_that_have_changed_train_another_network(tmp_path, monkeypatch):
+    """A file that keeps its name."""
+    name = own(
+        tmp_path,
+        monkeypatch,
+        "import torch\nfrom experiments.data import split\ndef read(file):\n    return split(torch.load(file))\n",
+    )
+    options = ("density=0.5", "recovery.epochs=0", "~data.load.validation", "~data.load.seed")
+    options += (f"data.load._target_={name}.read", f"+data.load.file={tmp_path}/data.pt")
+    found = []
+    for seed in (0, 1, 0):
+        torch.manual_seed(seed)
+        torch.save({"inputs": torch.randn(300, 1, 8, 8), "targets": torch.arange(300) % 10}, tmp_path / "data.pt")
+        found.append(run(tmp_path, *options)[0]["network"])
+    assert found[0] == found[2] != found[1]

@@ -157,3 +157,20 @@ def test_what_a_regime_refuses_is_refused_before_the_first_training(tmp_path, mo
     monkeypatch.setattr("experiments.running.stages.trained.train", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(PruningError, match=said):
         run(tmp_path, *options, "density=0.5", "recovery.epochs=2")
+
+
+def test_biases_compensate_for_channels_that_go(tmp_path):
+    """Those of the next layer make up for what removed channels gave on average; what is gone stays gone."""
+    options = ("granularity=channels", "density=0.5", "recovery.epochs=0", "latency=null")
+    rows = {name: run(tmp_path, *options, f"compensate={name}") for name in ("none", "bias")}
+    assert rows["bias"][1]["kept"] == rows["none"][1]["kept"]
+    assert rows["bias"][1]["test_loss"] != rows["none"][1]["test_loss"]
+    assert rows["bias"][1]["removed_difference"] < 1e-5  # what is gone has no bias either
+
+
+def test_batches_in_which_nothing_counts_are_left_out_of_scores(tmp_path):
+    """Where a class weighs nothing, batches of one such example have no mean; the others score as larger ones do."""
+    weights = f"task.weights={[0] * 5 + [1] * 5}".replace(" ", "")
+    options = ("scorer=taylor", "density=0.3", "recovery.epochs=0", "scoring.examples=40", weights)
+    rows = [run(tmp_path / str(size), *options, f"scoring.batch_size={size}") for size in (1, 40)]
+    assert rows[0][1]["test_loss"] == pytest.approx(rows[1][1]["test_loss"], rel=1e-5)

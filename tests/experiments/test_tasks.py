@@ -383,7 +383,7 @@ def test_models_that_do_not_fit_are_refused_by_name():
     with pytest.raises(ModelError, match=r"model=x: gives \[3, 2\] for targets \[3\]"):
         check_fit(Regression(), nn.Linear(4, 2), numbers, "model=x")
     for model, words in (
-        (nn.Linear(5, 3), r"model=x: cannot be called with the data's inputs \[2, 4\], targets \[2\] \(RuntimeError"),
+        (nn.Linear(5, 3), r"model=x: cannot be called with the data's inputs \[3, 4\], targets \[3\] \(RuntimeError"),
         (nn.Sequential(nn.Linear(4, 3), nn.Flatten(0)), r"model=x: gives \[\] logits an example"),
         (nn.Linear(4, 2), r"model=x: gives \[2\] logits an example for 3 classes"),
     ):
