@@ -1,4 +1,5 @@
-# make curve   a sparsity-accuracy curve on real digits, under runs/quickstart/
+# make curve   a sparsity-accuracy curve on real digits, under runs/quickstart/; installs the base alone
+# make develop installs every extra too, and what tests need; test, kills and check do it by themselves
 # make test    the test suite
 # make kills   a hundred kills of running experiments, each of which must end in the same bits
 # make floors  a smoke test at the lowest versions that setup.cfg allows, on Python 3.10
@@ -10,31 +11,39 @@ PYTHON310 ?= python3.10
 PYTHONS ?= python3.12 python3.13
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALLED := $(VENV)/.installed
+BASE := $(VENV)/.base
+ALL := $(VENV)/.all
 
 EXTRAS := vision,text,export,sweeps,tracking,dev
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 SMOKE := tests/test_smoke.py tests/test_floors.py $(addprefix tests/pruning/,\
 	test_masks.py test_selection.py test_scorers.py test_second_order_scorers.py test_snapshot.py test_rewind.py\
-	test_dynamic.py structure/test_removing.py execution/test_switching.py) tests/experiments/test_page.py
+	test_dynamic.py structure/removing/test_removing.py execution/test_switching.py) tests/experiments/test_page.py
 
-.PHONY: install curve test kills floors pythons check format clean
+.PHONY: install develop curve test kills floors pythons check format clean
 
-install: $(INSTALLED)
+install: $(BASE)
 
-$(INSTALLED): setup.cfg pyproject.toml constraints.txt
+develop: $(ALL)
+
+$(BASE): setup.cfg pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(ALL): setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
-	touch $@
+	touch $(BASE) $@
 
 curve: install
 	$(BIN)/python -m experiments.run experiment=quickstart
 	$(BIN)/python -m experiments.report runs/quickstart
 
-test: install
+test: develop
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2
 
-kills: install
+kills: develop
 	$(ONE_THREAD) KILLS=100 $(BIN)/python -m pytest tests/experiments/test_interruption.py
 
 # About 3 GB to download and 7 GB on the disk: torch 2.6 brings its CUDA. pip before 25 takes very long to find the set.
@@ -57,15 +66,15 @@ pythons:
 		$(ONE_THREAD) .venv-$$version/bin/python -m pytest $(SMOKE); \
 	done
 
-check: install
+check: develop
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: install
+format: develop
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,1 +1,1 @@
-"""What runs: data, models, training, stages and records, all driven by Hydra; the library itself is `pruning`."""
+"""Experiments driven by Hydra: data, models, tasks, training, stages, records, results. The library is `pruning`."""

@@ -5,17 +5,18 @@
     python -m experiments.report runs/channels --x macs latency --baseline taylor --interval bootstrap
 
 Reads every rows.jsonl below FOLDER and writes report.html, one page that needs no network, and figures as .png, .pdf
-and .csv (the numbers that are drawn): accuracy over all that the rows tell, differences to the baseline, densities of
-layers, overlap of masks, weights before and after, losses. It only reads the runs, so it may look at a sweep that is
-going on.
+and .csv (the numbers that are drawn): the metric over every x axis in the rows, differences to the baseline, densities
+of layers, overlap of masks, weights before and after, losses. It only reads the runs, so it may look at a sweep that is
+running.
 """
 
 import argparse
 import gc
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.box import SIMPLE_HEAD
@@ -23,46 +24,50 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments import figures, records, statistics
-from experiments.comparison import Comparison, comparisons
-from experiments.figures.axes import TIMES, percent, ratio
-from experiments.gallery import Wanted, gallery
-from experiments.intervals import INTERVALS, Interval, described, written
-from experiments.labels import methods
-from experiments.mistakes import told
-from experiments.page import render
-from experiments.state import State, states
+from experiments import records
+from experiments.records.runs import State, states
+from experiments.records.values import Value, add_options, chosen, recall
+from experiments.results import figures, statistics
+from experiments.results.comparison import Comparison, comparisons
+from experiments.results.figures.axes import TIMES, percent, ratio
+from experiments.results.gallery import FigureOptions, gallery
+from experiments.results.intervals import INTERVALS, Interval, described, written
+from experiments.results.labels import methods
+from experiments.results.page import render
+from experiments.runtime.errors import report_error
 from pruning.errors import PruningError, RecordsError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 0 for success, 1 for what a user can mend, told in one line on standard error (2: argparse)."""
+    """Run the command; exit code 1 for an error that the user can fix, in one line on standard error (2: argparse)."""
     asked = _arguments(argv)
     output = asked.output or asked.folder
     try:
         frame = records.read(asked.folder)
         with _settled():
-            summary = statistics.summarise(frame, asked.value, asked.interval)
-            dense = statistics.dense(frame, asked.value, asked.interval)
-            compared, refused = _compared(frame, asked)
-            wanted = Wanted(asked.value, asked.interval, compared, asked.x, asked.store)
-            paths, untold = gallery(frame, wanted, output)
+            value = chosen(frame, asked)
+            summary = statistics.summarise(frame, value, asked.interval)
+            dense = statistics.dense(frame, value, asked.interval)
+            compared, refused = _compared(frame, value, asked)
+            wanted = FigureOptions(value, asked.interval, compared, asked.x, asked.store)
+            paths, skipped = gallery(frame, wanted, output)
             known, unknown = _states(asked.folder)
-            html = render(frame, known, asked.folder, output, asked.value, compared, refused, asked.interval)
+            html = render(frame, known, asked.folder, output, value, compared, refused, asked.interval)
         page = output / "report.html"
         page.write_text(html, encoding="utf-8")
     except PruningError as error:
-        return told(str(error))
+        return report_error(str(error))
     except OSError as error:
         reason = error.strerror or str(error)
-        return told(f"{error.filename or output}: {reason}; make room or give access, or name another --output")
+        return report_error(f"{error.filename or output}: {reason}; make room or give access, or name another --output")
 
     # A pipe has no width of its own: 120 columns cut nothing off and fit most pagers.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    console.print(table(summary, dense, asked.value, console.encoding, asked.interval))
+    console.print(table(summary, dense, value, console.encoding, asked.interval))
     for line in (
+        *_diverged(frame),
         *(f"not compared: {reason}" for reason in refused),
-        *(f"not drawn: {line}" for line in untold),
+        *(f"not drawn: {line}" for line in skipped),
         *unknown,
     ):
         console.print(Text(line), soft_wrap=True)
@@ -73,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _settled() -> Iterator[None]:
-    """Keep garbage collection to what is made from now on: figures make it run often, and modules and rows are many."""
+    """Exclude existing objects from garbage collection: drawing triggers it often, and modules and rows are many."""
     theirs = gc.get_freeze_count() > 0
     if not theirs:
         gc.freeze()
@@ -85,53 +90,69 @@ def _settled() -> Iterator[None]:
 
 
 def _states(folder: Path) -> tuple[list[State], list[str]]:
-    """What the runs are doing, or a line that says why it is not known: rows are worth their report without it."""
+    """The states of the runs, or a line that says why they are not known: a report of rows does without."""
     try:
         return states(folder), []
     except RecordsError as error:
-        return [], [f"states of runs not told: {error}"]
+        return [], [f"states of runs not known: {error}"]
 
 
-def _compared(frame: pd.DataFrame, asked: argparse.Namespace) -> tuple[list[Comparison], list[str]]:
-    """To the baseline that is asked for; with none asked for, to magnitude where it is one of several methods."""
+def _compared(frame: pd.DataFrame, value: Value, asked: argparse.Namespace) -> tuple[list[Comparison], list[str]]:
+    """Compare with the baseline that is asked for, or with magnitude where it is one of several methods."""
     labels = set(methods(frame[frame["level"] > 0]))
     baseline = asked.baseline or "magnitude"
     if asked.baseline is None and (len(labels) < 2 or "magnitude" not in {name.split(" (")[0] for name in labels}):
         return [], []
-    found, refused = comparisons(frame, baseline, asked.value, interval=asked.interval)
+    found, refused = comparisons(frame, baseline, value, interval=asked.interval)
     if asked.baseline and not found:
         raise RecordsError(refused[0])
     return found, refused
 
 
+def _diverged(frame: pd.DataFrame) -> list[str]:
+    """A line for every network whose training diverged, by the first run that has it."""
+    rows = statistics.diverged(frame)
+    once = rows.drop_duplicates("network") if "network" in rows else rows
+    return [
+        f"diverged at step {row['diverged']:.0f}: run {row['run']}, level {row['level']}"
+        for row in once.to_dict("records")
+    ]
+
+
 def table(
-    summary: pd.DataFrame, dense: Mapping[str, Interval], value: str, encoding: str = "utf-8", interval: str = "t"
+    summary: pd.DataFrame,
+    dense: Mapping[str, Interval],
+    value: Value | str | None = None,
+    encoding: str = "utf-8",
+    interval: str = "t",
 ) -> Table:
-    """Dense networks on top, then for every density the methods side by side: mean and interval.
+    """Dense networks on top, then for every density the methods side by side: mean and interval of the value that
+    `summary` remembers, unless another is given.
 
     Asked is the requested density; what follows is realised, which differs where units are coarse. A cell like the one
     above it within a group is left empty.
     """
     unicode = encoding.lower().startswith("utf")
-    label, scale = figures.describe(value)
+    value = recall(summary, value)
+    scale, digits = value.scale, value.digits
     sign, times = ("±", TIMES) if unicode else ("+/-", "x")
-    digits = 2 if scale == 100 else 4
     caption = f"{described(interval, sign)} over n seeds; compression = prunable / kept weights"
     result = Table(box=SIMPLE_HEAD, caption=caption, caption_justify="left", caption_style="", safe_box=True)
-    for name in ("asked", "density", "sparsity", "compression", "method", "n", label):
+    for name in ("asked", "density", "sparsity", "compression", "method", "n", value.label):
         left = name == "method"
         result.add_column(Text(name), justify="left" if left else "right", overflow="fold", no_wrap=not left)
 
-    def mean(row: Interval) -> str:
-        return written(*(scale * one for one in (row.mean, row.low, row.high)), interval, digits, sign)
+    def mean(row: Any) -> str:
+        return written(scale * row.mean, scale * row.low, scale * row.high, interval, digits, sign)
 
     for name, found in dense.items():
         result.add_row("1", "1", "0 %", f"1{times}", Text(name), str(found.n), mean(found))
-    groups = sorted(summary.groupby("requested_density"), key=lambda group: -float(group[0]))
-    for requested, rows in groups:
+    groups = {float(str(requested)): rows for requested, rows in summary.groupby("requested_density")}
+    for requested, rows in sorted(groups.items(), reverse=True):
         result.add_section()
         asked, above = f"{requested:.4g}", ["", "", ""]
-        for row in rows.itertuples():
+        points: Iterable[Any] = rows.itertuples()
+        for row in points:
             got = [f"{row.density:.4g}", percent(row.density), ratio(row.compression, times)]
             shown = ["", "", ""] if got == above else got
             result.add_row(asked, *shown, Text(row.method), str(row.n), mean(row))
@@ -145,8 +166,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Table, figures and page of a folder of runs.",
     )
     parser.add_argument("folder", type=Path, help="the folder that holds the runs, at any depth")
-    parser.add_argument("--value", default="test_accuracy", help="the column to average (default: %(default)s)")
-    parser.add_argument("--x", nargs="+", choices=figures.AXES, help="x axes (default: all that the rows tell)")
+    add_options(parser, "average")
+    parser.add_argument("--x", nargs="+", choices=figures.AXES, help="x axes (default: all that the rows have)")
     parser.add_argument("--baseline", help="a method to compare with (default: magnitude, where it is there)")
     parser.add_argument("--interval", choices=tuple(INTERVALS), default="t", help="of means (default: %(default)s)")
     parser.add_argument("--store", type=Path, help="where masks and weights lie (default: where the runs put them)")

@@ -9,13 +9,14 @@ The rows of a run go to <folder>/<run>/rows.jsonl. The same command again resume
 import logging
 import os
 import re
+import sys
 import time
 from collections.abc import Callable
 from copy import deepcopy
 from functools import lru_cache, partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -23,31 +24,33 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments import jobs, records, stages
-from experiments.configuration import Configuration, densities
-from experiments.controls import check as check_controls
-from experiments.controls import controls
-from experiments.identity import read_code
-from experiments.jobs import JobError, check_objective, jobs_failed
-from experiments.levels import Level, evaluate
-from experiments.mistakes import told
-from experiments.networks import Network
-from experiments.processes import first
-from experiments.results import results
-from experiments.setting import Setting
-from experiments.targets import built
+from experiments import records
+from experiments.configuration import CONF, Configuration, densities
+from experiments.configuration.targets import instantiate, short_name
+from experiments.results.tracked import results
+from experiments.running import jobs, stages
+from experiments.running.controls import check as check_controls
+from experiments.running.controls import controls
+from experiments.running.jobs import JobError, check_objective, jobs_failed
+from experiments.running.levels import Level, evaluate
+from experiments.running.setting import Setting
+from experiments.runtime.errors import report_error
+from experiments.runtime.extras import PLUGINS, missing
+from experiments.runtime.processes import is_main_process
+from experiments.store.identity import read_code
+from experiments.store.networks import Network
+from experiments.tasks import check_fit
 from experiments.tracking import Guarded, Nothing, leave
 from pruning.errors import ConfigurationError, PruningError
 
 log = logging.getLogger("experiments")
-_CONF = Path(__file__).resolve().parents[1] / "conf"
 ConfigStore.instance().store(name="schema", node=Configuration)
 
 
 def run(setting: Setting, folder: Path, name: str) -> list[dict[str, Any]]:
     """All levels of a run; their rows, which are also in `folder`/rows.jsonl after each level."""
     config = setting.config
-    tracker = Guarded(built("tracker", config["tracker"]) if first() else Nothing())
+    tracker = Guarded(instantiate("tracker", config["tracker"]) if is_main_process() else Nothing())
     tracker.start(name, deepcopy(config))
     done = False
     try:
@@ -66,13 +69,16 @@ def _levels(setting: Setting, folder: Path, name: str, tracker: Guarded) -> list
 
     def report(row: dict[str, Any]) -> None:
         rows.append({"format": records.FORMAT, "run": name, **row, "config": config})
-        if not first():
+        if not is_main_process():
             return
         records.write(folder, rows)
         tracker.row(row)
         title = f"{name}, {row['control']}" if row["control"] else name
         emptied = f" (emptied: {', '.join(row['emptied'])})" if row["emptied"] else ""
-        log.info("%s: density %.4g, test accuracy %.4f%s", title, row["density"], row["test_accuracy"], emptied)
+        headline = row["metrics"][0]["name"]
+        value = row[f"test_{headline}"]
+        said = "not finite" if value is None else f"{value:.4f}"
+        log.info("%s: density %.4g, test %s %s%s", title, row["density"], headline, said, emptied)
 
     scoring = lru_cache(maxsize=1)(partial(stages.score, setting))  # densities that branch from one network share it
     numbers = count(1)
@@ -83,9 +89,17 @@ def _levels(setting: Setting, folder: Path, name: str, tracker: Guarded) -> list
         network = stages.initial(setting) if config["when"] == "init" else dense
         steps = schedule(target)[1:]
         for number, density in enumerate(steps, start=1):
-            begun = network if stages.arrives(config) else stages.prune(setting, network, density, scoring)
+            begun = (
+                network
+                if stages.reaches_density_while_training(config)
+                else stages.prune(setting, network, density, scoring)
+            )
             network = begun
-            if number == len(steps) or config["recovery"]["rounds"] == "every" or stages.arrives(config):
+            if (
+                number == len(steps)
+                or config["recovery"]["rounds"] == "every"
+                or stages.reaches_density_while_training(config)
+            ):
                 level = Level(next(numbers), number, len(steps), density, target)
                 network = stages.recover(setting, begun, density, title=str(level))
                 ticket = evaluate(setting, network, level, dense)
@@ -96,18 +110,18 @@ def _levels(setting: Setting, folder: Path, name: str, tracker: Guarded) -> list
 
 
 def _parts(setting: Setting) -> Callable[[float | None], tuple[float | None, ...]]:
-    """The schedule, after a look at all that can be wrong before hours of training rather than after."""
+    """Check everything that can be wrong before hours of training rather than after, and return the schedule."""
     config = setting.config
-    read_code(config, "experiments.stages", "experiments.levels")
+    read_code(config, "experiments.running.stages", "experiments.running.levels")
     for group in ("scorer", "compensate", "dynamic"):
         if config[group]:
-            built(group, config[group])
+            instantiate(group, config[group])
     own = getattr(setting.allocation, "density", None)
     for target in densities(config):
         if own is not None and target not in (None, own):
             raise ConfigurationError(f"density={target:g}: this allocation keeps {own:g} of all: set density=null")
     _ = setting.granularity
-    schedule: Callable[[float | None], tuple[float | None, ...]] = built("schedule", config["schedule"])
+    schedule: Callable[[float | None], tuple[float | None, ...]] = instantiate("schedule", config["schedule"])
     for target in densities(config):
         schedule(target)
     if config["recovery"]["learning_rate"] == "replay" and setting.rewind_step > setting.total_steps:
@@ -121,7 +135,9 @@ def _parts(setting: Setting) -> Callable[[float | None], tuple[float | None, ...
         for target in densities(config):
             stages.check_dynamic(setting, target)
     check_controls(setting)
-    setting.prunable(setting.new_model())
+    model = setting.new_model()
+    setting.prunable(model)
+    check_fit(setting.task, model, setting.splits, f"model={short_name(config['model'])}")
     setting.learning_rate(0.0)
     return schedule
 
@@ -132,27 +148,37 @@ def job(config: DictConfig) -> float | tuple[float, ...] | None:
 
 
 def main() -> int:
-    """The command line: what a user can mend is one line on standard error and exit code 1, never a traceback."""
+    """Run the command line: an error that the user can fix is one line on standard error and exit code 1."""
     since = time.time()
     logging.raiseExceptions = False  # a closed terminal loses lines, never a result
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands its errors on; they are told in one line here
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra passes its errors on; they are reported in one line here
     try:
-        hydra.main(config_path=str(_CONF), config_name="config", version_base="1.3")(job)()
+        hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(job)()
     except JobError as error:
         return jobs_failed(error, since)
     except (PruningError, HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra's own are all three
         cause = f": {error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
         unknown = re.match(r"Could not override '(.+?)'", str(error))
+        plugin = re.search(r"Could not find '(hydra/(?:launcher|sweeper))/(\w+)'", str(error))
+        if plugin and plugin[2] in PLUGINS:
+            return report_error(f"{plugin[1]}={plugin[2]}: {missing(PLUGINS[plugin[2]])}")
         if unknown:
-            return told(
+            return report_error(
                 f"{unknown[1]}: is no field of this configuration: `--cfg job` lists them all; in a sweep, an option "
                 f"that only the swept choices have is set by ++{unknown[1]}="
             )
-        return told(f"{error}{cause}")
+        return report_error(f"{error}{cause}")
     except KeyboardInterrupt:
-        return told("interrupted: what is finished is kept, repeat the command to go on")
+        return report_error("interrupted: what is finished is kept, repeat the command to continue")
     return 0
 
 
-if __name__ == "__main__":
+def command() -> NoReturn:
+    """`main` as a process of its own; modules in the folder where it runs can be imported, as with python -m."""
+    if not getattr(sys.flags, "safe_path", False) and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
     leave(main())
+
+
+if __name__ == "__main__":
+    command()

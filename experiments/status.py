@@ -19,26 +19,26 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments.mistakes import told
-from experiments.state import State, states
+from experiments.records.runs import State, repetitions, states
+from experiments.runtime.errors import report_error
 from pruning.errors import RecordsError
 
 ORDER = ("running", "failed", "cut", "done")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 1 for what a user can mend, told in one line on standard error (2: argparse)."""
+    """Run the command; exit code 1 for an error that the user can fix, in one line on standard error (2: argparse)."""
     asked = _arguments(argv)
     try:
         if not asked.folder.is_dir():
-            return told(f"{asked.folder}: there is no such folder; give the folder that holds the runs")
+            return report_error(f"{asked.folder}: there is no such folder; give the folder that holds the runs")
         found = states(asked.folder)
     except RecordsError as error:
-        return told(str(error))
+        return report_error(str(error))
     except OSError as error:
-        return told(f"{error.filename or asked.folder}: {error.strerror or error}")
+        return report_error(f"{error.filename or asked.folder}: {error.strerror or error}")
     if not found:
-        return told(f"{asked.folder}: holds no run; start one with `python -m experiments.run`")
+        return report_error(f"{asked.folder}: holds no run; start one with `python -m experiments.run`")
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     again = [state for state in found if state.state in ("failed", "cut")]
     if asked.commands:
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def table(found: Sequence[State]) -> Table:
-    """What needs a look comes first."""
+    """A table of all runs, those that need attention first."""
     result = Table(box=None, pad_edge=False)
     for name in ("state", "run", "rows", "time", "where", "why"):
         right = name in ("rows", "time")
@@ -68,17 +68,8 @@ def table(found: Sequence[State]) -> Table:
 
 def summary(found: Sequence[State]) -> str:
     """ "12 done, 1 failed"."""
-    counts = Counter(state.state for state in found)
+    counts: Counter[str] = Counter(state.state for state in found)
     return ", ".join(f"{counts[name]} {name}" for name in reversed(ORDER) if counts[name])
-
-
-def repetitions(again: Sequence[State]) -> list[str]:
-    """Of runs that failed or were cut: why, and the command."""
-    lines = []
-    for state in again:
-        reason = state.reason or "its process ended without a word"
-        lines += [f"{state.run}: {reason}", f"    {state.command}"]
-    return lines
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from pruning.decomposed import decomposed
 from pruning.evidence import untouched
 from pruning.inputs import Inputs, arguments_for
 from pruning.masks import Masks
+from pruning.modes import eval_mode
 from pruning.parameters import check_values, kernels, named, storage, unwrapped
 from pruning.products import copied_mask, flop_formulas, saved
 
@@ -50,6 +50,8 @@ def cost(model: nn.Module, masks: Masks | None, inputs: Inputs) -> Cost:
     views, slices and plain copies of its tensor, so attention projections, tied weights and experts count; not through
     arithmetic, as a parametrization does.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415  # slow to import, with triton
+
     model = unwrapped(model)
     check_values(named(model))
     if masks is not None:
@@ -87,22 +89,16 @@ def latency(model: nn.Module, inputs: Inputs, *, warmup: int = 3, repeats: int =
     """
     args, kwargs = arguments_for(model, inputs)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    modes = [(module, module.training) for module in model.modules()]
     times: list[float] = []
     spent = 0.0
-    try:
-        model.eval()
-        with torch.inference_mode():
-            while len(times) < warmup + repeats or spent < seconds:
-                start = perf_counter()
-                model(*args, **kwargs)
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-                times.append(perf_counter() - start)
-                spent += times[-1] if len(times) > warmup else 0.0
-    finally:
-        for module, training in modes:
-            module.training = training
+    with eval_mode(model), torch.inference_mode():
+        while len(times) < warmup + repeats or spent < seconds:
+            start = perf_counter()
+            model(*args, **kwargs)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times.append(perf_counter() - start)
+            spent += times[-1] if len(times) > warmup else 0.0
     return 1000 * median(times[warmup:])
 
 

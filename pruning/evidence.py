@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pruning.batches import Batch, examples
 from pruning.errors import ScoreError
 from pruning.layouts import STANDARD, LaidOut, Layout, layouts
+from pruning.modes import kept_modes
 from pruning.parameters import check_whole, storage
 from pruning.processes import parallel
 
@@ -120,7 +121,6 @@ def untouched(model: nn.Module, parameters: Iterable[nn.Parameter] = ()) -> Iter
     """
     assigned = [(module, dict(module._buffers)) for module in model.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if _writable(buffer)]
-    modes = [(module, module.training) for module in model.modules()]
     accumulated_before = [(p, p.grad) for p in model.parameters()]
     frozen = [p for p in parameters if not p.requires_grad]
     hooks = [(h, dict(h)) for p in model.parameters() if (h := getattr(p, "_post_accumulate_grad_hooks", None))]
@@ -128,7 +128,7 @@ def untouched(model: nn.Module, parameters: Iterable[nn.Parameter] = ()) -> Iter
         {t.device.index for t in model.parameters() if t.device.type == "cuda" and t.device.index is not None}
     )
     python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=devices):
+    with kept_modes(model), torch.random.fork_rng(devices=devices):
         try:
             for parameter in frozen:
                 parameter.requires_grad_(True)
@@ -142,8 +142,6 @@ def untouched(model: nn.Module, parameters: Iterable[nn.Parameter] = ()) -> Iter
             np.random.set_state(numpy)
             for parameter in frozen:
                 parameter.requires_grad_(False)
-            for module, training in modes:
-                module.training = training
             for each, registered in hooks:
                 each.update(registered)
             for parameter, gradient in accumulated_before:

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from os import PathLike
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pruning.attachment import Attachment
+from pruning.checksums import checksum
 from pruning.coding import decode, encode
 from pruning.errors import ArtefactError, MaskError
 from pruning.parameters import check_whole, first_names, named, storage
@@ -186,7 +186,7 @@ class Masks(Mapping[str, Tensor]):
         header = json.dumps(lines)
         try:
             # one entry: the library writes several in an order of chance, and equal masks should be equal files
-            entry = json.dumps({"format": _FORMAT, "tensors": header, "sha256": _digest(header, packed)})
+            entry = json.dumps({"format": _FORMAT, "tensors": header, "sha256": checksum(header, packed, shapes=False)})
             save_file(packed, path, {"masks": entry})
         except SafetensorError as error:
             raise OSError(f"{path}: cannot be written ({error})") from error
@@ -209,7 +209,7 @@ class Masks(Mapping[str, Tensor]):
         if entry.get("format") != _FORMAT:
             raise ArtefactError(f"{path}: is no file of masks (format {entry.get('format')!r}): give one from save()")
         header = str(entry.get("tensors", ""))
-        if entry.get("sha256") != _digest(header, packed):
+        if entry.get("sha256") != checksum(header, packed, shapes=False):
             raise ArtefactError(f"{path}: is damaged, its content is not what was saved: make the file again")
         described = json.loads(header)
         masks = cls({name: _unpacked(path, name, packed[name], line) for name, line in described.items()})
@@ -273,15 +273,6 @@ def _entry(metadata: Mapping[str, str]) -> dict[str, Any]:
     except ValueError:
         return {}
     return entry if isinstance(entry, dict) else {}
-
-
-def _digest(header: str, packed: Mapping[str, Tensor]) -> str:
-    """Of names, shapes, counts and bits."""
-    digest = sha256(header.encode())
-    for name in sorted(packed):
-        digest.update(f"\n{name} {packed[name].dtype} ".encode())
-        digest.update(packed[name].view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _unpacked(path: str | PathLike[str], name: str, packed: Tensor, line: dict[str, Any]) -> Tensor:

@@ -11,7 +11,9 @@ from pruning.curvature.calls import empty_use, forward_uses
 from pruning.curvature.linear_maps import column_sums, modules_with_columns
 from pruning.errors import MaskError
 from pruning.evidence import Evidence, accumulated
+from pruning.inputs import Inputs, arguments
 from pruning.masks import Masks
+from pruning.modes import eval_mode
 from pruning.processes import sum_, sum_of
 
 
@@ -88,31 +90,30 @@ def compensate_bias(evidence: Evidence, masks: Mapping[str, Tensor]) -> None:
 
 
 @torch.no_grad()
-def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
+def reestimate_batchnorm(model: nn.Module, batches: Iterable[Inputs]) -> None:
     """Set the running statistics of batch norm to the plain mean over `batches` of the batches' own statistics.
 
     They were gathered by the network that was before the pruning. Batch norm alone is in train mode meanwhile, so that
     dropout does not take part; modes and momenta are as before afterwards. Without batches nothing changes.
 
     Args:
-        batches: inputs of the model, on its device, all of about one size: each counts the same.
+        batches: inputs of the model (a tensor, positional arguments or keyword arguments), on its device, all of about
+            one size: each counts the same.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-    before = [(module, module.training) for module in model.modules()]
     momenta = [norm.momentum for norm in norms]
-    model.eval()
-    try:
-        for number, inputs in enumerate(batches):
-            for norm in norms if number == 0 else ():
-                norm.reset_running_stats()
-                norm.momentum = None  # torch's word for the plain mean
-                norm.train()
-            model(inputs)
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        for module, training in before:
-            module.training = training
+    with eval_mode(model):
+        try:
+            for number, inputs in enumerate(batches):
+                for norm in norms if number == 0 else ():
+                    norm.reset_running_stats()
+                    norm.momentum = None  # torch's word for the plain mean
+                    norm.train()
+                positional, named = arguments(inputs)
+                model(*positional, **named)
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
 
 
 def _checked(evidence: Evidence, masks: Mapping[str, Tensor]) -> Masks:

@@ -7,7 +7,6 @@ strings, None and tensors. Types are kept, also those that JSON has no word for:
 import json
 import math
 from collections.abc import Mapping
-from hashlib import sha256
 from os import PathLike
 from typing import Any
 
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pruning.checksums import checksum
 from pruning.errors import ArtefactError
 
 _FORMAT = "pruning.snapshot/1"
@@ -31,7 +31,7 @@ def save(path: str | PathLike[str], tree: Any) -> None:
     """
     tensors: dict[str, Tensor] = {}
     described = json.dumps(_described(tree, tensors), allow_nan=False)
-    entry = json.dumps({"format": _FORMAT, "tree": described, "sha256": _digest(described, tensors)})
+    entry = json.dumps({"format": _FORMAT, "tree": described, "sha256": checksum(described, tensors, shapes=True)})
     try:
         save_file(tensors, path, {"snapshot": entry})
     except SafetensorError as error:
@@ -54,7 +54,7 @@ def load(path: str | PathLike[str]) -> Any:
     if not isinstance(entry, dict) or entry.get("format") != _FORMAT:
         raise ArtefactError(f"{path}: is no snapshot of format {_FORMAT}: give one from save()")
     described = str(entry.get("tree", ""))
-    if entry.get("sha256") != _digest(described, tensors):
+    if entry.get("sha256") != checksum(described, tensors, shapes=True):
         raise ArtefactError(f"{path}: is damaged, its content is not what was saved: make the file again")
     return _made(json.loads(described), tensors)
 
@@ -90,12 +90,3 @@ def _made(described: Any, tensors: Mapping[str, Tensor]) -> Any:
     if kind == "mapping":
         return {_made(key, tensors): _made(value, tensors) for key, value in content}
     return {"list": list, "tuple": tuple}[kind](_made(part, tensors) for part in content)
-
-
-def _digest(described: str, tensors: Mapping[str, Tensor]) -> str:
-    digest = sha256(described.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)} ".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

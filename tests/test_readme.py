@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from experiments import records
+from experiments.configuration import CONF
+from pruning import Evidence, prunable, prune, scorers
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -27,9 +29,10 @@ def blocks(title: str, language: str) -> list[str]:
 
 
 def written(folder: Path, title: str) -> None:
-    """Its files, each under the name that its first line gives."""
+    """Its files, each under the name that its first line gives, or its second after Hydra's own."""
     for block in (*blocks(title, "python"), *blocks(title, "yaml")):
-        path = folder / block.splitlines()[0].removeprefix("# ")
+        first, second, *_ = block.splitlines()
+        path = folder / (second if first.startswith("# @package") else first).removeprefix("# ")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(block)
 
@@ -57,6 +60,31 @@ def test_your_own(tmp_path, title):
     assert line["scorer"] == ("gradient_norm" if title == "Your own scorer" else "magnitude")
     assert line["model"] == ("lenet_300_100" if title == "Your own scorer" else "small")
     assert line["kept"] == round(0.2 * line["prunable"])
+
+
+@pytest.mark.parametrize(
+    ("title", "metric", "more"), [("Your own data", "r2", ["model.width=8"]), ("Your own task", "deviance", [])]
+)
+def test_your_own_data_and_task(tmp_path, title, metric, more):
+    written(tmp_path, title)
+    command = blocks(title, "bash")[0].strip()
+    done = shell(tmp_path, command, "training.epochs=3", "recovery.epochs=1", "density=[0.5,0.2]", *more)
+    assert done.returncode == 0, done.stderr
+    rows = records.read(tmp_path / "runs")
+    assert rows[f"test_{metric}"].notna().all()
+    assert len(rows) == 3
+    done = shell(tmp_path, f"python -m experiments.report runs/{command.split('name=')[1]}")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / command.split("name=")[1] / f"{metric}_compression.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_language_models_and_classifiers_of_text(tmp_path, number):
+    command = blocks("Your own task", "bash")[1].strip().splitlines()[number].split("  #")[0]
+    small = ("training.epochs=1", "training.batch_size=100", "recovery.epochs=0", "density=0.5", "scoring.examples=20")
+    done = shell(tmp_path, command, *small, "data.load.length=16" if number else "data.load.length=200")
+    assert done.returncode == 0, done.stderr
+    assert records.read(tmp_path / "runs")["test_accuracy" if number else "test_perplexity"].gt(0).all()
 
 
 def test_a_sweep_of_your_own(tmp_path):
@@ -170,6 +198,76 @@ def test_in_your_own_training_loop(tmp_path):
     assert (tmp_path / "masks.safetensors").exists()
 
 
+def steps_of(callback, train):
+    """Weights after a training, and the masks that held."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    masks = prune(scorers.magnitude(Evidence(model, prunable(model))), 0.25)
+    before = [p.detach().clone() for p in model.parameters()]
+    train(model, callback, masks)
+    assert masks.kept == 18
+    assert masks.agree(model)
+    assert all(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)  # nothing is attached any more
+    assert not masks.agree(model)
+
+
+def test_the_trainer_of_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    names = {}
+    exec(blocks("In the Trainer of transformers, and in Lightning", "python")[0], names)
+
+    class Classifier(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+
+        def forward(self, inputs, labels):
+            logits = self.net(inputs)
+            return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+    def train(model, callback, masks):
+        data = [{"inputs": torch.randn(6), "labels": n % 3} for n in range(20)]
+        whole = Classifier(model)
+        named = type(masks)({f"net.{name}": mask for name, mask in masks.items()})
+        options = transformers.TrainingArguments(
+            output_dir=str(tmp_path), num_train_epochs=2, report_to="none", use_cpu=True, save_strategy="no",
+            learning_rate=0.1, weight_decay=0.1, disable_tqdm=True,
+        )  # fmt: skip
+        transformers.Trainer(whole, options, train_dataset=data, callbacks=[callback(named)]).train()
+
+    steps_of(names["Pruned"], train)
+
+
+def test_lightning(tmp_path):
+    lightning = pytest.importorskip("lightning")
+    names = {}
+    exec(blocks("In the Trainer of transformers, and in Lightning", "python")[1], names)
+
+    class Module(lightning.LightningModule):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+
+        def training_step(self, batch):
+            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.AdamW(self.parameters(), lr=0.1, weight_decay=0.1)
+
+    def train(model, callback, masks):
+        named = type(masks)({f"net.{name}": mask for name, mask in masks.items()})
+        data = torch.utils.data.TensorDataset(torch.randn(20, 6), torch.arange(20) % 3)
+        trainer = lightning.Trainer(
+            max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, callbacks=[callback(named)], default_root_dir=tmp_path,
+        )  # fmt: skip
+        trainer.fit(Module(model), torch.utils.data.DataLoader(data, batch_size=5))
+
+    steps_of(names["Pruned"], train)
+
+
 def test_a_really_smaller_network_is_what_the_script_and_the_command_say(tmp_path):
     (code,) = blocks("A really smaller network", "python")
     (tmp_path / "smaller.py").write_text(code)
@@ -190,10 +288,10 @@ def test_the_table_of_choices_is_what_conf_holds():
     assert len(rows) > 10
     for groups, options in rows.items():
         for group, part in zip(re.findall(r"`([a-z_]+)`", groups), options.split("; "), strict=False):
-            if (ROOT / "conf" / group).is_dir():
+            if (CONF / group).is_dir():
                 if group == "data":
                     part = options
-                files = {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")}
+                files = {path.stem for path in (CONF / group).glob("*.yaml")}
                 assert set(re.findall(r"`([a-z0-9_]+)`", part)) == files, group
 
 

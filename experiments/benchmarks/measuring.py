@@ -13,7 +13,7 @@ Row = tuple[str, ...]
 """What a line of a table shows."""
 
 _WIDTH = 44
-"""Of the first column, in characters: rows are printed before all of them are known."""
+"""Width of the first column, in characters: rows are printed before all of them are known."""
 
 
 def rounded(value: float) -> float:

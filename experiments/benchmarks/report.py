@@ -24,19 +24,20 @@ from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import nn
 
-from experiments import figures, gallery, networks, records, report, statistics
+from experiments import records, report
 from experiments.benchmarks.measuring import Row, show
-from experiments.conditions import conditions
-from experiments.intervals import INTERVALS
 from experiments.replications import composed
-from experiments.setting import Setting
-from experiments.store import Store
+from experiments.results import figures, gallery, statistics
+from experiments.results.intervals import INTERVALS
+from experiments.running.conditions import conditions
+from experiments.running.setting import Setting
+from experiments.store import Store, networks
 from pruning import Masks, prunable
 
 SCORERS = ("magnitude", "random", "snip", "grasp", "synflow", "taylor", "fisher", "lamp", "obd", "gradient")
 RECOVERIES = ("finetune", "rewind", "retrain", "lr_rewind", "none")
 METHODS = [(SCORERS[0], RECOVERIES[0]), *((scorer, how) for how in RECOVERIES for scorer in SCORERS[1:])]
-"""With one magnitude alone, to which the others are compared."""
+"""Methods; exactly one is magnitude, with which the others are compared."""
 EPOCHS = 10
 PARTS: Mapping[str, Sequence[tuple[Any, str]]] = {
     "rows": [(records, "read")],

@@ -32,11 +32,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from experiments.benchmarks.structure_models import Maker, disturbed, models, warm_up
+from experiments.runtime.errors import report_error
+from experiments.runtime.extras import missing
 from pruning import Masks
 from pruning.errors import PruningError
 from pruning.structure import TOLERANCE, Structure, remove, trace, verify
-from pruning.structure.channels import unit_masks
+from pruning.structure.choosing.channels import unit_masks
+
+try:
+    from experiments.benchmarks.structure_models import Maker, disturbed, models, warm_up
+except ModuleNotFoundError as error:
+    if __name__ == "__main__":
+        raise SystemExit(report_error(missing(str(error.name)))) from None
+    raise
 
 _SHARE = 0.3
 _COLUMNS = (

@@ -63,7 +63,7 @@ def judge(group: str, name: str, share: float, limit: float, sending: Any) -> No
 
 @contextmanager
 def cpu_limit(seconds: float) -> Iterator[None]:
-    """The system ends this process by SIGXCPU when it has computed for so many seconds more."""
+    """Limit this process to `seconds` more of CPU time; then the system ends it by SIGXCPU."""
     soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
     resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(process_time() + seconds), hard))
     try:
@@ -81,7 +81,7 @@ def prune(model: nn.Module, inputs: Any, share: float) -> None:
 
 
 def tagged(model: nn.Module) -> nn.Module:
-    """A copy in which every number of parameters and float buffers tells its place in the tensor."""
+    """A copy in which every number of parameters and float buffers encodes its place in the tensor."""
     copy = deepcopy(model)
     for value in _numbers(copy).values():
         places = torch.arange(value.numel(), dtype=torch.int32) + _FIRST_TAG

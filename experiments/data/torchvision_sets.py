@@ -14,7 +14,8 @@ from torch import Tensor
 
 from experiments.data.examples import Splits
 from experiments.data.splitting import check_validation, splits
-from experiments.locks import file_lock, patiently
+from experiments.runtime.extras import missing
+from experiments.runtime.locks import acquire_with_log, file_lock
 from pruning.errors import DataError
 
 # Long enough for a slow mirror, short enough for a node of a cluster whose firewall drops packets silently
@@ -58,13 +59,11 @@ def _load(name: str, dataset: str, folder: str, validation: float, seed: int) ->
     try:
         from torchvision import datasets  # noqa: PLC0415 - optional: the embedded data need no torchvision
     except ImportError as error:
-        raise DataError(
-            f"{name}: torchvision is not installed: pip install 'sparse-subnetworks[vision]', or use data=mnist5k"
-        ) from error
+        raise DataError(f"{name}: {missing('torchvision')}, or use data=mnist5k") from error
     try:
         with _alone(Path(folder)), _connection_timeout():
             training, test = (getattr(datasets, dataset)(folder, train=train, download=True) for train in (True, False))
-    except Exception as error:  # whatever sockets, archives and parsers of a foreign file raise, the mend is the same
+    except Exception as error:  # whatever sockets, archives and parsers of a foreign file raise, the fix is the same
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise DataError(
             f"{name}: not found whole in {folder} and could not be downloaded ({reason}): "
@@ -82,11 +81,13 @@ def _raw(dataset: Any) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Only one process at a time downloads into `folder`: the others of a sweep wait, then find the files."""
+    """Let one process at a time download into `folder`: the others of a sweep wait, then find the files."""
     folder.mkdir(parents=True, exist_ok=True)
     # A shared folder that may only be read has its files already, and cannot hold a lock
     lock = folder / ".download.lock"
-    with patiently(file_lock(lock), f"downloading into {folder}") if os.access(folder, os.W_OK) else nullcontext():
+    with (
+        acquire_with_log(file_lock(lock), f"downloading into {folder}") if os.access(folder, os.W_OK) else nullcontext()
+    ):
         yield
 
 

@@ -13,7 +13,7 @@ INITIALISATIONS = ("xavier_normal", "kaiming_normal", "kaiming_uniform", "torch"
 
 
 def initialise(model: nn.Module, init: str) -> nn.Module:
-    """Draw all convolutional and linear weights of `model` anew, in place, from torch's global random state.
+    """Draw new convolutional and linear weights of `model`, in place, from torch's global random state.
 
     Args:
         model: its biases become 0, its batch-norm weights 1.

@@ -12,47 +12,47 @@ from experiments.models.mlp import mlp
 from experiments.models.shapes import example_shape, image_shape, scaled
 
 
-def lenet_300_100(inputs: Sequence[int], classes: int, init: str = "xavier_normal", width: float = 1.0) -> nn.Module:
+def lenet_300_100(shape: Sequence[int], outputs: int, init: str = "xavier_normal", width: float = 1.0) -> nn.Module:
     """LeNet-300-100 (LeCun et al. 1998): two hidden layers of 300 and 100 ReLUs; parameters fc1, fc2, fc3.
 
     On [1, 28, 28] and 10 classes: 266,200 weights and 410 biases. Glorot normal weights and zero biases as in
     Frankle & Carbin 2019.
 
     Args:
-        inputs: the shape of one example, of one dimension or more.
-        classes: how many logits.
+        shape: the shape of one example, of one dimension or more.
+        outputs: numbers for each example: a logit a class, or those of a regression.
         init: see `initialise`.
         width: factor of all hidden widths, above 0.
 
     Returns:
-        A module from [batch, *inputs] to [batch, classes].
+        A module from [batch, *shape] to [batch, outputs].
 
     Raises:
         ModelError: a shape or initialisation that does not exist.
     """
-    example_shape("lenet_300_100", inputs, classes)  # so that an error names this model rather than mlp
-    return mlp(inputs, classes, hidden=scaled("lenet_300_100", width, 300, 100), init=init)
+    example_shape("lenet_300_100", shape, outputs)  # so that an error names this model rather than mlp
+    return mlp(shape, outputs, hidden=scaled("lenet_300_100", width, 300, 100), init=init)
 
 
-def lenet_5(inputs: Sequence[int], classes: int, init: str = "xavier_normal", width: float = 1.0) -> nn.Module:
+def lenet_5(shape: Sequence[int], outputs: int, init: str = "xavier_normal", width: float = 1.0) -> nn.Module:
     """LeNet-5 in the form of Caffe, which Han et al. 2015 and SNIP (Lee et al. 2019) prune: 20-50-500.
 
     No activation follows the convolutions, only max pooling; one ReLU follows fc1. On [1, 28, 28] and 10 classes:
     430,500 weights and 580 biases. Glorot normal weights and zero biases as the other networks of Frankle & Carbin.
 
     Args:
-        inputs: [channels, height, width], at least 16x16 pixels.
-        classes: how many logits.
+        shape: [channels, height, width], at least 16x16 pixels.
+        outputs: numbers for each example: a logit a class, or those of a regression.
         init: see `initialise`.
         width: factor of all hidden widths, above 0.
 
     Returns:
-        A module from [batch, *inputs] to [batch, classes].
+        A module from [batch, *shape] to [batch, outputs].
 
     Raises:
         ModelError: images too small, or a shape or initialisation that does not exist.
     """
-    channels, *sides = image_shape("lenet_5", inputs, classes, smallest=16)
+    channels, *sides = image_shape("lenet_5", shape, outputs, smallest=16)
     first, second, hidden = scaled("lenet_5", width, 20, 50, 500)
     rows, columns = (((size - 4) // 2 - 4) // 2 for size in sides)  # a 5x5 kernel takes 4, pooling halves
     layers: OrderedDict[str, nn.Module] = OrderedDict(
@@ -63,6 +63,6 @@ def lenet_5(inputs: Sequence[int], classes: int, init: str = "xavier_normal", wi
         flatten=nn.Flatten(),
         fc1=nn.Linear(second * rows * columns, hidden),
         relu1=nn.ReLU(),
-        fc2=nn.Linear(hidden, classes),
+        fc2=nn.Linear(hidden, outputs),
     )
     return initialise(nn.Sequential(layers), init)

@@ -10,10 +10,11 @@ from torch import nn
 
 from experiments.models.names import unknown_name
 from experiments.models.shapes import image_shape
+from experiments.runtime.extras import missing
 from pruning.errors import ModelError
 
 
-def torchvision_model(name: str, inputs: Sequence[int], classes: int, **kwargs: Any) -> nn.Module:
+def torchvision_model(name: str, shape: Sequence[int], outputs: int, **kwargs: Any) -> nn.Module:
     """A classifier of torchvision with its own random initialisation.
 
     Torchvision's models read three channels. For another number the first convolution is replaced, with weights drawn
@@ -21,18 +22,18 @@ def torchvision_model(name: str, inputs: Sequence[int], classes: int, **kwargs: 
 
     Args:
         name: as in `torchvision.models.list_models()`, such as resnet18.
-        inputs: [channels, height, width].
-        classes: how many logits.
+        shape: [channels, height, width].
+        outputs: numbers for each example: a logit a class, or those of a regression.
         kwargs: further arguments of that model, such as dropout=0.1. GoogLeNet and Inception have no auxiliary
             classifiers unless aux_logits=True.
 
     Returns:
-        A module from [batch, *inputs] to [batch, classes], in training mode.
+        A module from [batch, *shape] to [batch, outputs], in training mode.
 
     Raises:
         ModelError: torchvision is missing, the name or an argument is unknown, or the model cannot read such images.
     """
-    channels, _, _ = image_shape(name, inputs, classes)
+    channels, _, _ = image_shape(name, shape, outputs)
     try:
         import torchvision.models  # noqa: PLC0415  # an optional extra
     except ImportError as error:
@@ -45,14 +46,14 @@ def torchvision_model(name: str, inputs: Sequence[int], classes: int, **kwargs: 
         kwargs.setdefault("aux_logits", False)  # with them, the output in training mode is not a tensor
         kwargs.setdefault("init_weights", True)  # the present default, which warns when it is left out
     try:
-        model: nn.Module = models.get_model(name, weights=None, num_classes=classes, **kwargs)
+        model: nn.Module = models.get_model(name, weights=None, num_classes=outputs, **kwargs)
     except (TypeError, ValueError) as error:
         raise _refused("torchvision", name, error) from error
     _set_channels(model, channels)
-    return _checked(model, name, inputs, classes)
+    return _checked(model, name, shape, outputs)
 
 
-def timm_model(name: str, inputs: Sequence[int], classes: int, **kwargs: Any) -> nn.Module:
+def timm_model(name: str, shape: Sequence[int], outputs: int, **kwargs: Any) -> nn.Module:
     """A classifier of timm with its own random initialisation.
 
     Some of timm's models start the last batch norm of each block at 0, and with it every gradient and every score from
@@ -60,17 +61,17 @@ def timm_model(name: str, inputs: Sequence[int], classes: int, **kwargs: Any) ->
 
     Args:
         name: as in `timm.list_models()`, such as resnet18 or vit_tiny_patch16_224.
-        inputs: [channels, height, width].
-        classes: how many logits.
+        shape: [channels, height, width].
+        outputs: numbers for each example: a logit a class, or those of a regression.
         kwargs: further arguments of that model, such as img_size=32 for a vision transformer.
 
     Returns:
-        A module from [batch, *inputs] to [batch, classes], in training mode.
+        A module from [batch, *shape] to [batch, outputs], in training mode.
 
     Raises:
         ModelError: timm is missing, the name or an argument is unknown, or the model cannot read such images.
     """
-    channels, _, _ = image_shape(name, inputs, classes)
+    channels, _, _ = image_shape(name, shape, outputs)
     try:
         import timm  # noqa: PLC0415  # an optional extra
     except ImportError as error:
@@ -78,14 +79,14 @@ def timm_model(name: str, inputs: Sequence[int], classes: int, **kwargs: Any) ->
     if not timm.is_model(name):
         raise ModelError(unknown_name("timm", name, timm.list_models()))
     try:
-        model: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, in_chans=channels, **kwargs)
+        model: nn.Module = timm.create_model(name, pretrained=False, num_classes=outputs, in_chans=channels, **kwargs)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise _refused("timm", name, error) from error
-    return _checked(model, name, inputs, classes)
+    return _checked(model, name, shape, outputs)
 
 
 def _missing(package: str, name: str) -> ModelError:
-    return ModelError(f"{name}: {package} is not installed: pip install 'sparse-subnetworks[vision]'")
+    return ModelError(f"{name}: {missing(package)}")
 
 
 def _refused(package: str, name: str, error: Exception) -> ModelError:
@@ -112,20 +113,20 @@ def _set_channels(model: nn.Module, channels: int) -> None:
     setattr(model.get_submodule(parent), child, new)
 
 
-def _checked(model: nn.Module, name: str, inputs: Sequence[int], classes: int) -> nn.Module:
+def _checked(model: nn.Module, name: str, shape: Sequence[int], outputs: int) -> nn.Module:
     """`model`, after it has read one example, in evaluation mode: statistics and random state stay as they are."""
     model.eval()
     try:
         with torch.no_grad():
-            logits = model(torch.zeros(1, *inputs))
+            logits = model(torch.zeros(1, *shape))
     except (RuntimeError, AssertionError, ValueError, TypeError, IndexError, ZeroDivisionError) as error:
         raise ModelError(
-            f"{name}: cannot read images of shape {list(inputs)} ({_line(error)}): "
+            f"{name}: cannot read images of shape {list(shape)} ({_line(error)}): "
             "use larger images, another model, or its own size argument (+model.img_size=32)"
         ) from error
-    if not isinstance(logits, torch.Tensor) or list(logits.shape) != [1, classes]:
+    if not isinstance(logits, torch.Tensor) or list(logits.shape) != [1, outputs]:
         given = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise ModelError(f"{name}: gives {given} for one image, not [1, {classes}]: choose a model that classifies")
+        raise ModelError(f"{name}: gives {given} for one image, not [1, {outputs}]: choose a model that classifies")
     return model.train()
 
 

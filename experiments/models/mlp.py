@@ -26,8 +26,8 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 def mlp(
-    inputs: Sequence[int],
-    classes: int,
+    shape: Sequence[int],
+    outputs: int,
     *,
     hidden: Sequence[int] = (300, 100),
     bias: bool = True,
@@ -39,8 +39,8 @@ def mlp(
     """Flatten, then linear layers fc1, fc2, ... with an activation between them; the last one gives the logits.
 
     Args:
-        inputs: the shape of one example, of one dimension or more.
-        classes: how many logits.
+        shape: the shape of one example, of one dimension or more.
+        outputs: numbers for each example: a logit a class, or those of a regression.
         hidden: the widths of the hidden layers; none gives multinomial logistic regression.
         bias: whether the linear layers have biases.
         batch_norm: batch norm after each hidden linear layer, which then has no bias whatever `bias` says: batch norm
@@ -50,12 +50,12 @@ def mlp(
         width: factor of all hidden widths, above 0; each is rounded, and at least 1.
 
     Returns:
-        A module from [batch, *inputs] to [batch, classes].
+        A module from [batch, *shape] to [batch, outputs].
 
     Raises:
         ModelError: a shape, width, activation or initialisation that does not exist.
     """
-    shape = example_shape("mlp", inputs, classes)
+    shape = example_shape("mlp", shape, outputs)
     if not all(is_count(width) for width in hidden):
         raise ModelError(f"mlp: hidden={list(hidden)} are no widths: give positive integers, such as [300, 100], or []")
     widths = [prod(shape), *scaled("mlp", width, *hidden)]
@@ -67,5 +67,5 @@ def mlp(
         if batch_norm:
             layers[f"bn{number}"] = nn.BatchNorm1d(fan_out)
         layers[f"{activation}{number}"] = ACTIVATIONS[activation]()
-    layers[f"fc{len(widths)}"] = nn.Linear(widths[-1], classes, bias=bias)
+    layers[f"fc{len(widths)}"] = nn.Linear(widths[-1], outputs, bias=bias)
     return initialise(nn.Sequential(layers), init)

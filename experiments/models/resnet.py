@@ -16,7 +16,7 @@ SHORTCUTS = ("A", "B")
 
 
 def resnet20(
-    inputs: Sequence[int], classes: int, shortcut: str = "A", init: str = "kaiming_normal", width: float = 1.0
+    shape: Sequence[int], outputs: int, shortcut: str = "A", init: str = "kaiming_normal", width: float = 1.0
 ) -> nn.Module:
     """ResNet-20: 269,722 parameters on [3, 32, 32] and 10 classes.
 
@@ -24,43 +24,43 @@ def resnet20(
     identity.
 
     Args:
-        inputs: [channels, height, width], of any size.
-        classes: how many logits.
+        shape: [channels, height, width], of any size.
+        outputs: numbers for each example: a logit a class, or those of a regression.
         shortcut: where a block changes the shape, "A" subsamples the identity and appends channels of zeros, without
             parameters, as in the paper's CIFAR networks; "B" is a 1x1 convolution with batch norm.
         init: see `initialise`.
         width: factor of all hidden widths, above 0.
 
     Returns:
-        A module from [batch, *inputs] to [batch, classes].
+        A module from [batch, *shape] to [batch, outputs].
 
     Raises:
         ModelError: a shape, shortcut or initialisation that does not exist.
     """
-    return _resnet(20, inputs, classes, shortcut, init, width)
+    return _resnet(20, shape, outputs, shortcut, init, width)
 
 
 def resnet32(
-    inputs: Sequence[int], classes: int, shortcut: str = "A", init: str = "kaiming_normal", width: float = 1.0
+    shape: Sequence[int], outputs: int, shortcut: str = "A", init: str = "kaiming_normal", width: float = 1.0
 ) -> nn.Module:
     """ResNet-32: 464,154 parameters on [3, 32, 32] and 10 classes; arguments and errors of `resnet20`."""
-    return _resnet(32, inputs, classes, shortcut, init, width)
+    return _resnet(32, shape, outputs, shortcut, init, width)
 
 
 def resnet56(
-    inputs: Sequence[int], classes: int, shortcut: str = "A", init: str = "kaiming_normal", width: float = 1.0
+    shape: Sequence[int], outputs: int, shortcut: str = "A", init: str = "kaiming_normal", width: float = 1.0
 ) -> nn.Module:
     """ResNet-56: 853,018 parameters on [3, 32, 32] and 10 classes; arguments and errors of `resnet20`."""
-    return _resnet(56, inputs, classes, shortcut, init, width)
+    return _resnet(56, shape, outputs, shortcut, init, width)
 
 
-def _resnet(depth: int, inputs: Sequence[int], classes: int, shortcut: str, init: str, width: float) -> nn.Module:
-    channels, _, _ = image_shape(f"resnet{depth}", inputs, classes)
+def _resnet(depth: int, shape: Sequence[int], outputs: int, shortcut: str, init: str, width: float) -> nn.Module:
+    channels, _, _ = image_shape(f"resnet{depth}", shape, outputs)
     if shortcut not in SHORTCUTS:
         raise ModelError(unknown_name(f"resnet{depth}: shortcut", shortcut, SHORTCUTS))
     blocks = (depth - 2) // 6  # three stages of blocks of two convolutions, and the first and last layer
     return initialise(
-        CifarResNet(blocks, channels, classes, shortcut, scaled(f"resnet{depth}", width, 16, 32, 64)), init
+        CifarResNet(blocks, channels, outputs, shortcut, scaled(f"resnet{depth}", width, 16, 32, 64)), init
     )
 
 
@@ -68,7 +68,7 @@ class CifarResNet(nn.Module):
     """Three stages of `blocks` basic blocks each, the second and third starting with stride 2; then global pooling."""
 
     def __init__(
-        self, blocks: int, channels: int, classes: int, shortcut: str, widths: Sequence[int] = (16, 32, 64)
+        self, blocks: int, channels: int, outputs: int, shortcut: str, widths: Sequence[int] = (16, 32, 64)
     ) -> None:
         super().__init__()
         first, second, third = widths
@@ -80,7 +80,7 @@ class CifarResNet(nn.Module):
         self.layer3 = _stage(second, third, blocks, 2, shortcut)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
-        self.fc = nn.Linear(third, classes)
+        self.fc = nn.Linear(third, outputs)
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.relu(self.bn1(self.conv1(images)))

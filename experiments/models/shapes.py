@@ -1,4 +1,4 @@
-"""What a model can read: the shape of one example, checked when the model is built rather than in its first batch."""
+"""Shapes of examples, checked when a model is built rather than in its first batch."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ from collections.abc import Sequence
 from pruning.errors import ModelError
 
 
-def example_shape(model: str, inputs: Sequence[int], classes: int) -> tuple[int, ...]:
+def example_shape(model: str, shape: Sequence[int], outputs: int) -> tuple[int, ...]:
     """The sizes of one example as a tuple, of one dimension or more.
 
     Raises:
-        ModelError: no size, a size that is no positive integer, or fewer than one class.
+        ModelError: no size, a size that is no positive integer, or fewer than one output.
     """
-    shape = tuple(inputs)
-    if not shape or not all(is_count(size) for size in shape):
+    sizes = tuple(shape)
+    if not sizes or not all(is_count(size) for size in sizes):
         raise ModelError(
-            f"{model}: inputs={list(shape)} is no shape of an example: give positive integers, such as [1, 28, 28]"
+            f"{model}: shape={list(shape)} is no shape of an example: give positive integers, such as [1, 28, 28]"
         )
-    if not is_count(classes):
-        raise ModelError(f"{model}: classes={classes} is no number of classes: give a positive integer, such as 10")
-    return shape
+    if not is_count(outputs):
+        raise ModelError(f"{model}: outputs={outputs} is no number of outputs: give a positive integer, such as 10")
+    return sizes
 
 
-def image_shape(model: str, inputs: Sequence[int], classes: int, smallest: int = 1) -> tuple[int, int, int]:
+def image_shape(model: str, shape: Sequence[int], outputs: int, smallest: int = 1) -> tuple[int, int, int]:
     """Channels, height and width of one image of at least `smallest` x `smallest` pixels.
 
     Raises:
         ModelError: as `example_shape`, or not three sizes, or an image too small to pass through the model's pooling.
     """
-    shape = example_shape(model, inputs, classes)
-    if len(shape) != 3:
-        raise ModelError(f"{model}: inputs={list(shape)} is no image: give [channels, height, width], or use model=mlp")
-    channels, height, width = shape
+    sizes = example_shape(model, shape, outputs)
+    if len(sizes) != 3:
+        raise ModelError(f"{model}: shape={list(shape)} is no image: give [channels, height, width], or use model=mlp")
+    channels, height, width = sizes
     if min(height, width) < smallest:
         raise ModelError(
             f"{model}: images of {height}x{width} pixels are too small, at least {smallest}x{smallest} are needed: "

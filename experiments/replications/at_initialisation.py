@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from experiments.data import Examples, Splits
-from experiments.evaluation import evaluate
-from experiments.intervals import Interval, mean_interval
-from experiments.learning_rate import step
 from experiments.models import mlp
-from experiments.seeding import generator, seeded
-from experiments.training import Recipe, accelerator, steps_per_epoch, train
+from experiments.results.intervals import Interval, mean_interval
+from experiments.runtime.seeding import generator, seeded
+from experiments.tasks import Classification, evaluate
+from experiments.training.batches import steps_per_epoch
+from experiments.training.learning_rate import step
+from experiments.training.loop import accelerator, train
+from experiments.training.recipe import Recipe
 from pruning import Evidence, Masks, prunable, prune
 from pruning.evidence import Scorer
 
@@ -29,15 +31,15 @@ def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 def initial(data: Examples, seed: int, hidden: Sequence[int] = (300, 100)) -> nn.Module:
     """LeNet-300-100, or another width, with Glorot normal weights that are a function of the seed."""
-    classes = int(data.targets.max()) + 1
+    classes = int(data["targets"].max()) + 1
     with seeded(seed, "initialisation"):
-        return mlp(list(data.inputs.shape[1:]), classes, hidden=hidden, init="xavier_normal")
+        return mlp(list(data["inputs"].shape[1:]), classes, hidden=hidden, init="xavier_normal")
 
 
 def batch(data: Examples, size: int, seed: int) -> tuple[Tensor, Tensor]:
     """The examples on which scores at initialisation are taken."""
     chosen = torch.randperm(len(data), generator=generator(seed, "scoring"))[:size]
-    return data.inputs[chosen], data.targets[chosen]
+    return data["inputs"][chosen], data["targets"][chosen]
 
 
 def pruned(
@@ -63,8 +65,10 @@ def trained(
     optimizer = partial(torch.optim.SGD, lr=rate, momentum=0.9, weight_decay=5e-4, fused=True)
     total = epochs * steps_per_epoch(len(splits.train), 100)
     recipe = Recipe(range(total), total, 100, optimizer, partial(step, milestones=MILESTONES, gamma=0.1), seed)
-    train(model, splits.train, splits.validation, recipe, accelerator("cpu"), masks)
-    return 100 * (1 - evaluate(model, splits.test).accuracy)
+    assert isinstance(splits.train, Examples)
+    task = Classification(classes=int(splits.train["targets"].max()) + 1)
+    train(model, splits.train, splits.validation, recipe, task, accelerator("cpu"), masks)
+    return 100 * (1 - evaluate(task, model, splits.test)["accuracy"])
 
 
 def paired(rows: pd.DataFrame, value: str, first: Mapping[str, object], second: Mapping[str, object]) -> Interval:

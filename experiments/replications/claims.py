@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments import figures
+from experiments.results import figures
 from pruning.errors import PruningError
 
 FOLDER = Path("runs/replications")
@@ -63,7 +63,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Study:
-    """What a replication found: its claims, one row a measurement, a figure, and lines to print above the claims."""
+    """Findings of a replication: its claims, one row a measurement, a figure, and lines to print above the claims."""
 
     title: str
     claims: Sequence[Claim]
@@ -82,7 +82,7 @@ def arguments(description: str | None, seeds: Sequence[int] = (0, 1, 2)) -> argp
 
 
 def run(name: str, study: Callable[[argparse.Namespace], Study], options: argparse.Namespace) -> int:
-    """Do `study`, write and print what it found; 0 if all claims hold, 1 if not, 2 for what a user can mend."""
+    """Run `study`, write and print its findings; 0 if all claims hold, 1 if not, 2 for an error the user can fix."""
     start = time.perf_counter()
     torch.set_num_threads(options.threads)
     folder = options.folder / name

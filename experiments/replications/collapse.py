@@ -4,7 +4,7 @@ Tanaka et al. 2020 (SynFlow), figures 1 and 2. At the maximal compression N/L on
 layers. They find that pruning at initialisation in one round empties a layer orders of magnitude before that, and that
 SynFlow in 100 rounds does not. Networks without biases, noise as inputs, labels by chance; nothing is trained.
 
-The paper tells orders, not numbers, for these networks. What it says "elsewhere" are min and max of another run of such
+The paper gives orders, not numbers, for these networks. What it says "elsewhere" are min and max of another run of such
 a set-up; medians may lie two steps of the grid of 0.1 outside them. SNIP and GraSP collapse the earlier, the more
 examples they see (SNIP on LeNet-300-100: 10^3.0 with 16, 10^1.8 with 1,000); 256 are the default of the authors' code.
 """
@@ -21,11 +21,11 @@ from matplotlib import style
 from matplotlib.figure import Figure
 from torch import nn
 
-from experiments.figures import COLOURS, MARKERS, STYLE
 from experiments.models import mlp
 from experiments.replications.at_initialisation import cross_entropy, pruned
 from experiments.replications.claims import Claim, Study, arguments, run, span
-from experiments.seeding import generator, seeded
+from experiments.results.figures import COLOURS, MARKERS, STYLE
+from experiments.runtime.seeding import generator, seeded
 from pruning import Evidence, Masks, prunable, prune, schedules, scorers
 from pruning.evidence import Scorer
 
@@ -64,7 +64,7 @@ def critical(masks_at: Callable[[float], Masks], compressions: Sequence[float]) 
 
 
 def methods(model: nn.Module, inputs: int, classes: int, seed: int) -> dict[str, Callable[[float], Masks]]:
-    """By name, the function from a density to the masks of `model`."""
+    """Name of a method → function from a density to the masks of `model`."""
     draws = generator(seed, "noise")
     batches = [(torch.randn(EXAMPLES, inputs, generator=draws), torch.randint(classes, (EXAMPLES,), generator=draws))]
 

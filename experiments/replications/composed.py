@@ -9,12 +9,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from experiments import records
-from experiments.configuration import checked
+from experiments.configuration import CONF, validate
 from experiments.run import run
-from experiments.setting import Setting
+from experiments.running.setting import Setting
 from experiments.store import Store
-
-_CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 def rows(folder: Path, name: str, overrides: Sequence[str]) -> pd.DataFrame:
@@ -26,6 +24,6 @@ def rows(folder: Path, name: str, overrides: Sequence[str]) -> pd.DataFrame:
 def setting(store: Store, overrides: Sequence[str]) -> Setting:
     """The setting of the command line's `overrides`; errors as there."""
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(_CONF), version_base="1.3"):
-        config: dict[str, Any] = checked(compose("config", overrides=list(overrides)))
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config: dict[str, Any] = validate(compose("config", overrides=list(overrides)))
     return Setting(config, store, alone=False)

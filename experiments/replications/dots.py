@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from experiments.figures import COLOURS, MARKERS, STYLE
-from experiments.intervals import mean_interval
+from experiments.results.figures import COLOURS, MARKERS, STYLE
+from experiments.results.intervals import mean_interval
 
 TICKS = (1, 2, 5, 10, 20, 50, 100)
 

@@ -15,11 +15,11 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments import figures
 from experiments.replications import composed
 from experiments.replications.at_initialisation import ends, paired
 from experiments.replications.claims import Claim, Study, arguments, run
-from experiments.statistics import dense, summarise
+from experiments.results import figures
+from experiments.results.statistics import dense, summarise
 
 ACCURACY = "test_accuracy_(%)"
 ROUNDS = 21

@@ -26,9 +26,9 @@ from matplotlib.lines import Line2D
 from torch import Tensor
 from torch.nn import functional as F
 
-from experiments.figures import COLOURS, MARKERS, STYLE
 from experiments.replications.claims import Claim, Study, arguments, run, span
-from experiments.replications.sigmoid import METHODS, Sigmoids, Task, smallest, train
+from experiments.replications.sigmoid import METHODS, Problem, Sigmoids, smallest, train
+from experiments.results.figures import COLOURS, MARKERS, STYLE
 from pruning.errors import DataError
 
 FILE = Path(__file__).with_name("monks_train.csv")
@@ -37,8 +37,8 @@ VALUES = (3, 3, 2, 3, 4, 2)
 
 
 @dataclass(frozen=True)
-class Problem:
-    """One problem: its size, and what the paper reports.
+class Reported:
+    """What the paper reports of a problem, and the size of its network.
 
     Attributes:
         hidden, decay: of the network.
@@ -58,9 +58,9 @@ class Problem:
 
 
 PROBLEMS = {
-    1: Problem(hidden=3, decay=1e-4, enough=124, dense=58, paper=14, test=100.0, within=2),
-    2: Problem(hidden=2, decay=1e-5, enough=169, dense=39, paper=15, test=100.0, within=2),
-    3: Problem(hidden=2, decay=2e-3, enough=114, dense=39, paper=4, test=97.2, within=1),
+    1: Reported(hidden=3, decay=1e-4, enough=124, dense=58, paper=14, test=100.0, within=2),
+    2: Reported(hidden=2, decay=1e-5, enough=169, dense=39, paper=15, test=100.0, within=2),
+    3: Reported(hidden=2, decay=2e-3, enough=114, dense=39, paper=4, test=97.2, within=1),
 }
 
 
@@ -79,21 +79,21 @@ def one_hot(rows: Sequence[Sequence[int]]) -> Tensor:
     return torch.cat([F.one_hot(table[:, i], count) for i, count in enumerate(VALUES)], 1).double()
 
 
-def tasks(problem: int) -> tuple[Task, Task]:
+def training_and_test(problem: int) -> tuple[Problem, Problem]:
     """The published training rows, six of problem 3 with a wrong label; and all 432 possible rows, by the rule."""
     frame = pd.read_csv(FILE)
     rows = frame[frame["problem"] == problem]
     size, decay = PROBLEMS[problem].hidden, PROBLEMS[problem].decay
     labels = torch.tensor(rows["label"].to_numpy())[:, None].double()
-    training = Task(one_hot(rows[[f"a{i}" for i in range(1, 7)]].to_numpy().tolist()), labels, size, decay)
+    training = Problem(one_hot(rows[[f"a{i}" for i in range(1, 7)]].to_numpy().tolist()), labels, size, decay)
     every = list(product(*(range(1, count + 1) for count in VALUES)))
     truth = torch.tensor([[rule(problem, row)] for row in every]).double()
-    return training, Task(one_hot(every), truth, size, decay)
+    return training, Problem(one_hot(every), truth, size, decay)
 
 
 def pruned(problem: int, seed: int) -> list[dict[str, object]]:
     """A row for every method, retrained or not; none if this initialisation does not train to the paper's accuracy."""
-    training, test = tasks(problem)
+    training, test = training_and_test(problem)
     enough, rows = PROBLEMS[problem].enough, []
     dense = Sigmoids(17, training.hidden, seed)
     train(dense, training)

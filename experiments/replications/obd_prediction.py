@@ -27,10 +27,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from experiments.data import Examples, digits
-from experiments.figures import COLOURS, LINES, STYLE
 from experiments.models import mlp
 from experiments.replications.claims import Claim, Study, arguments, run, span
-from experiments.seeding import seeded
+from experiments.results.figures import COLOURS, LINES, STYLE
+from experiments.runtime.seeding import seeded
 from pruning import Evidence, prunable, prune, scorers
 from pruning.evidence import Scores
 
@@ -46,7 +46,7 @@ def squared_error(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def objective(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """What is minimised: the squared error, and half the decay times the squares of all prunable weights."""
+    """Objective of training: the squared error, and half the decay times the squares of all prunable weights."""
     return squared_error(model, batch) + DECAY / 2 * sum(w.square().sum() for w in prunable(model).values())
 
 
@@ -54,10 +54,10 @@ def minimised(
     data: Examples, seed: int, hidden: Sequence[int], iterations: int
 ) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
     """A network at a minimum of the objective on all of `data`, and these data as one batch."""
-    classes = int(data.targets.max()) + 1
-    batch = data.inputs.double(), F.one_hot(data.targets, classes).double()
+    classes = int(data["targets"].max()) + 1
+    batch = data["inputs"].double(), F.one_hot(data["targets"], classes).double()
     with seeded(seed, "initialisation"):
-        model = mlp(list(data.inputs.shape[1:]), classes, hidden=hidden, activation="tanh", init="xavier_normal")
+        model = mlp(list(data["inputs"].shape[1:]), classes, hidden=hidden, activation="tanh", init="xavier_normal")
     model = model.double()
     optimizer = torch.optim.LBFGS(
         model.parameters(),

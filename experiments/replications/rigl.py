@@ -15,11 +15,11 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.figures.axes import percent
-from experiments.intervals import Interval
 from experiments.replications import composed, dots
 from experiments.replications.at_initialisation import ends, paired
 from experiments.replications.claims import Claim, Study, arguments, run
+from experiments.results.figures.axes import percent
+from experiments.results.intervals import Interval
 
 ERROR = "test_error_(%)"
 DENSITIES = (0.05, 0.02)

@@ -24,11 +24,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments.data import Splits, mnist5k
-from experiments.intervals import mean_interval
 from experiments.replications import dots
 from experiments.replications.at_initialisation import batch, ends, initial, paired, pruned, trained
 from experiments.replications.claims import Claim, Study, arguments, run
-from experiments.seeding import derived_seed
+from experiments.results.intervals import mean_interval
+from experiments.runtime.seeding import derived_seed
 from pruning import Evidence, Masks, prunable, schedules, scorers
 
 ACCURACY = "test_accuracy_(%)"

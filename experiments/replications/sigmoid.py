@@ -20,7 +20,7 @@ METHODS = ("OBS", "OBD", "magnitude")
 
 
 @dataclass(frozen=True)
-class Task:
+class Problem:
     """Inputs [n, d] and targets [n, 1] of 0 and 1, float64, with what a network for them has: hidden units, decay."""
 
     inputs: Tensor
@@ -29,7 +29,7 @@ class Task:
     decay: float
 
     def right(self, model: nn.Module) -> int:
-        """How many examples `model` puts on their side of one half."""
+        """The number of examples that `model` puts on their side of one half."""
         return int(((model(self.inputs) > 0.5) == (self.targets > 0.5)).sum())
 
 
@@ -58,17 +58,17 @@ def half_squared_error(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor
     return (model(batch[0]) - batch[1]).square().mean() / 2
 
 
-def train(model: Sigmoids, task: Task, masks: Masks | None = None, steps: int = 1000) -> None:
+def train(model: Sigmoids, problem: Problem, masks: Masks | None = None, steps: int = 1000) -> None:
     """Minimise mean squared error + ½ decay·‖w‖² by L-BFGS, in place; what `masks` removes stays 0."""
     kept = np.ones(sum(p.numel() for p in model.parameters()), dtype=bool)
     if masks is not None:
         kept = torch.cat([masks[name].reshape(-1) for name, _ in model.named_parameters()]).numpy()
     weights = torch.nn.utils.parameters_to_vector(model.parameters()).detach().numpy().copy()
-    x, t = _with_one(task.inputs).numpy(), task.targets.numpy()
+    x, t = _with_one(problem.inputs).numpy(), problem.targets.numpy()
 
     def objective(live: np.ndarray) -> tuple[float, np.ndarray]:
         weights[kept] = live
-        value, slope = value_and_slope(weights, x, t, task.hidden, task.decay)
+        value, slope = value_and_slope(weights, x, t, problem.hidden, problem.decay)
         return value, slope[kept]
 
     # by hand: thousands of trainings of a few dozen weights each would spend their time in autograd's bookkeeping
@@ -92,9 +92,9 @@ def value_and_slope(
     return float((error**2).mean() + decay / 2 * weights @ weights), slope + decay * weights
 
 
-def without_one(model: Sigmoids, task: Task, method: str, masks: Masks) -> Masks:
+def without_one(model: Sigmoids, problem: Problem, method: str, masks: Masks) -> Masks:
     """`masks` less the weight that costs least by `method`, which `model` loses; in OBS the others make up for it."""
-    evidence = Evidence(model, prunable(model), [(task.inputs, task.targets)], half_squared_error, masks)
+    evidence = Evidence(model, prunable(model), [(problem.inputs, problem.targets)], half_squared_error, masks)
     density = (masks.kept - 1) / masks.total
     if method != "OBS":
         scorer = {"OBD": scorers.obd, "magnitude": scorers.magnitude}[method]
@@ -107,16 +107,16 @@ def without_one(model: Sigmoids, task: Task, method: str, masks: Masks) -> Masks
     return fewer
 
 
-def smallest(model: Sigmoids, task: Task, method: str, enough: int, retrain: bool) -> tuple[Sigmoids, Masks]:
+def smallest(model: Sigmoids, problem: Problem, method: str, enough: int, retrain: bool) -> tuple[Sigmoids, Masks]:
     """The network, and what it keeps, before one weight less leaves fewer than `enough` examples right."""
     masks = Masks.dense(prunable(model))
     found = deepcopy(model), masks
     while masks.kept > 1:
         model = deepcopy(model)
-        masks = without_one(model, task, method, masks)
+        masks = without_one(model, problem, method, masks)
         if retrain:
-            train(model, task, masks)
-        if task.right(model) < enough:
+            train(model, problem, masks)
+        if problem.right(model) < enough:
             break
         found = model, masks
     return found

@@ -23,11 +23,11 @@ from matplotlib.figure import Figure
 
 from experiments import data
 from experiments.data import Splits
-from experiments.figures.axes import percent
-from experiments.intervals import mean_interval
 from experiments.replications import dots
 from experiments.replications.at_initialisation import batch, cross_entropy, ends, initial, paired, trained
 from experiments.replications.claims import Claim, Study, arguments, run
+from experiments.results.figures.axes import percent
+from experiments.results.intervals import mean_interval
 from pruning import Evidence, prunable, prune, scorers
 
 ERROR = "test_error_(%)"

@@ -14,13 +14,13 @@ import torch
 from matplotlib import style
 from matplotlib.figure import Figure
 
-from experiments.figures import COLOURS, STYLE
 from experiments.replications.claims import Claim, Study, arguments, run
-from experiments.replications.sigmoid import METHODS, Sigmoids, Task, train, without_one
+from experiments.replications.sigmoid import METHODS, Problem, Sigmoids, train, without_one
+from experiments.results.figures import COLOURS, STYLE
 from pruning import Masks, prunable
 from pruning.errors import DataError
 
-XOR = Task(
+XOR = Problem(
     inputs=torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]], dtype=torch.float64),
     targets=torch.tensor([[0.0], [1.0], [1.0], [0.0]], dtype=torch.float64),
     hidden=2,
@@ -46,7 +46,7 @@ def deletions(seeds: Sequence[int]) -> pd.DataFrame:
 
 
 def solved(rows: pd.DataFrame) -> dict[str, int]:
-    """How many networks still solve XOR, by method."""
+    """The number of networks that still solve XOR, by method."""
     return {method: int((rows[rows["method"] == method]["right"] == 4).sum()) for method in METHODS}
 
 

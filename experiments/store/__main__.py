@@ -19,15 +19,15 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from experiments.locks import at_once
-from experiments.mistakes import told
+from experiments.runtime.errors import report_error
+from experiments.runtime.locks import at_once
 from experiments.store.artefacts import SCRATCH, Store
 from experiments.store.inventory import Entry, age, free, inventory, kept_aside, unfinished
 from pruning.errors import ArtefactError, PruningError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 1 for what a user can mend, told in one line on standard error."""
+    """Run the command; exit code 1 for an error that the user can fix, in one line on standard error."""
     arguments = _arguments(argv)
     store = Store(arguments.store)
     try:
@@ -39,9 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _verify(store, arguments.runs)
         return _remove(store, arguments)
     except PruningError as error:
-        return told(str(error))
+        return report_error(str(error))
     except OSError as error:
-        return told(f"{error.filename or arguments.store}: {error.strerror or error}; give access")
+        return report_error(f"{error.filename or arguments.store}: {error.strerror or error}; give access")
 
 
 def _list(store: Store, runs: Path) -> int:
@@ -113,7 +113,7 @@ def _remove(store: Store, arguments: argparse.Namespace) -> int:
 
 
 def _take(store: Store, entry: Entry) -> bool:
-    """Remove an artefact whole: it leaves its place in one step, so that a kill leaves none cut."""
+    """Remove an artefact: move it away in one step first, so that a kill leaves no half of it in place."""
     kind, key = entry.artefact.kind, entry.artefact.key
     with at_once(store.lock(kind, key)) as alone:
         if alone:

@@ -23,8 +23,8 @@ from uuid import uuid4
 
 from filelock import FileLock
 
-from experiments import processes
-from experiments.locks import file_lock, patiently
+from experiments.runtime import processes
+from experiments.runtime.locks import acquire_with_log, file_lock
 from experiments.store import manifest
 from experiments.store.manifest import DamageError, artefact_key
 from pruning.errors import ArtefactError
@@ -80,7 +80,7 @@ class Artefact:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What determines it. Raises `ArtefactError` if the manifest is damaged, or lies under another key."""
+        """The plain data that determine it. Raises `ArtefactError` where the manifest is damaged or of another key."""
         identity: dict[str, Any] = manifest.read(self.folder)["identity"]
         if artefact_key(identity) != self.key:
             raise DamageError(f"{self.folder}: belongs to another configuration", self.folder)
@@ -111,7 +111,7 @@ class Store:
         Args:
             identity: plain data (JSON) that determines the content; its hash is the key.
 
-        Processes that train together (see `experiments.processes`) make it together; the first one writes.
+        Processes that train together (see `experiments.runtime.processes`) make it together; the first one writes.
 
         Raises:
             ArtefactError: it cannot be read, or not be written (read-only, full). Then nothing new is left behind.
@@ -119,7 +119,7 @@ class Store:
         key = artefact_key(identity)
         folder = self.root / kind / key
         check = partial(manifest.check, folder, kind, identity)
-        if not processes.first():
+        if not processes.is_main_process():
             if processes.broadcast(None):
                 with tempfile.TemporaryDirectory() as elsewhere:
                     make(Path(elsewhere))
@@ -132,7 +132,7 @@ class Store:
         check()
         thoroughly = partial(check, thoroughly=True)
         again = partial(self._obtain_alone, Artefact(kind, key, folder), identity, make, thoroughly)
-        return Artefact(kind, key, folder, again if processes.world() == 1 else None)
+        return Artefact(kind, key, folder, again if processes.world_size() == 1 else None)
 
     def scratch(self, kind: str, identity: Mapping[str, Any]) -> Path:
         """A folder for what a maker wants to find again after it was killed; it goes when the artefact is complete."""
@@ -141,7 +141,7 @@ class Store:
         return folder
 
     def lock(self, kind: str, key: str) -> FileLock:
-        """Whoever makes or removes an artefact holds its lock; the operating system frees that of a dead process."""
+        """The lock that a process holds while it makes or removes an artefact; freed with its process."""
         locks = self.root / LOCKS
         locks.mkdir(parents=True, exist_ok=True)
         return file_lock(locks / f"{kind}-{key}.lock")
@@ -160,7 +160,7 @@ class Store:
         kind, key = artefact.kind, artefact.key
         with ExitStack() as stack:
             with self._writing(artefact):
-                locked = stack.enter_context(patiently(self.lock(kind, key), f"making {kind} {key}"))
+                locked = stack.enter_context(acquire_with_log(self.lock(kind, key), f"making {kind} {key}"))
             damage = _damage(check)
             if processes.broadcast(damage is not None):
                 if os.path.lexists(artefact.folder):
@@ -220,7 +220,7 @@ class Store:
 
     @contextmanager
     def _writing(self, artefact: Artefact) -> Iterator[None]:
-        """Say of an error of this store's disk what could not be made, and what helps."""
+        """Turn errors of this store's disk into `ArtefactError`, which names the artefact and the fix."""
         try:
             yield
         except OSError as error:
@@ -237,7 +237,7 @@ class Store:
 
 
 def _here(kind: str, key: str) -> str:
-    """How temporary folders of this machine begin: those of another may be in use, where locks are not shared."""
+    """Prefix of this machine's temporary folders: those of another may be in use, where locks are not shared."""
     return f"{kind}-{key}-{socket.gethostname()}@"
 
 
@@ -250,7 +250,7 @@ def _check_writable(folder: Path) -> None:
 
 
 def _damage(check: Callable[[], None]) -> str | None:
-    """What `check` finds damaged, in words."""
+    """The damage that `check` finds, in words; None if there is none."""
     try:
         check()
     except DamageError as damaged:

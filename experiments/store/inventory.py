@@ -1,4 +1,4 @@
-"""What lies in a store: every artefact in words, who needs it, and what processes that died have left."""
+"""Contents of a store: artefacts in words, whether rows need them, and leftovers of killed processes."""
 
 import json
 import time
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.locks import at_once
 from experiments.records import FILE
+from experiments.runtime.locks import at_once
 from experiments.store.artefacts import DAMAGED, LOCKS, SCRATCH, UNFINISHED, Artefact, Store
 from pruning.errors import ArtefactError
 
@@ -47,20 +47,21 @@ def inventory(store: Store, runs: Path) -> list[Entry]:
     entries = []
     for artefact in found:
         identity = identities[artefact]
-        damaged = isinstance(identity, ArtefactError)
-        wanted = artefact.key in needed
-        if not damaged and artefact.kind == "rows":
-            wanted = identity.get("from") in networks
-        words = "" if damaged else _words(artefact.kind, identity, by_key)
+        wanted, words, damage = artefact.key in needed, "", None
+        if isinstance(identity, ArtefactError):
+            damage = str(identity)
+        else:
+            words = _words(artefact.kind, identity, by_key)
+            if artefact.kind == "rows":
+                wanted = identity.get("from") in networks
         size = sum(path.stat().st_size for path in artefact.folder.rglob("*") if path.is_file())
         made = artefact.folder.stat().st_mtime
-        damage = str(identity) if damaged else None
         entries.append(Entry(artefact, size, made, words, parents.get(artefact, ()), damage, wanted))
     return sorted(entries, key=lambda entry: (entry.artefact.kind, entry.made))
 
 
 def unfinished(store: Store) -> list[tuple[Path, bool]]:
-    """What lies in `unfinished/`, and whether a process is at work on it."""
+    """The entries of `unfinished/`, and whether a process is at work on each."""
     place = store.root / UNFINISHED
     return [(path, not free(store, path)) for path in sorted(place.iterdir())] if place.is_dir() else []
 
@@ -76,13 +77,13 @@ def free(store: Store, path: Path) -> bool:
 
 
 def kept_aside(store: Store) -> list[Path]:
-    """What was damaged and has been made again."""
+    """Damaged artefacts that were moved away and made again."""
     place = store.root / DAMAGED
     return sorted(place.iterdir()) if place.is_dir() else []
 
 
 def age(seconds: float) -> str:
-    """How long ago `seconds` since 1970 was, in words."""
+    """The time since `seconds` (since 1970), in words."""
     passed = max(0.0, time.time() - seconds)
     for name, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if passed >= length:
@@ -114,7 +115,7 @@ def _closure(keys: Iterable[str], parents: Mapping[Artefact, tuple[str, ...]]) -
 
 
 def _networks(runs: Path) -> set[str]:
-    """Keys of all networks of which rows below `runs` speak. Lines that cannot be read speak of none."""
+    """Keys of all networks in rows below `runs`; lines that cannot be read have none."""
     found = set()
     for path in runs.rglob(FILE) if runs.is_dir() else ():
         for line in path.read_bytes().split(b"\n"):

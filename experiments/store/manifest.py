@@ -1,4 +1,4 @@
-"""Manifests: an artefact's format, kind, identity and, for every file, size and SHA-256; and what they find damaged."""
+"""Manifests: format, kind, identity, and size and SHA-256 of every file of an artefact; checks against them."""
 
 import hashlib
 import json
@@ -30,14 +30,14 @@ def identity_key(identity: Mapping[str, Any]) -> str:
 
 
 def artefact_key(identity: Mapping[str, Any]) -> str:
-    """Artefacts of other formats have other keys, and so are left alone."""
+    """The key of an artefact. It depends on `FORMAT`, so that artefacts of other formats are left alone."""
     return identity_key({"format": FORMAT, "identity": identity})
 
 
 def write(folder: Path, kind: str, identity: Mapping[str, Any]) -> None:
-    """Describe all files of `folder` in its manifest, and see to it that the disk has them all.
+    """Describe all files of `folder` in its manifest, and wait until all are on the disk.
 
-    Who may read one may read all: safetensors keeps its files from everybody but their owner.
+    All files get the permissions of the manifest: those that safetensors writes are readable by their owner alone.
     """
     files = {path.name: _described(path) for path in sorted(folder.iterdir())}
     manifest = {"format": FORMAT, "kind": kind, "identity": identity, "files": files}
@@ -54,7 +54,7 @@ def read(folder: Path) -> dict[str, Any]:
     """The manifest of `folder`. Raises `DamageError`, and `ArtefactError` where it cannot be read."""
     path = folder / _MANIFEST
     try:
-        manifest = json.loads(path.read_text(), parse_constant=_refuse)
+        manifest: Any = json.loads(path.read_text(), parse_constant=_refuse)
         whole = isinstance(manifest, dict) and manifest.pop("sha256", None) == _content(manifest)
     except OSError as error:
         raise _unread(path, folder, error) from error
@@ -64,7 +64,8 @@ def read(folder: Path) -> dict[str, Any]:
         raise DamageError(f"{folder}: not an artefact of format {FORMAT}", folder)
     if not whole:
         raise DamageError(f"{path}: cut or damaged", folder)
-    return manifest
+    known: dict[str, Any] = manifest
+    return known
 
 
 def check_file(folder: Path, name: str, written: Mapping[str, Any]) -> None:
@@ -85,7 +86,7 @@ def check_file(folder: Path, name: str, written: Mapping[str, Any]) -> None:
 def check(folder: Path, kind: str, identity: Mapping[str, Any], thoroughly: bool = False) -> None:
     """Raise `DamageError` where `folder` is not the artefact of `identity`, `ArtefactError` where it cannot be read.
 
-    Sizes tell what was cut; `thoroughly`, every file is read, and its SHA-256 tells what was changed.
+    Sizes are compared always, which finds cut files; `thoroughly` compares SHA-256 too, which finds changed ones.
     """
     manifest = read(folder)
     if manifest["kind"] != kind or _canonical(manifest["identity"]) != _canonical(identity):
@@ -112,7 +113,7 @@ def _size(folder: Path, name: str) -> int:
 
 
 def _unread(path: Path, folder: Path, error: OSError) -> ArtefactError:
-    """A file that is not there is damage; one that may not be read, or on a disk that fails, may be whole."""
+    """The error for a file that cannot be read: damage where it is missing; otherwise it may still be whole."""
     if isinstance(error, _MISSING):
         return DamageError(f"{path}: {error.strerror}", folder)
     return ArtefactError(
@@ -133,7 +134,7 @@ def _sha256(file: BinaryIO) -> str:
 
 
 def _content(manifest: Mapping[str, Any]) -> str:
-    """A manifest is guarded like the files of which it gives the checksums."""
+    """SHA-256 of the manifest itself."""
     return hashlib.sha256(_canonical(manifest).encode()).hexdigest()
 
 

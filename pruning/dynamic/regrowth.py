@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from hashlib import sha256
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from pruning.dynamic.held import Held, moment
 from pruning.errors import MaskError, ScheduleError
 from pruning.evidence import Evidence, Scores
 from pruning.masks import Masks
+from pruning.seeding import generator
 from pruning.selection import check_finite, top
 
 
@@ -93,10 +93,9 @@ class SET(_Regrowth):
 
     def _random(self) -> Scores:
         """A function of seed and step, drawn on the CPU: the same on every device and in every process."""
-        digest = sha256(f"growth {self.seed} {self.step}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        draws = generator(f"growth {self.seed} {self.step}")
         return {
-            name: torch.rand(parameter.shape, generator=generator).to(parameter.device)
+            name: torch.rand(parameter.shape, generator=draws).to(parameter.device)
             for name, parameter in self.parameters.items()
         }
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from hashlib import sha256
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from pruning.granularity import TensorGranularity, Vectors
 from pruning.layouts import LaidOut
 from pruning.masks import Masks
 from pruning.pipeline import prune
+from pruning.seeding import generator
 
 
 class SoftMask(Held):
@@ -166,11 +166,10 @@ class SoftMask(Held):
 
     def _draw(self) -> None:
         """New gates, a function of seed and step; the network computes with W·z until the next step."""
-        digest = sha256(f"gates {self.seed} {self.step}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        draws = generator(f"gates {self.seed} {self.step}")
         self._gates = {}
         for name, log_alpha in self.log_alpha.items():
-            u = torch.rand(log_alpha.shape, generator=generator).clamp(1e-6, 1 - 1e-6).to(log_alpha)
+            u = torch.rand(log_alpha.shape, generator=draws).clamp(1e-6, 1 - 1e-6).to(log_alpha)
             self._gates[name] = self._stretched(((u.log() - (1 - u).log() + log_alpha) / self._temperature).sigmoid())
             self._multiply(name, self._gates[name].detach())
 

@@ -80,7 +80,7 @@ class Execution:
     def sparse(self, layers: Collection[str]) -> None:
         """Let these layers run sparsely, and others without dead units, until the regime needs their weights.
 
-        An optimizer that cannot is told once.
+        Warns once of an optimizer that cannot.
         """
         regime = self.regime
         possible = candidates(regime.model, regime.masks)

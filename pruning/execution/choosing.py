@@ -6,6 +6,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor, nn
 
+from pruning.copying import cloned
 from pruning.errors import StructureError
 from pruning.evidence import untouched
 from pruning.execution.crossover import Case, Crossover, fastest, of_this_machine
@@ -13,19 +14,18 @@ from pruning.execution.product import block_columns
 from pruning.execution.switching import candidates
 from pruning.inputs import Inputs, copies_for
 from pruning.parameters import named, unwrapped
-from pruning.structure.tape import cloned
 
 Choose = Callable[[nn.Module, Mapping[str, Tensor], Inputs], Collection[str]]
-"""From a model in its dense form, its masks, and inputs like those it will see, to `layers` of `sparse_execution`."""
+"""A choice of `layers` for `sparse_execution`: takes a dense model, its masks, and inputs like those it will see."""
 
 
 def masked(model: nn.Module, masks: Mapping[str, Tensor], inputs: Inputs) -> tuple[str, ...]:
-    """No layer."""
+    """Choose no layer."""
     return ()
 
 
 def sparse(model: nn.Module, masks: Mapping[str, Tensor], inputs: Inputs) -> tuple[str, ...]:
-    """Every layer that can; slower than dense ones where much is kept."""
+    """Choose every layer that can run sparsely; slower than dense ones where much is kept."""
     return candidates(model, masks)
 
 
@@ -35,9 +35,9 @@ def auto(
     inputs: Inputs,
     crossover: Crossover | None = None,
 ) -> dict[str, int]:
-    """The layers that are faster so on this machine, by a measurement of their shape, density and batch.
+    """Choose the layers that run faster sparsely on this machine, by measurements of their shape, density and batch.
 
-    One forward pass tells how many rows or images each layer sees; nothing of the model changes.
+    One forward pass shows how many rows or images each layer sees; nothing of the model changes.
 
     Returns:
         Name of the weight -> up to how many columns MKL's CSR product is the faster one; see `Pattern.few`.

@@ -72,13 +72,13 @@ def _power_of_two(count: int) -> int:
 
 
 class Crossover:
-    """What was measured on this machine, kept in a file where one can be written."""
+    """Speed-ups measured on this machine, kept in a file where one can be written."""
 
     def __init__(self, path: Path | None = None):
-        """`path`: a JSON file; None: in the user's cache (XDG_CACHE_HOME, or ~/.cache)."""
+        """Read `path`, a JSON file; None: one in the user's cache (XDG_CACHE_HOME, or ~/.cache)."""
         self._path = path or _default()
         self._known = _read(self._path)
-        self._told = False
+        self._warned = False
 
     def speedups(self, case: Case) -> dict[str, float]:
         """Seconds of the dense form under its mask / seconds of each sparse one; measured if they are not known yet.
@@ -92,22 +92,22 @@ class Crossover:
         return self._known[key]
 
     def _remember(self) -> None:
-        """In the file, with what other processes have measured meanwhile; where none can be written, until the end."""
+        """Write all speed-ups to the file, with what other processes have measured meanwhile; warn once if it fails."""
         temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_text(json.dumps(_read(self._path) | self._known, indent=1, sort_keys=True))
             temporary.replace(self._path)
         except OSError as error:
-            if not self._told:
+            if not self._warned:
                 log.warning("%s: cannot be written, so the next process will measure again: %s", self._path, error)
-            self._told = True
+            self._warned = True
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
 
 
 def of_this_machine() -> Crossover:
-    """That of the user's cache, read once a process."""
+    """Measurements in the user's cache, read once a process."""
     return _read_once(_default())
 
 
@@ -190,7 +190,7 @@ def _default() -> Path:
 
 
 def _read(path: Path) -> dict[str, dict[str, float]]:
-    """What is there; what is damaged is measured again."""
+    """Speed-ups in the file, by case; damaged ones are left out, and so measured again."""
     try:
         found = json.loads(path.read_text())
         known = found if isinstance(found, dict) else {}

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pruning.parameters import named, unwrapped, within
-from pruning.structure.dead import unread
-from pruning.structure.structure import Structure
+from pruning.structure.choosing.dead import unread
+from pruning.structure.coupling.structure import Structure
 
 SHARE = 0.5
 """Layers of which more of the products are left stay as they are: gathering what is left costs something too."""
@@ -49,7 +49,7 @@ class CutLinear(Cut, nn.Linear):
     whole_class = nn.Linear
 
     def forward(self, input: Tensor) -> Tensor:
-        """As that of the whole layer, but for units that lead nowhere."""
+        """Compute what the whole layer does, without the products of units that lead nowhere."""
         if input.is_nested or input.shape[-1:] != (self.in_features,):
             return super().forward(input)  # which says what is wrong, if anything is
         found = F.linear(input.index_select(-1, self.live_inputs), self.live_weight())
@@ -62,7 +62,7 @@ class CutConv2d(Cut, nn.Conv2d):
     whole_class = nn.Conv2d
 
     def forward(self, input: Tensor) -> Tensor:
-        """As that of the whole layer, but for channels that lead nowhere."""
+        """Compute what the whole layer does, without the products of channels that lead nowhere."""
         if input.dim() not in (3, 4) or input.shape[-3] != self.in_channels:
             return super().forward(input)
         found = self._conv_forward(input.index_select(-3, self.live_inputs), self.live_weight(), None)
@@ -130,12 +130,12 @@ def _kind(module: nn.Module) -> type[Cut] | None:
 
 
 def _read_rows(structure: Structure, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """For weights of which units are made that nothing reads: [outputs], which are read."""
+    """Weight name -> bool [outputs], those that something reads; of all weights that make units."""
     dead = unread(structure, masks)
     rows = {}
     for name in structure.parameters:
         units = structure.axes[name][0] if structure.axes[name] else None
-        if units is not None and (name, 0) in structure.makes:
+        if units is not None and (name, 0) in structure.writes:
             gone = np.zeros(len(units), bool)
             gone[units >= 0] = dead[units[units >= 0]]
             rows[name] = torch.from_numpy(~gone)

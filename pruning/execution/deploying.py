@@ -10,6 +10,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
+from pruning.copying import cloned
 from pruning.errors import ExecutionError, StructureError
 from pruning.execution.forms import FORMS, NOISE, Layer, call, in_forms, timed
 from pruning.execution.saving import save
@@ -18,7 +19,6 @@ from pruning.inputs import Inputs
 from pruning.masks import Masks
 from pruning.parameters import unwrapped
 from pruning.structure import remove, trace, verify, without_dead
-from pruning.structure.tape import cloned
 
 log = logging.getLogger("pruning")
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pruning.copying import cloned
 from pruning.execution.crossover import fastest
 from pruning.execution.modules import Sparse
 from pruning.execution.packing import pack_, packable
@@ -19,12 +20,11 @@ from pruning.execution.timing import in_turn
 from pruning.inputs import Inputs, copies_for
 from pruning.masks import Masks
 from pruning.parameters import named
-from pruning.structure.tape import cloned
 
 FORMS = ("dense", "packed", "sparse", "csr")
 """The simplest first."""
 NOISE = 1.02
-"""Of forms that are as fast as each other but for this, the simplest or smallest is taken."""
+"""Relative difference below which forms count as equally fast: the simplest or smallest of them is taken."""
 _ROUNDS = 9
 _ALL = 2**31 - 1  # columns
 

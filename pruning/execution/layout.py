@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from pruning.copying import cloned
 from pruning.errors import StructureError
 from pruning.evidence import untouched
 from pruning.execution.modules import SparseLinear
 from pruning.inputs import Inputs, copies_for, outputs_in
 from pruning.parameters import unwrapped
-from pruning.structure.tape import cloned
 
 
 def features_first(model: nn.Module, inputs: Inputs) -> tuple[str, ...]:
@@ -82,7 +82,7 @@ def _alike(model: nn.Module, layers: list[SparseLinear], inputs: Inputs) -> bool
 
 
 def _outputs(model: nn.Module, inputs: Inputs, training: bool) -> list[Tensor]:
-    """With noise of a fixed seed."""
+    """Run the model with a fixed seed, as dropout draws random numbers."""
     args, kwargs = copies_for(model, inputs)
     with untouched(model), torch.no_grad():
         torch.manual_seed(0)

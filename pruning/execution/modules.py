@@ -40,7 +40,7 @@ class Sparse(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight, made anew at every reading; gradients reach `values` through it."""
+        """The dense weight, built at every reading; gradients reach `values` through it."""
         flat = self.values.new_zeros(self.dense_shape.numel())
         return flat.index_put((self.pattern.flat().to(self.values.device),), self.values).view(self.dense_shape)
 
@@ -88,7 +88,7 @@ class SparseLinear(Sparse, nn.Linear):  # type: ignore[override]  # `weight` is 
     dense_class = nn.Linear
 
     def forward(self, input: Tensor) -> Tensor:
-        """As that of the dense layer: [..., inputs] to [..., outputs]."""
+        """Compute what the dense layer does: [..., inputs] to [..., outputs]."""
         values = self.values
         if not _kernels(input, values) or input.shape[-1:] != (self.in_features,):
             return F.linear(input, self.weight, self.bias)
@@ -108,7 +108,7 @@ class SparsePointwise(Sparse, nn.Conv2d):  # type: ignore[override]  # `weight` 
     dense_class = nn.Conv2d
 
     def forward(self, input: Tensor) -> Tensor:
-        """As that of the dense layer: [batch, inputs, height, width], or without batch."""
+        """Compute what the dense layer does: [batch, inputs, height, width], or without batch."""
         fits = _kernels(input, self.values) and input.dim() in (3, 4) and input.shape[-3] == self.in_channels
         if not fits:
             return F.conv2d(input, self.weight, self.bias, self.stride)

@@ -16,7 +16,7 @@ class PackedLinear(nn.Linear):
     packed: tuple[tuple[int, int], Tensor] | None  # with the weight's state when it was made
 
     def forward(self, input: Tensor) -> Tensor:
-        """As that of the ordinary layer: [..., inputs] to [..., outputs]."""
+        """Compute what the ordinary layer does: [..., inputs] to [..., outputs]."""
         weight, bias = self.weight, self.bias
         if not _applies(input, weight, bias):
             return F.linear(input, weight, bias)
@@ -27,7 +27,7 @@ class PackedLinear(nn.Linear):
         return outputs
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the packed copy, which torch can neither copy nor pickle."""
+        """State without the packed copy, which torch can neither copy nor pickle."""
         return vars(self) | {"packed": None}
 
 

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from pruning.errors import ExecutionError
 
 _ONE_BLOCK = 512
-"""As many rows of a Linear's batch are one block, and stay features first from layer to layer."""
+"""Rows of a Linear's batch that are one block, and stay features first from layer to layer."""
 _COLUMNS = 112
 """Columns of a block of anything larger; no power of two, at which rows would compete for the same lines of cache."""
 _VECTOR = 8
@@ -48,7 +48,7 @@ class Pattern:
 
     @classmethod
     def of(cls, mask: Tensor, few: int = 0) -> "Pattern":
-        """Of a bool matrix, True = kept."""
+        """Pattern of a bool matrix, True = kept."""
         _silence_beta_warning()
         outputs, inputs = mask.shape
         return cls(
@@ -165,7 +165,7 @@ def _one_block(features: Tensor, values: Tensor, bias: Tensor | None, pattern: P
 
 
 class _OneBlock(torch.autograd.Function):
-    """The same with gradients."""
+    """`_one_block` with gradients."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
@@ -189,7 +189,7 @@ class _OneBlock(torch.autograd.Function):
 
 
 class _Blocks(torch.autograd.Function):
-    """The same block by block, for [rows, inputs] or [images, inputs, positions], and in memory like these."""
+    """`_one_block` with gradients, block by block: [rows, inputs] or [images, inputs, positions], in memory alike."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
@@ -213,7 +213,7 @@ class _Blocks(torch.autograd.Function):
 
 
 def _once() -> None:
-    """Torch's own guard sees only gradients that themselves came from a graph, and would lose others in silence."""
+    """Refuse second derivatives: torch's guard misses gradients that came from no graph, and would lose them."""
     if torch.is_grad_enabled():
         raise ExecutionError(
             "create_graph=True: layers of kept values have no second derivatives: train with execution=masked, or call "
@@ -222,7 +222,7 @@ def _once() -> None:
 
 
 def _by_blocks(times: Callable[[Tensor], Tensor], inputs: Tensor, features: int, bias: Tensor | None = None) -> Tensor:
-    """Every block of `inputs` under `times`, and the bias added; rows as rows, images as images."""
+    """Apply `times` to every block of `inputs` and add the bias; rows stay rows, images stay images."""
     shape = (len(inputs), features) if inputs.dim() == 2 else (len(inputs), features, inputs.shape[2])
     outputs = inputs.new_empty(shape)
     for block, into in zip(_blocks(inputs), _blocks(outputs), strict=True):
@@ -256,7 +256,7 @@ def _starts(counts: Tensor) -> Tensor:
 
 
 def _silence_beta_warning() -> None:
-    """Torch says once a process that CSR is in beta. That is known here, tested here, and no news to a user."""
+    """Silence the warning, once a process, that torch's CSR is in beta: tests here cover what is used of it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         rows, nothing = torch.tensor([0, 0]), torch.tensor([], dtype=torch.int64)

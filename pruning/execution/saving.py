@@ -13,7 +13,7 @@ from pruning.execution.modules import Sparse
 from pruning.execution.packing import PackedLinear, pack_, packable
 from pruning.execution.switching import candidates, sparse_execution
 from pruning.parameters import unwrapped, within
-from pruning.structure.saving import described, restored_
+from pruning.structure.removing.saving import described, restored_
 
 _FIELDS = {"structure", "sparse"}
 

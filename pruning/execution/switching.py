@@ -59,7 +59,7 @@ def sparse_execution(
 
     While it is sparse, `named_parameters()` has `values` where `weight` was, and reading `weight` gives a new tensor:
     what is written into that is lost. Lists of parameters (for clipping, for averages) and hooks on weights that were
-    made before are to be made anew. There are no second derivatives, and `torch.func` does not apply. In eval mode
+    made before must be made again. There are no second derivatives, and `torch.func` does not apply. In eval mode
     `nn.TransformerEncoder` reads the weights of its layers itself, as slowly as dense ones and more, unless
     `torch.backends.mha.set_fastpath_enabled(False)`.
 
@@ -68,7 +68,7 @@ def sparse_execution(
         masks: name -> bool tensor. Weights that stay dense are to be held under their masks as ever:
             `Masks({n: m for n, m in masks.items() if n not in names}).attach(...)`.
         optimizers: updated to train the values, with the state that they had of them.
-        layers: names of weights, among `candidates`; None: all of these. A mapping, as `auto` gives, tells of each up
+        layers: names of weights, among `candidates`; None: all of these. A mapping, as `auto` gives, says of each up
             to how many columns its products are MKL's CSR ones (`Pattern.few`); without one none are.
         row_major: outputs lie in memory as those of dense layers. False saves copies between layers; a `view` of an
             output may then be impossible, and `torch.nn.functional.dropout`, whose noise follows the layout, draws

@@ -28,7 +28,7 @@ class Entry:
     """One scorer.
 
     Attributes:
-        name: of its file in conf/scorer/.
+        name: of its file in experiments/conf/scorer/.
         scorer: with the options that make it the one of the paper.
         needs: the most demanding thing that it takes from the evidence.
         forward, backward: passes through the network for every batch; C is the number of outputs.

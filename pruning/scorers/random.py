@@ -1,10 +1,9 @@
 """The baseline that every scorer must beat."""
 
-from hashlib import sha256
-
 import torch
 
 from pruning.evidence import Evidence, Scores, laid_out
+from pruning.seeding import generator
 
 
 @laid_out
@@ -15,9 +14,8 @@ def random(evidence: Evidence, seed: int = 0) -> Scores:
     same seed the scores of later rounds are the same, so masks are nested.
     """
     # of the seed itself, a model built after torch.manual_seed(seed) has the same draws for weights: no chance at all
-    own = int.from_bytes(sha256(f"random scores {seed}".encode()).digest()[:8], "little") >> 1
-    generator = torch.Generator("cpu").manual_seed(own)
+    draws = generator(f"random scores {seed}")
     return {
-        name: torch.rand(weight.shape, generator=generator, dtype=torch.float32, device="cpu").to(weight.device)
+        name: torch.rand(weight.shape, generator=draws, dtype=torch.float32, device="cpu").to(weight.device)
         for name, weight in evidence.parameters.items()
     }

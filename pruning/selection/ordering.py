@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.sparse import csr_array
 from torch import Tensor
 
 FEW = 1 << 13  # values: so few are sorted by torch
@@ -51,6 +50,8 @@ def _by_digit(pairs: Array, digits: Array, size: int) -> Array:
 
     SciPy turns a matrix from rows to columns by a counting sort. Here it has one row, and the digits are its columns.
     """
+    from scipy.sparse import csr_array  # noqa: PLC0415  # slow to import
+
     packed = pairs.view(np.uint64)[:, 0]
     columns: Array = csr_array((packed, digits, np.array([0, packed.size], np.int32)), shape=(1, size)).tocsc().data
     return columns.view(np.uint32).reshape(-1, 2)

@@ -1,15 +1,16 @@
 """Structure: find what belongs together, remove it, prove that nothing changed."""
 
-from pruning.structure.budget import Budget
-from pruning.structure.channels import Channels
-from pruning.structure.dead import without_dead
-from pruning.structure.depth import Depth, Skip, find_blocks
-from pruning.structure.latency import LatencyTable, measure_latency
-from pruning.structure.removing import TOLERANCE, remove, remove_
-from pruning.structure.saving import load, save
-from pruning.structure.structure import Structure
+from pruning.structure.choosing.budget import Budget
+from pruning.structure.choosing.channels import Channels
+from pruning.structure.choosing.dead import without_dead
+from pruning.structure.choosing.depth import Depth
+from pruning.structure.choosing.latency import LatencyTable, measure_latency
+from pruning.structure.coupling.structure import Structure
+from pruning.structure.removing.blocks import Skip, find_blocks
+from pruning.structure.removing.remove import TOLERANCE, remove, remove_
+from pruning.structure.removing.saving import load, save
+from pruning.structure.removing.verifying import verify
 from pruning.structure.tracing import trace
-from pruning.structure.verifying import verify
 
 __all__ = [
     "TOLERANCE",

@@ -7,14 +7,15 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from pruning.copying import on_meta
 from pruning.errors import StructureError, first_line
 from pruning.inputs import Inputs
 from pruning.parameters import unwrapped
-from pruning.structure.shrinking import is_whole
-from pruning.structure.structure import Structure, structure_of
-from pruning.structure.tape import ForwardError, Tape, on_meta, record
+from pruning.structure.coupling.solving import solve
+from pruning.structure.coupling.structure import Structure, structure_of
+from pruning.structure.recording.tape import ForwardError, Tape, record
+from pruning.structure.removing.shrinking import is_whole
 from pruning.structure.trial import trial
-from pruning.structure.units import solve
 
 
 def trace(model: nn.Module, example_inputs: Inputs, *, lossy: bool = False) -> Structure:

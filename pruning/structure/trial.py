@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor, nn
 
+from pruning.copying import copied, on_meta
 from pruning.errors import first_line
-from pruning.structure.shrinking import adjust_, kept_indices, sliced
-from pruning.structure.structure import Structure
-from pruning.structure.tape import Call, ForwardError, Ref, Tape, copied, on_meta, record
-from pruning.structure.volumes import Kept, left
+from pruning.structure.coupling.cost_terms import Kept, left
+from pruning.structure.coupling.structure import Structure
+from pruning.structure.recording.tape import Call, ForwardError, Ref, Tape, record
+from pruning.structure.removing.shrinking import adjust_, kept_indices, sliced
 
 Fault = tuple[str, str]
 """A module, and what goes wrong there."""

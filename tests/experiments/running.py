@@ -8,20 +8,19 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from experiments import records, sources, syntax
+from experiments import records
 from experiments import run as app
-from experiments.configuration import checked
-from experiments.setting import Setting
-from experiments.store import Store
+from experiments.configuration import CONF, validate
+from experiments.running.setting import Setting
+from experiments.store import Store, sources, syntax
 
 ROOT = Path(__file__).parents[2]
-CONF = ROOT / "conf"
 SMALL = ("data=digits", "model=mlp", "model.hidden=[16,12]", "training.epochs=2", "recovery.epochs=1")
 
 
 def configured(*overrides: str) -> dict:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return checked(compose("config", overrides=[*SMALL, *overrides]))
+        return validate(compose("config", overrides=[*SMALL, *overrides]))
 
 
 def setting_of(folder: Path, *overrides: str) -> Setting:

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from experiments import training
-from experiments.benchmarks import lottery, measuring, report, scoring, smaller, sweep, training_step
+from experiments.benchmarks import lottery, measuring, report, scoring, smaller, startup, sweep, training_step
+from experiments.training import loop as training
 
 structure = pytest.importorskip("experiments.benchmarks.structure")
 structure_peer = pytest.importorskip("experiments.benchmarks.structure_peer")
@@ -38,7 +38,7 @@ def positive(found: dict[str, float]) -> bool:
 
 
 def test_lottery(capsys):
-    step, batches = training._step, training.batches
+    step, batches = training._step, training.upcoming
     lines, found = run(lottery, capsys, "--epochs", "1", "--turns", "2", "--data", "digits")
     assert [line.split("  ")[0] for line in lines[3:]] == list(lottery.TITLES.values())
     assert found["speedup"].keys() == {"tensors", "pictures"}
@@ -48,7 +48,7 @@ def test_lottery(capsys):
     accuracies = found["accuracy"]  # of one network, trained in three ways
     assert accuracies["ours"] > 0.5
     assert max(accuracies.values()) - min(accuracies.values()) < 0.02
-    assert (training._step, training.batches) == (step, batches)
+    assert (training._step, training.upcoming) == (step, batches)
 
 
 def test_scoring(capsys):
@@ -84,6 +84,14 @@ def test_report(capsys):
     total = seconds.pop("all")
     assert positive(seconds)
     assert sum(seconds.values()) == pytest.approx(total, abs=0.01)
+
+
+def test_startup(capsys):
+    lines, found = run(startup, capsys, "--rounds", "1", "--commands", "status")
+    assert len(lines) == 3 + 1 + 1
+    command, ratio = (float(word) for word in lines[3].split()[-2:])
+    assert found["ratio"] == {"status": ratio}
+    assert command / found["torch_seconds"] == pytest.approx(ratio, rel=0.02)
 
 
 def test_sweep(capsys):

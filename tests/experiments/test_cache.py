@@ -49,8 +49,8 @@ def test_the_digits_are_the_same_bits_from_the_file_and_from_the_copy(cache):
     for found in (mnist5k(), mnist5k()):
         assert len(list(cache.iterdir())) == 1
         for part in ("train", "validation", "test"):
-            assert torch.equal(getattr(found, part).inputs, getattr(wanted, part).inputs)
-            assert torch.equal(getattr(found, part).targets, getattr(wanted, part).targets)
+            assert torch.equal(getattr(found, part)["inputs"], getattr(wanted, part)["inputs"])
+            assert torch.equal(getattr(found, part)["targets"], getattr(wanted, part)["targets"])
 
 
 def test_a_file_is_parsed_once_and_again_when_it_changes(cache, source):

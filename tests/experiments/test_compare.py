@@ -178,11 +178,11 @@ def test_brackets_in_labels_are_text(tmp_path, capsys):
     assert 'differences to magnitude (include=["[red]", "b"]) at' in text
 
 
-def test_no_sparsity_is_critical_for_a_loss(tmp_path, capsys):
+def test_no_sparsity_is_critical_for_what_has_no_direction(tmp_path, capsys):
     losses = {"magnitude": [[0.2, 0.5, 0.9], [0.2, 0.6, 0.9]], "random": [[0.3, 0.6, 0.9], [0.3, 0.8, 0.9]]}
     for path in sweep(tmp_path, losses).glob("*/rows.jsonl"):
-        path.write_text(path.read_text().replace("test_accuracy", "test_loss"))
-    text = printed([str(tmp_path), "--baseline", "magnitude", "--value", "test_loss"], capsys)
+        path.write_text(path.read_text().replace("test_accuracy", "joules"))
+    text = printed([str(tmp_path), "--baseline", "magnitude", "--value", "joules", "--within", "1"], capsys)
     assert "%" not in text.split("sparsity within 1 of dense")[1].split("area: mean")[0]
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.integrate import trapezoid
 
-from experiments.comparison import comparisons, differences, holm, overall, resolved, setups, smallest_p
+from experiments.results.comparison import by_setup, comparisons, differences, holm, overall, resolved, smallest_p
 from pruning.errors import RecordsError
 from tests.experiments.rows import frame, row, start
 
@@ -173,7 +173,7 @@ def test_one_that_shares_nothing_does_not_stop_the_others():
     table.loc[table["scorer"] == "snip", "seed"] += 10
     assert set(differences(table, "magnitude")["method"]) == {"magnitude", "random"}
     (found,), refused = comparisons(table, "magnitude")
-    assert (found.apart, refused) == (("snip",), [])
+    assert (found.unpaired, refused) == (("snip",), [])
 
 
 def test_an_unfinished_seed_has_no_area_and_takes_none_away():
@@ -236,7 +236,7 @@ def test_set_ups_are_apart():
         *sweep({"magnitude": GOOD}, config=short).to_dict("records"),
         *[r | {"run": f"{r['run']}-long"} for r in sweep({"random": BAD}, config=long).to_dict("records")],
     ]
-    found = setups(frame(*rows))
+    found = by_setup(frame(*rows))
     assert {name: set(part["scorer"]) for name, part in found.items()} == {
         "dense (training.epochs=1)": {"magnitude"},
         "dense (training.epochs=9)": {"random"},

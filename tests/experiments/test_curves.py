@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate
 
-from experiments.curves import area, collapsed, common_span, critical_sparsity
+from experiments.results.curves import area, collapsed, common_span, critical_sparsity
 from tests.experiments.rows import frame, row, start
 
 

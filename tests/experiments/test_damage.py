@@ -10,15 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments import records, statistics
-from experiments.checklist import checklist
-from experiments.compare import cells, curve_cells, words
-from experiments.comparison import comparisons
-from experiments.figures.layers import layer_densities
-from experiments.figures.training import losses
-from experiments.gallery import Wanted, gallery
-from experiments.page import data, render
+from experiments import records
+from experiments.records.values import resolve
 from experiments.report import table
+from experiments.results import statistics
+from experiments.results.checklist import checklist
+from experiments.results.comparison import comparisons
+from experiments.results.figures.layers import layer_densities
+from experiments.results.figures.training import losses
+from experiments.results.gallery import FigureOptions, gallery
+from experiments.results.page import data, render
+from experiments.results.wording import cells, curve_cells, words
 from pruning.errors import RecordsError
 
 Rows = dict[str, list[dict[str, Any]]]
@@ -54,8 +56,8 @@ def read_by_all(folder: Path) -> None:
     final = statistics.points(frame)
     found, _ = comparisons(frame, "magnitude")
     for comparison in found:
-        cells(comparison, "test_accuracy")
-        curve_cells(comparison, "test_accuracy")
+        cells(comparison)
+        curve_cells(comparison)
         words(comparison)
     table(statistics.summarise(frame), statistics.dense(frame), "test_accuracy")
     checklist(frame)
@@ -65,7 +67,7 @@ def read_by_all(folder: Path) -> None:
         lambda: statistics.summarise(frame, "test_loss"),
         lambda: layer_densities(final),
         lambda: losses(final, frame),
-        lambda: json.dumps(data.curves(frame, "test_accuracy"), allow_nan=False),
+        lambda: json.dumps(data.curves(frame, resolve(frame)), allow_nan=False),
     ):
         assert "\n" not in refusal(work)
 
@@ -148,9 +150,9 @@ def test_figures_and_page_are_drawn_or_refused(harm, whole, swept, tmp_path):
     harm(rows["random-1"])
     frame = records.read(written(tmp_path / "runs", rows))
     found, refused = comparisons(frame, "magnitude")
-    paths, untold = gallery(frame, Wanted(compared=found, store=swept / "store"), tmp_path)
+    paths, skipped = gallery(frame, FigureOptions(compared=found, store=swept / "store"), tmp_path)
     assert paths
-    assert [line.split(":")[0] for line in untold] == {
+    assert [line.split(":")[0] for line in skipped] == {
         renamed: ["layers", "weights"],
         gone: ["overlap", "weights"],
         strange: [],

@@ -26,7 +26,7 @@ from experiments.data import embedded as embedded_sets
 from experiments.data.splitting import hold_out, splits
 from pruning.errors import DataError
 
-CONF = Path(__file__).parents[2] / "conf" / "data"
+CONF = Path(__file__).parents[2] / "experiments" / "conf" / "data"
 FOLDERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
 NAMES = ["digits", "mnist5k", "mnist", "fashion_mnist", "cifar10", "cifar100"]
 
@@ -45,25 +45,24 @@ def one_line(error: pytest.ExceptionInfo[DataError]) -> str:
     [
         (torch.zeros(3, 2), torch.zeros(4, dtype=torch.int64)),
         (torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64)),
-        (torch.zeros(3, 2), torch.zeros(3)),
-        (torch.zeros(3, 2), torch.zeros(3, 1, dtype=torch.int64)),
+        (torch.tensor([[0.0], [torch.nan], [1.0]]), torch.zeros(3, dtype=torch.int64)),
         (torch.tensor(1.0), torch.zeros(1, dtype=torch.int64)),
     ],
-    ids=["lengths", "empty", "float targets", "two-dimensional targets", "scalar input"],
+    ids=["lengths", "empty", "NaN", "scalar input"],
 )
 def test_examples_that_make_no_sense_are_refused(inputs: Tensor, targets: Tensor) -> None:
     with pytest.raises(DataError) as error:
-        Examples(inputs, targets)
+        Examples(inputs=inputs, targets=targets)
     one_line(error)
 
 
 def test_examples_have_a_length_and_move_whole() -> None:
-    examples = Examples(torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64))
+    examples = Examples(inputs=torch.zeros(3, 2), targets=torch.zeros(3, dtype=torch.int64))
     moved = examples.to("meta")
     assert len(examples) == len(moved) == 3
-    assert moved.inputs.is_meta
-    assert moved.targets.is_meta
-    assert not examples.inputs.is_meta
+    assert moved["inputs"].is_meta
+    assert moved["targets"].is_meta
+    assert not examples["inputs"].is_meta
 
 
 # --- the embedded sets
@@ -90,8 +89,8 @@ def embedded(request: pytest.FixtureRequest) -> tuple[str, Splits, np.ndarray, n
 
 def pixels(examples: Examples, train: Examples, largest: float) -> np.ndarray:
     """The grey levels again: the darkest training pixel is 0 and the brightest `largest`."""
-    low, high = train.inputs.min(), train.inputs.max()
-    return ((examples.inputs - low) / (high - low) * largest).round().to(torch.int64).numpy()
+    low, high = train["inputs"].min(), train["inputs"].max()
+    return ((examples["inputs"] - low) / (high - low) * largest).round().to(torch.int64).numpy()
 
 
 def census(images: np.ndarray, targets: np.ndarray) -> Counter[tuple[bytes, int]]:
@@ -107,15 +106,15 @@ def test_embedded_counts(embedded: tuple[str, Splits, np.ndarray, np.ndarray]) -
     side = {"digits": 8, "mnist5k": 28}[name]
     assert (len(parts.train), len(parts.validation), len(parts.test)) == expected
     for part in (parts.train, parts.validation, parts.test):
-        assert part.inputs.shape == (len(part), 1, side, side)
-        assert part.inputs.dtype == torch.float32
+        assert part["inputs"].shape == (len(part), 1, side, side)
+        assert part["inputs"].dtype == torch.float32
 
 
 def test_embedded_parts_are_disjoint_and_lose_nothing(embedded: tuple[str, Splits, np.ndarray, np.ndarray]) -> None:
     _, parts, images, targets = embedded
     found: Counter[tuple[bytes, int]] = Counter()
     for part in (parts.train, parts.validation, parts.test):
-        found += census(pixels(part, parts.train, images.max()), part.targets.numpy())
+        found += census(pixels(part, parts.train, images.max()), part["targets"].numpy())
     # Equal as multisets: an example in two parts, or in none, would change a count
     assert found == census(images, targets)
 
@@ -125,29 +124,29 @@ def test_embedded_parts_keep_the_frequency_of_each_class(embedded: tuple[str, Sp
     total = np.bincount(targets)
     for part in (parts.train, parts.validation, parts.test):
         share = len(part) / len(targets)
-        assert np.abs(np.bincount(part.targets.numpy()) - share * total).max() <= 1.0
+        assert np.abs(np.bincount(part["targets"].numpy()) - share * total).max() <= 1.0
 
 
 def test_embedded_standardisation_is_that_of_the_training_part(
     embedded: tuple[str, Splits, np.ndarray, np.ndarray],
 ) -> None:
     _, parts, images, _ = embedded
-    train = parts.train.inputs.double()
+    train = parts.train["inputs"].double()
     assert abs(train.mean().item()) < 1e-5
     assert train.std(correction=0).item() == pytest.approx(1, abs=1e-5)
     raw = pixels(parts.train, parts.train, images.max())
     for part in (parts.validation, parts.test):
         expected = (pixels(part, parts.train, images.max()) - raw.mean()) / raw.std()
-        np.testing.assert_allclose(part.inputs.numpy(), expected, atol=1e-5)
+        np.testing.assert_allclose(part["inputs"].numpy(), expected, atol=1e-5)
 
 
 def test_the_seed_moves_the_validation_part_and_never_the_test_part() -> None:
     first, again, other = data.digits(seed=0), data.digits(seed=0), data.digits(seed=1)
     for part in ("train", "validation", "test"):
-        assert torch.equal(getattr(first, part).inputs, getattr(again, part).inputs)
-        assert torch.equal(getattr(first, part).targets, getattr(again, part).targets)
+        assert torch.equal(getattr(first, part)["inputs"], getattr(again, part)["inputs"])
+        assert torch.equal(getattr(first, part)["targets"], getattr(again, part)["targets"])
     assert np.array_equal(pixels(first.test, first.train, 16), pixels(other.test, other.train, 16))
-    assert torch.equal(first.test.targets, other.test.targets)
+    assert torch.equal(first.test["targets"], other.test["targets"])
     assert not np.array_equal(pixels(first.validation, first.train, 16), pixels(other.validation, other.train, 16))
 
 
@@ -170,13 +169,13 @@ def test_held_out_and_test_examples_do_not_touch_the_statistics() -> None:
     parts = splits("x", (images, targets), (images[:8] * 1000, targets[:8]), 0.25, seed=3)
     raw = images[kept].double()
     for channel in range(3):  # one mean and deviation a channel
-        train = parts.train.inputs[:, channel].double()
+        train = parts.train["inputs"][:, channel].double()
         assert abs(train.mean().item()) < 1e-4
         assert train.std(correction=0).item() == pytest.approx(1, abs=1e-5)
         mean, deviation = raw[:, channel].mean(), raw[:, channel].std(correction=0)
         for part, source in ((parts.validation, images[held_out]), (parts.test, images[:8] * 1000)):
             expected = (source[:, channel].double() - mean) / deviation
-            torch.testing.assert_close(part.inputs[:, channel].double(), expected, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(part["inputs"][:, channel].double(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_raw_images_stay_as_they_are() -> None:
@@ -222,7 +221,7 @@ def test_a_seed_out_of_range_is_an_error() -> None:
 def test_a_validation_share_outside_0_and_1_is_refused_before_anything_is_read(
     name: str, validation: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded_sets, "load_digits", lambda **_: pytest.fail("read"))
+    monkeypatch.setattr("sklearn.datasets.load_digits", lambda **_: pytest.fail("read"))
     monkeypatch.setattr(embedded_sets, "np", None)
     with pytest.raises(DataError, match=f"{name}: validation=.* strictly between 0 and 1") as error:
         getattr(data, name)(validation=validation)
@@ -283,12 +282,12 @@ def test_grey_files_are_read_with_their_own_test_part(files: Path, name: str) ->
     parts = getattr(data, name)(folder=str(files), validation=0.2)
     images, targets = fake(10, 20, (28, 28), 20 + len(FOLDERS[name]))
     assert (len(parts.train), len(parts.validation), len(parts.test)) == (80, 20, 20)
-    assert parts.test.inputs.shape == (20, 1, 28, 28)
-    assert parts.test.targets.tolist() == targets.tolist()
+    assert parts.test["inputs"].shape == (20, 1, 28, 28)
+    assert parts.test["targets"].tolist() == targets.tolist()
     train = pixels(parts.train, parts.train, 255)
     assert np.array_equal(pixels(parts.test, parts.train, 255)[:, 0], images)
-    read = census(train[:, 0], parts.train.targets.numpy())
-    read += census(pixels(parts.validation, parts.train, 255)[:, 0], parts.validation.targets.numpy())
+    read = census(train[:, 0], parts.train["targets"].numpy())
+    read += census(pixels(parts.validation, parts.train, 255)[:, 0], parts.validation["targets"].numpy())
     assert read == census(*fake(10, 100, (28, 28), 100 + len(FOLDERS[name])))
 
 
@@ -296,18 +295,18 @@ def test_grey_files_are_read_with_their_own_test_part(files: Path, name: str) ->
 def test_coloured_files_keep_their_channels(files: Path, name: str, classes: int, n: int) -> None:
     parts = getattr(data, name)(folder=str(files), validation=0.1)
     assert (len(parts.train), len(parts.validation)) == (n * 9 // 10, n // 10)
-    assert all(part.inputs.is_contiguous() for part in (parts.train, parts.validation, parts.test))
+    assert all(part["inputs"].is_contiguous() for part in (parts.train, parts.validation, parts.test))
     raw = np.concatenate([fake(classes, 20, (3, 32, 32), number)[0] for number in range(5)]) if classes == 10 else None
     images, targets = fake(classes, len(parts.test), (3, 32, 32), 99)
-    assert parts.test.targets.tolist() == targets.tolist()
+    assert parts.test["targets"].tolist() == targets.tolist()
     for channel in range(3):  # uniform noise: each channel's darkest is 0, its brightest 255
-        train, test = parts.train.inputs[:, channel], parts.test.inputs[:, channel]
+        train, test = parts.train["inputs"][:, channel], parts.test["inputs"][:, channel]
         levels = (test - train.min()) / (train.max() - train.min()) * 255
         assert np.array_equal(levels.round().numpy(), images[:, channel])
         assert abs(train.double().mean().item()) < 1e-5
         assert train.double().std(correction=0).item() == pytest.approx(1, abs=1e-5)
         if raw is not None:
-            together = torch.cat([train, parts.validation.inputs[:, channel]])
+            together = torch.cat([train, parts.validation["inputs"][:, channel]])
             levels = ((together - train.min()) / (train.max() - train.min()) * 255).round().sum()
             assert levels.item() == raw[:, channel].sum()
 
@@ -422,7 +421,51 @@ def test_crop_and_flip_refuses_what_is_no_batch_of_images(shape: tuple[int, ...]
 
 
 def test_one_file_a_data_set() -> None:
-    assert sorted(path.stem for path in CONF.glob("*.yaml")) == sorted(NAMES)
+    assert sorted(path.stem for path in CONF.glob("*.yaml")) == sorted([*NAMES, *OTHERS])
+
+
+OTHERS = {
+    "diabetes": (442, {"inputs": ([10], torch.float32), "targets": ([], torch.float32)}),
+    "digit_labels": (1797, {"inputs": ([1, 8, 8], torch.float32), "targets": ([4], torch.float32)}),
+    "manual": (None, {"input_ids": ([64], torch.int64)}),
+    "manual_sections": (
+        None,
+        {"input_ids": ([64], torch.int64), "attention_mask": ([64], torch.int64), "targets": ([], torch.int64)},
+    ),
+}
+"""Name → examples in all, and the shape and type of each column."""
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_data_of_other_tasks_are_what_their_files_say(name: str) -> None:
+    config = OmegaConf.load(CONF / f"{name}.yaml")
+    config = config.get("data", config)
+    assert config.name == name
+    count, columns = OTHERS[name]
+    parts, again, other = (instantiate(config.load, seed=seed) for seed in (0, 0, 1))
+    for part in (parts.train, parts.validation, parts.test):
+        assert {key: (list(part[key].shape[1:]), part[key].dtype) for key in part} == columns
+    assert all(torch.equal(parts.train[key], again.train[key]) for key in columns)
+    # what is standardised follows the training part
+    assert all(torch.equal(parts.test[key], other.test[key]) for key in columns if key != "inputs" and count != 442)
+    sizes = [len(part) for part in (parts.train, parts.validation, parts.test)]
+    assert count in (None, sum(sizes))
+    assert min(sizes) > 10
+    if "vocabulary" in config:
+        assert max(int(part["input_ids"].max()) for part in (parts.train, parts.test)) < 128 < config.vocabulary
+    if name == "manual_sections":
+        assert parts.train["targets"].unique().tolist() == list(range(config.classes))
+        lengths = parts.train["attention_mask"].sum(1)
+        assert (int(lengths.min()), int(lengths.max())) == (16, 64)
+        assert bool((parts.train["input_ids"][parts.train["attention_mask"] == 0] == 0).all())
+    if name == "digit_labels":
+        plain = instantiate({"_target_": "experiments.data.digits"})
+        for digit, labels in zip(plain.train["targets"].tolist(), parts.train["targets"].tolist(), strict=True):
+            assert labels == [digit % 2 == 0, digit in (2, 3, 5, 7), digit > 4, digit in (0, 6, 8, 9)]
+    if name == "diabetes":
+        for column in parts.train.values():
+            torch.testing.assert_close(column.mean(0), torch.zeros_like(column[0]), atol=1e-5, rtol=0)
+            torch.testing.assert_close(column.std(0), torch.ones_like(column[0]), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -437,11 +480,11 @@ def test_configurations_describe_what_they_load(name: str, files: Path) -> None:
     assert (config.load.validation, config.load.seed) == (0.1, 0)
     parts = instantiate(config.load)
     for part in (parts.train, parts.validation, parts.test):
-        assert list(part.inputs.shape[1:]) == config.shape
-        assert part.targets.unique().tolist() == list(range(config.classes))
+        assert list(part["inputs"].shape[1:]) == config.shape
+        assert part["targets"].unique().tolist() == list(range(config.classes))
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = instantiate(config.augment)
     assert (augment is not None) == name.startswith("cifar")
     if augment is not None:
-        first = parts.train.inputs[:4]
+        first = parts.train["inputs"][:4]
         expected = crop_and_flip(first, torch.Generator().manual_seed(0), padding=4)
         assert torch.equal(augment(first, torch.Generator().manual_seed(0)), expected)

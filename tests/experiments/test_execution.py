@@ -5,8 +5,8 @@ import logging
 import pytest
 import torch
 
-from experiments.networks import Network, load
 from experiments.store import Artefact
+from experiments.store.networks import Network, load
 from pruning.execution import crossover
 from tests.experiments.running import run, setting_of
 

@@ -16,9 +16,10 @@ from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments.figures import accuracy, describe, save
-from experiments.figures.axes import TIMES, percent, ratio
-from experiments.intervals import Interval
+from experiments.records.values import resolve
+from experiments.results.figures import accuracy, save
+from experiments.results.figures.axes import TIMES, percent, ratio
+from experiments.results.intervals import Interval
 
 DENSITIES = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
 DENSE = {"dense": Interval(0.97, 0.96, 0.98, 0.004, 3)}
@@ -335,12 +336,13 @@ def test_no_global_state_is_read_or_left(summary, tmp_path):
     [
         ("test_accuracy", "Test accuracy (%)", 100),
         ("validation_accuracy", "Validation accuracy (%)", 100),
-        ("test_loss", "Test loss", 1),
+        ("test_loss", "Test loss (lower is better)", 1),
         ("macs", "Macs", 1),
     ],
 )
 def test_labels_of_values(value, label, scale):
-    assert describe(value) == (label, scale)
+    found = resolve(pd.DataFrame(), value)
+    assert (found.label, found.scale) == (label, scale)
 
 
 @pytest.mark.parametrize(

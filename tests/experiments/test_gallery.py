@@ -15,17 +15,18 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
-from experiments import records, statistics
-from experiments.comparison import comparisons
-from experiments.figures.layers import layer_densities, layers
-from experiments.figures.overlap import overlap
-from experiments.figures.style import COLOURS, LINES, MARKERS, panel_title
-from experiments.figures.training import losses, training
-from experiments.figures.weights import histograms
-from experiments.gallery import Wanted, gallery, told_axes
-from experiments.networks import MASKS, WEIGHTS
-from experiments.overlap import jaccard, overlaps
-from experiments.stored import kept_weights, masks_of
+from experiments import records
+from experiments.results import statistics
+from experiments.results.comparison import comparisons
+from experiments.results.figures.layers import layer_densities, layers
+from experiments.results.figures.overlap import overlap
+from experiments.results.figures.style import COLOURS, LINES, MARKERS, panel_title
+from experiments.results.figures.training import losses, training
+from experiments.results.figures.weights import histograms
+from experiments.results.gallery import FigureOptions, available_axes, gallery
+from experiments.results.overlap import jaccard, overlaps
+from experiments.store.networks import MASKS, WEIGHTS
+from experiments.store.retrieval import kept_weights, masks_of
 from pruning import Masks
 from pruning.errors import ArtefactError, RecordsError
 from tests.experiments.rows import frame, row, start
@@ -38,9 +39,9 @@ def rows(swept) -> pd.DataFrame:
 
 
 def test_every_figure_with_its_numbers(swept, rows, tmp_path):
-    wanted = Wanted(compared=comparisons(rows, "magnitude")[0], store=swept / "store")
-    written, untold = gallery(rows, wanted, tmp_path)
-    assert untold == []
+    wanted = FigureOptions(compared=comparisons(rows, "magnitude")[0], store=swept / "store")
+    written, skipped = gallery(rows, wanted, tmp_path)
+    assert skipped == []
     stems = [f"accuracy_{x}" for x in ("compression", "sparsity", "macs", "difference")]
     stems += ["layers", "overlap", "weights", "training"]
     expected = {f"{stem}.{suffix}" for stem in stems for suffix in ("pdf", "png", "csv")}
@@ -54,9 +55,9 @@ def test_every_figure_with_its_numbers(swept, rows, tmp_path):
 
 
 def test_without_the_store_the_rest_is_drawn_and_what_is_missing_told(rows, tmp_path):
-    written, untold = gallery(rows, Wanted(axes=["macs"], store=tmp_path / "nowhere"), tmp_path)
-    assert [line.split(":")[0] for line in untold] == ["overlap", "weights"]
-    assert all("--store" in line for line in untold)
+    written, skipped = gallery(rows, FigureOptions(axes=["macs"], store=tmp_path / "nowhere"), tmp_path)
+    assert [line.split(":")[0] for line in skipped] == ["overlap", "weights"]
+    assert all("--store" in line for line in skipped)
     assert {"layers.png", "training.png"} <= {path.name for path in written}
 
 
@@ -97,7 +98,7 @@ def test_jaccard_is_of_sets(pairs):
 
 
 def test_jaccard_is_over_the_tensors_that_both_have(monkeypatch):
-    monkeypatch.setattr("experiments.overlap._PRODUCT", 15)  # three columns a product
+    monkeypatch.setattr("experiments.results.overlap._PRODUCT", 15)  # three columns a product
     rng = np.random.default_rng(0)
     tensors = (("a", "b"), ("b", "c"), ("c",), ("a", "b", "c"))
     kept = [{name: rng.random((4, 5)) < 0.4 for name in names} for names in tensors]
@@ -141,7 +142,7 @@ def test_kept_weights_are_those_of_the_network(tmp_path, options):
 
 
 def test_rows_that_name_no_network_are_told(tmp_path):
-    with pytest.raises(ArtefactError, match="magnitude-0, level 1: does not tell its network"):
+    with pytest.raises(ArtefactError, match="magnitude-0, level 1: does not name its network"):
         masks_of(row(), tmp_path)
     with pytest.raises(ArtefactError, match="holds no artefact abc of run magnitude-0, level 1"):
         masks_of(row(network="abc", layers=[]), tmp_path)
@@ -193,7 +194,7 @@ def test_losses_of_rewound_trainings_and_of_parts_of_epochs(tmp_path):
 
 def test_rows_without_losses_are_told():
     table = frame(start(), row())
-    with pytest.raises(RecordsError, match="no row tells its losses"):
+    with pytest.raises(RecordsError, match="no row has losses"):
         losses(statistics.points(table), table)
 
 
@@ -266,7 +267,7 @@ def test_a_difference_is_drawn_for_every_set_up(rows, tmp_path):
     both = two_set_ups(rows)
     compared, refused = comparisons(both, "magnitude")
     assert refused == []
-    written, _ = gallery(both, Wanted(compared=compared, axes=["compression"], store=tmp_path), tmp_path)
+    written, _ = gallery(both, FigureOptions(compared=compared, axes=["compression"], store=tmp_path), tmp_path)
     names = {path.name for path in written if "difference" in path.name}
     assert names == {f"accuracy_difference_{n}.{suffix}" for n in (1, 2) for suffix in ("pdf", "png", "csv")}
 
@@ -303,5 +304,5 @@ def test_cost_is_an_axis_where_it_differs_along_a_curve(epochs, drawn):
     for scorer, more in (("a", 0), ("b", 6)):
         for level, (density, spent) in enumerate(zip((0.5, 0.1), epochs, strict=True), start=1):
             rows.append(row(scorer, 0, level, density, total_epochs=spent + more, macs=5, dense_macs=9))
-    axes = told_axes(statistics.summarise(frame(*rows)))
+    axes = available_axes(statistics.summarise(frame(*rows)))
     assert ("cost" in axes) == drawn

@@ -10,13 +10,15 @@ from functools import cached_property
 from typing import Any
 
 import pytest
+import torch
 
-from experiments import basis, controls, records, sources, stages, syntax
+from experiments import records
 from experiments import run as app
-from experiments.conditions import conditions
-from experiments.identity import WITHOUT_EFFECT, part
-from experiments.setting import Setting
-from experiments.store import Artefact, Store
+from experiments.running import basis, controls, stages
+from experiments.running.conditions import conditions
+from experiments.running.setting import Setting
+from experiments.store import Artefact, Store, sources, syntax
+from experiments.store.identity import WITHOUT_EFFECT, part
 from experiments.store.inventory import _parents
 from pruning.errors import ConfigurationError
 from tests.experiments.running import ROOT, SMALL, configured, own, run, timeless
@@ -30,12 +32,13 @@ ELSEWHERE = {
     "checkpoint.seconds": "a training that was cut ends in the same bits",
     "checkpoint.steps": "a training that was cut ends in the same bits",
     "data.load.folder": "where the files of a known set lie",
+    "when": "which network is the dense one, not what it is",
 }
 """Fields that stages read and that no identity holds by their names, and why."""
 
 RUNS = {
     "rounds": ("schedule=exponential", "schedule.rounds=2", "density=0.2", "recovery.rounds=last", "training.clip=1",
-               "training.label_smoothing=0.1", "learning_rate=cosine"),
+               "task.label_smoothing=0.1", "learning_rate=cosine"),
     "controls": ("density=0.3", "compensate=bias", "controls=[reinit,shuffle,random,small_dense]"),
     "rewound": ("recovery=rewind", "recovery.to=5it", "density=0.3", "controls=[reinit,shuffle]", "scorer=snip"),
     "replayed": ("recovery=lr_rewind", "recovery.to=1ep", "density=0.3", "recovery.batchnorm_batches=3",
@@ -122,8 +125,8 @@ class Watch:
         scratch = Store.scratch
         monkeypatch.setattr(Store, "scratch", lambda store, kind, identity: scratch(store, kind, plain(identity)))
         monkeypatch.setattr(sources, "_digest", self._digest(sources._digest))
-        monkeypatch.setattr("experiments.basis.built", self._built(basis.built))
-        monkeypatch.setattr("experiments.levels.processor", str)  # its answer is itself in the identity
+        monkeypatch.setattr("experiments.running.basis.instantiate", self._instantiate(basis.instantiate))
+        monkeypatch.setattr("experiments.running.levels.processor", str)  # its answer is itself in the identity
         # What rows tell beside results looks at every target
         monkeypatch.setattr(stages.trained, "conditions", lambda _, *more: conditions({}, *more))
 
@@ -164,15 +167,15 @@ class Watch:
 
         return call
 
-    def _built(self, built):
+    def _instantiate(self, instantiate):
         """Data are read once, which would be most of the time that a test takes; their fields again and again."""
         known: dict[str, Any] = {}
 
         def call(group, config):
             if group != "data.load":
-                return built(group, config)
+                return instantiate(group, config)
             key = str(plain(config))
-            known[key] = known.get(key) or built(group, config)
+            known[key] = known.get(key) or instantiate(group, config)
             return known[key]
 
         return call
@@ -215,12 +218,12 @@ def test_all_code_of_ours_that_a_stage_runs_is_in_its_identity(watched):
 
 
 NEEDS = {
-    "initial": {"experiments.models.mlp", "experiments.seeding", "experiments.targets"},
+    "initial": {"experiments.models.mlp", "experiments.runtime.seeding", "experiments.configuration.targets"},
     "dense": {
-        "experiments.training",
-        "experiments.evaluation",
+        "experiments.training.loop",
+        "experiments.tasks.classification",
         "experiments.data.embedded",
-        "experiments.learning_rate",
+        "experiments.training.learning_rate",
     },
     "masks": {
         "pruning.pipeline",
@@ -230,18 +233,25 @@ NEEDS = {
         "pruning.evidence",
     },
     "recovered": {"pruning.dynamic.held", "pruning.attachment", "pruning.recovery", "pruning.execution.alternating"},
-    "rows": {"experiments.levels", "experiments.evaluation", "pruning.cost"},
+    "rows": {"experiments.running.levels", "experiments.tasks.classification", "pruning.cost"},
 }
 """Kind → some of the code that makes it."""
 
 PRUNES = ("pruning.scorers", "pruning.selection", "pruning.pipeline", "pruning.allocation", "pruning.granularity")
-NEVER = (*WITHOUT_EFFECT, "experiments.configuration", "experiments.figures", "experiments.report", "experiments.run")
+NEVER = (
+    *WITHOUT_EFFECT,
+    "experiments.configuration.checks",
+    "experiments.configuration.schema",
+    "experiments.results.figures",
+    "experiments.report",
+    "experiments.run",
+)
 FREE = {
     "initial": (*PRUNES, "pruning.structure", "pruning.execution", "pruning.curvature", "pruning.cost"),
     "dense": (*PRUNES, "pruning.structure", "pruning.execution", "pruning.curvature", "pruning.cost"),
-    "masks": ("pruning.structure", "pruning.execution", "experiments.levels", "experiments.controls"),
-    "recovered": (*PRUNES, "pruning.structure", "pruning.execution.product", "experiments.levels"),
-    "rows": (*PRUNES, "pruning.structure", "pruning.execution", "experiments.stages"),
+    "masks": ("pruning.structure", "pruning.execution", "experiments.running.levels", "experiments.running.controls"),
+    "recovered": (*PRUNES, "pruning.structure", "pruning.execution.product", "experiments.running.levels"),
+    "rows": (*PRUNES, "pruning.structure", "pruning.execution", "experiments.running.stages"),
 }
 """Kind → code whose edits must not make it again."""
 
@@ -265,11 +275,11 @@ def test_code_counts_where_it_is_run_and_nowhere_else(watched):
 
 def test_masks_made_by_other_code_are_made_again_and_dense_networks_are_not(tmp_path):
     """The masks of pruning/pipeline.py inverted by hand, as if by mistake; then a docstring, which changes nothing."""
-    for name in ("pruning", "experiments", "conf"):
+    for name in ("pruning", "experiments"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
 
     def rows() -> list[dict[str, Any]]:
-        options = (*SMALL, "training.epochs=1", "density=0.3", "recovery.epochs=0", "name=same")
+        options = (*SMALL, "training.epochs=1", "density=0.3", "recovery.epochs=1", "name=same")
         done = subprocess.run(
             [sys.executable, "-m", "experiments.run", *options],
             cwd=tmp_path,
@@ -294,8 +304,8 @@ def test_masks_made_by_other_code_are_made_again_and_dense_networks_are_not(tmp_
     second = rows()
     assert second[0]["network"] == first[0]["network"]
     assert second[1]["kept"] == first[1]["prunable"] - first[1]["kept"]
-    kinds = {kind: {path.name for path in (tmp_path / "runs" / "store" / kind).iterdir()} for kind in NEEDS}
-    assert [len(kinds[kind]) for kind in ("initial", "dense", "masks", "recovered", "rows")] == [1, 1, 2, 2, 3]
+    counts = {kind: len(list((tmp_path / "runs" / "store" / kind).glob("*"))) for kind in NEEDS}
+    assert counts == {"initial": 1, "dense": 1, "masks": 2, "recovered": 2, "rows": 3}  # nothing was trained to recover
 
 
 def test_code_counts_as_it_was_when_the_run_began(tmp_path, monkeypatch):
@@ -350,13 +360,13 @@ def test_a_control_is_trained_as_the_dense_network_was_whatever_follows_a_prunin
 
 
 def test_a_latency_is_of_this_machine_and_its_threads(tmp_path, monkeypatch):
-    options = ("density=0.5", "latency=4", "recovery.epochs=0", "training.epochs=1")
+    options = ("density=0.5", "latency=4", "recovery.epochs=1", "training.epochs=1")
     run(tmp_path, *options)
-    monkeypatch.setattr("experiments.levels.processor", lambda: "another")
+    monkeypatch.setattr("experiments.running.levels.processor", lambda: "another")
     run(tmp_path, *options)
     run(tmp_path, *options)
-    count = {kind: len(list((tmp_path / "store" / kind).iterdir())) for kind in ("dense", "recovered", "rows")}
-    assert count == {"dense": 1, "recovered": 1, "rows": 4}
+    count = {kind: len(list((tmp_path / "store" / kind).iterdir())) for kind in ("dense", "masks", "rows")}
+    assert count == {"dense": 1, "masks": 1, "rows": 4}
 
 
 @pytest.mark.parametrize("group", ["granularity", "allocation"])
@@ -369,7 +379,7 @@ def test_a_regime_has_the_units_of_its_run_or_is_refused(group):
 def test_networks_of_several_processes_are_others(tmp_path, monkeypatch):
     setting = Setting(configured("training.epochs=0"), Store(tmp_path))
     one = stages.dense(setting)
-    monkeypatch.setattr("experiments.stages.trained.world", lambda: 2)
+    monkeypatch.setattr("experiments.running.stages.trained.world_size", lambda: 2)
     assert stages.dense(setting).key != one.key
 
 
@@ -388,3 +398,50 @@ def test_rows_tell_the_versions_of_what_computes_and_the_device(tmp_path, monkey
     assert not {"torchvision", "matplotlib", "sys", "pruning"} & set(row["versions"])
     assert row["versions"]["pandas"] == __import__("pandas").__version__
     assert row["device"] == "cpu"
+
+
+def test_versions_of_our_own_libraries_do_not_depend_on_what_is_loaded(monkeypatch):
+    config = configured()
+    loaded = conditions(config)["versions"]
+    for name in ("accelerate", "scipy"):
+        assert loaded[name] == __import__(name).__version__
+        monkeypatch.delitem(sys.modules, name)
+    assert conditions(config)["versions"] == loaded
+
+
+def test_weights_that_a_model_reads_from_a_file_count(tmp_path, monkeypatch):
+    """Of a user's own model, though nothing says that it reads a file; and the form of a pretrained one."""
+    name = own(
+        tmp_path,
+        monkeypatch,
+        "import torch\nfrom torch import nn\n"
+        "def net(shape, classes, file, **_):\n"
+        "    made = nn.Sequential(nn.Flatten(), nn.Linear(64, classes))\n"
+        "    made.load_state_dict(torch.load(file))\n"
+        "    return made\n",
+    )
+    options = ("density=0.5", "training.epochs=0", "recovery.epochs=0", f"model._target_={name}.net")
+    found = []
+    for seed in (0, 1, 0):
+        torch.manual_seed(seed)
+        layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        torch.save(layers.state_dict(), tmp_path / "weights.pt")
+        found.append(run(tmp_path, *options, f"+model.file={tmp_path}/weights.pt")[0]["test_loss"])
+    assert found[0] == found[2] != found[1]
+
+
+def test_data_that_have_changed_train_another_network(tmp_path, monkeypatch):
+    """A file that keeps its name."""
+    name = own(
+        tmp_path,
+        monkeypatch,
+        "import torch\nfrom experiments.data import split\ndef read(file):\n    return split(torch.load(file))\n",
+    )
+    options = ("density=0.5", "recovery.epochs=0", "~data.load.validation", "~data.load.seed")
+    options += (f"data.load._target_={name}.read", f"+data.load.file={tmp_path}/data.pt")
+    found = []
+    for seed in (0, 1, 0):
+        torch.manual_seed(seed)
+        torch.save({"inputs": torch.randn(300, 1, 8, 8), "targets": torch.arange(300) % 10}, tmp_path / "data.pt")
+        found.append(run(tmp_path, *options)[0]["network"])
+    assert found[0] == found[2] != found[1]

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from experiments import run as app
-from experiments.networks import MASKS, WEIGHTS
-from experiments.setting import Setting
+from experiments.running.setting import Setting
 from experiments.store import Store
+from experiments.store.networks import MASKS, WEIGHTS
 from tests.experiments.running import configured, timeless
 
 KILLS = int(os.environ.get("KILLS", "20"))  # `make kills` asks for more

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.labels import baselines, methods
+from experiments.results.labels import methods, setups
 from pruning.errors import RecordsError
 
 
@@ -180,9 +180,9 @@ def test_the_dense_network_is_set_up_by_what_comes_before_pruning():
         run(10, when="init", recovery={"epochs": 1}, scoring={"examples": 100}, include=["*"]),
         run(10, when="trained", scorer={"form": "abs"}, scoring={"examples": None}, exclude=["fc3.*"]),
     ]
-    assert baselines(pd.DataFrame(rows)).tolist() == ["dense"] * 2
+    assert setups(pd.DataFrame(rows)).tolist() == ["dense"] * 2
     rows.append(run(20))
-    assert baselines(pd.DataFrame(rows)).tolist() == [f"dense (training.epochs={n})" for n in (10, 10, 20)]
+    assert setups(pd.DataFrame(rows)).tolist() == [f"dense (training.epochs={n})" for n in (10, 10, 20)]
 
 
 @pytest.mark.parametrize("lacking", ["scorer", "model", "data", "seed", "config"])

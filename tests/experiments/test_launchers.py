@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from experiments import jobs, records
-from experiments.jobs import JobError, objectives
-from experiments.state import recorded, states
+from experiments import records
+from experiments.records.runs import record_state, states
+from experiments.running import jobs
+from experiments.running.jobs import JobError, objectives
 from pruning.errors import ConfigurationError, PruningError
 from tests.experiments.running import ROOT, SMALL
 
@@ -120,7 +121,7 @@ def test_a_sweep_tells_its_own_failures_and_not_those_of_last_week(tmp_path, cap
     for name in ("old", "new"):
         (tmp_path / name).mkdir()
         began = time.time()
-        with pytest.raises(PruningError), recorded(tmp_path / name, f"python -m experiments.run name={name}"):
+        with pytest.raises(PruningError), record_state(tmp_path / name, f"python -m experiments.run name={name}"):
             raise PruningError("why")
     assert jobs.jobs_failed(JobError(str(tmp_path)), began) == 1
     told = capsys.readouterr().err

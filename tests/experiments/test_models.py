@@ -14,10 +14,11 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from experiments import models
+from experiments.configuration.targets import completed
 from experiments.models.resnet import BasicBlock, PaddedIdentity
 from pruning.errors import ModelError
 
-CONF = Path(__file__).parents[2] / "conf" / "model"
+CONF = Path(__file__).parents[2] / "experiments" / "conf" / "model"
 GREY, COLOUR = [1, 28, 28], [3, 32, 32]
 INITIALISATIONS = ["xavier_normal", "kaiming_normal", "kaiming_uniform", "torch"]
 OURS = [
@@ -360,7 +361,7 @@ def test_shapes_and_classes_that_make_no_sense_are_refused(name: str, inputs: li
 
 @pytest.mark.parametrize(("name", "inputs"), OURS[2:])
 def test_image_models_want_images(name: str, inputs: list[int]) -> None:
-    with pytest.raises(ModelError, match=rf"{name}: inputs=\[784\] is no image: .* model=mlp") as error:
+    with pytest.raises(ModelError, match=rf"{name}: shape=\[784\] is no image: .* model=mlp") as error:
         build(name)([784], 10)
     one_line(error)
 
@@ -461,7 +462,7 @@ def test_unknown_arguments_and_images_too_small_are_refused(builder: str, demand
     with pytest.raises(ModelError, match=rf"{demanding}: cannot read images of shape \[1, 8, 8\]") as error:
         build(builder)(demanding, [1, 8, 8], 10)
     one_line(error)
-    with pytest.raises(ModelError, match=r"resnet18: inputs=\[784\] is no image") as error:
+    with pytest.raises(ModelError, match=r"resnet18: shape=\[784\] is no image") as error:
         build(builder)("resnet18", [784], 10)
     one_line(error)
 
@@ -492,7 +493,12 @@ def test_a_missing_package_is_named_with_its_mend(builder: str, module: str, mon
 
 
 def test_one_file_a_model() -> None:
-    assert {path.stem for path in CONF.glob("*.yaml")} == {name for name, _ in OURS} | {"torchvision", "timm"}
+    assert {path.stem for path in CONF.glob("*.yaml")} == {name for name, _ in OURS} | {
+        "torchvision",
+        "timm",
+        "transformers",
+        "run",
+    }
 
 
 @pytest.mark.parametrize("name", [name for name, _ in OURS] + ["torchvision", "timm"])
@@ -503,9 +509,10 @@ def test_configurations_build_their_model_with_its_defaults(name: str) -> None:
     text = (CONF / f"{name}.yaml").read_text()
     override = " model.name=resnet18" if library else ""
     assert text.startswith(f"# python -m experiments.run model={name}{override}\n")
-    config = OmegaConf.create({"data": {"shape": COLOUR, "classes": 10}, "model": OmegaConf.create(text)})
+    config = OmegaConf.create({"model": OmegaConf.create(text)})
     torch.manual_seed(0)
-    model = instantiate(config.model)
+    facts = {"shape": COLOUR, "classes": 10, "outputs": 10}
+    model = instantiate(completed("model", OmegaConf.to_container(config.model), facts))
     torch.manual_seed(0)
     direct = build(f"{name}_model")("resnet18", COLOUR, 10) if library else build(name)(COLOUR, 10)
     assert str(model) == str(direct)

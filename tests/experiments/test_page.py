@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from experiments import records, statistics
-from experiments.comparison import comparisons
-from experiments.intervals import mean_interval
-from experiments.page import render
+from experiments import records
 from experiments.report import main
+from experiments.results import statistics
+from experiments.results.comparison import comparisons
+from experiments.results.intervals import mean_interval
+from experiments.results.page import render
 from tests.experiments.test_report import sweep
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -229,8 +230,8 @@ def test_states_and_layers_that_are_not_told_cost_no_page(tmp_path, capsys):
     )
     assert main([str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert "states of runs not told: " in out
-    assert "not drawn: layers: some row does not tell its layers" in out
+    assert "states of runs not known: " in out
+    assert "not drawn: layers: some row has no layers" in out
     assert (tmp_path / "report.html").exists()
 
 

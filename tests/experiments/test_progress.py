@@ -2,8 +2,8 @@
 
 import logging
 
-from experiments import progress
-from experiments.progress import Lines
+from experiments.runtime import progress
+from experiments.runtime.progress import Lines
 from tests.experiments.running import run
 
 
@@ -49,7 +49,7 @@ def test_the_epochs_of_an_earlier_process_do_not_count(monkeypatch, caplog):
 
 def test_every_training_says_which_round_it_is(tmp_path, monkeypatch):
     titles = []
-    monkeypatch.setattr("experiments.basis.progress", lambda title, alone: titles.append(title))
+    monkeypatch.setattr("experiments.running.basis.progress", lambda title, alone: titles.append(title))
     run(tmp_path, "schedule=linear", "schedule.rounds=3", "density=0.4", "controls=[reinit]")
     assert titles == [
         "magnitude, seed 0, dense",

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments import records
+from experiments.records.rows import _rows as rows_of_file
 from pruning.errors import RecordsError
 
 
@@ -52,7 +53,7 @@ def test_any_json_value_survives_in_one_line(extra, tmp_path_factory):
     assert path.read_bytes().count(b"\n") == 1
     found = records.read(folder)
     assert set(found.columns) == set(written)
-    assert records._rows(path) == [written]
+    assert rows_of_file(path) == [written]
 
 
 def test_what_is_not_finite_is_written_as_null(tmp_path):
@@ -129,7 +130,7 @@ def test_a_file_cut_at_any_byte_is_refused_or_ends_with_a_whole_row(tmp_path):
     for end in range(len(whole)):
         path.write_bytes(whole[:end])
         try:
-            found = records._rows(path)
+            found = rows_of_file(path)
         except RecordsError:
             continue
         assert found == rows[: len(found)]
@@ -155,7 +156,7 @@ good = json.dumps(row()).encode()
         (good.replace(b"0}", b'0, "loss": -Infinity}'), 1, "-Infinity is not JSON"),
         (b"[1, 2]", 1, "JSON object"),
         (b"null", 1, "JSON object"),
-        (good.replace(b'"format": 1', b'"format": 2'), 1, "format 2"),
+        (good.replace(b'"format": 1', b'"format": 3'), 1, "format 3, this version reads 1 and 2"),
         (good.replace(b'"format": 1', b'"format": true'), 1, "format True"),
         (good.replace(b'"format": 1', b'"format": 1.0'), 1, "format 1.0"),
         (good.replace(b'"format": 1, ', b""), 1, "format None"),
@@ -257,7 +258,7 @@ def test_columns_may_lack_be_null_and_at_their_ends(tmp_path):
     }
     rows = [row(), row(level=1, **ends), row(level=2, **dict.fromkeys(ends)), row(level=3, free=[True, {"x": "y"}])]
     records.write(tmp_path, rows)
-    assert records._rows(tmp_path / "rows.jsonl") == rows
+    assert rows_of_file(tmp_path / "rows.jsonl") == rows
 
 
 def test_layers_of_one_run_have_the_same_names(tmp_path):
@@ -271,7 +272,7 @@ def test_layers_of_one_run_have_the_same_names(tmp_path):
 def test_rows_are_written_over_what_is_no_rows(tmp_path, known):
     (tmp_path / "rows.jsonl").write_bytes(known)
     records.write(tmp_path, [row(accuracy=0.5)])
-    assert records._rows(tmp_path / "rows.jsonl") == [row(accuracy=0.5)]
+    assert rows_of_file(tmp_path / "rows.jsonl") == [row(accuracy=0.5)]
 
 
 def test_no_folder_and_no_rows(tmp_path):

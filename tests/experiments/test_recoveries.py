@@ -7,13 +7,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from experiments import records, stages, statistics
-from experiments.learning_rate import step
-from experiments.networks import MASKS, POINT, WEIGHTS
-from experiments.seeding import generator
-from experiments.stages import trained
-from experiments.stages.masks import shuffled
-from experiments.training import batches, train
+from experiments import records
+from experiments.results import statistics
+from experiments.running import stages
+from experiments.running.stages import trained
+from experiments.running.stages.masks import shuffled
+from experiments.runtime.seeding import generator
+from experiments.store.networks import MASKS, POINT, WEIGHTS
+from experiments.store.retrieval import kept_weights, masks_of
+from experiments.training.batches import batches
+from experiments.training.learning_rate import step
+from experiments.training.loop import train
 from pruning import Masks
 from pruning.errors import ConfigurationError
 from pruning.granularity import Blocks, Vectors, Weights
@@ -103,7 +107,7 @@ def test_rewound_without_pruning_it_is_the_dense_network_again(tmp_path, moment,
 def test_dropout_is_replayed_from_the_middle_of_an_epoch(tmp_path, monkeypatch):
     (tmp_path / "noisy.py").write_text(
         "from torch import nn\n"
-        "def net(inputs, classes, **_):\n"
+        "def net(shape, classes, **_):\n"
         "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.ReLU(), nn.Dropout(0.5), nn.Linear(9, classes))\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -243,7 +247,7 @@ def test_a_moment_after_the_end_is_refused_before_training(tmp_path, trainings):
     assert not trainings
 
 
-def linear(inputs, classes, **_):
+def linear(shape, classes, **_):
     """A model that has no hidden widths."""
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, classes))
 
@@ -259,7 +263,7 @@ def test_batch_norm_is_estimated_anew_after_the_pruning(tmp_path, trainings):
     seen = batches(setting.splits.train, setting.config["training"]["batch_size"], setting.config["seed"], epoch)
     (norm, *_) = (name.removesuffix(".running_mean") for name in after if name.endswith("running_mean"))
     (layer, *_) = (name.removesuffix(".weight") for name, value in after.items() if value.dim() == 2)
-    outputs = [x.flatten(1) @ after[f"{layer}.weight"].T for x, _ in islice(seen, 20)]
+    outputs = [x.flatten(1) @ after[f"{layer}.weight"].T for x in (batch["inputs"] for batch in islice(seen, 20))]
     assert torch.allclose(after[f"{norm}.running_mean"], torch.stack([y.mean(0) for y in outputs]).mean(0), atol=1e-6)
     assert torch.allclose(after[f"{norm}.running_var"], torch.stack([y.var(0) for y in outputs]).mean(0), atol=1e-5)
     assert not torch.allclose(before[f"{norm}.running_mean"], after[f"{norm}.running_mean"], atol=1e-2)
@@ -289,3 +293,23 @@ def test_every_regime_runs_and_says_what_it_kept(tmp_path, name):
     artefact = tmp_path / "store" / "recovered" / rows[1]["network"]
     manifest = json.loads((artefact / "manifest.json").read_text())
     assert MASKS in manifest["files"]
+
+
+def test_levels_without_recovery_store_masks_alone(tmp_path):
+    """In rounds, each half of the one before: rows as if every network had been stored, and no copy of the weights."""
+    options = ("schedule=exponential", "schedule.rounds=2", "density=0.25", "recovery.epochs=0")
+    rows = run(tmp_path, *options)
+    kinds = {path.name for path in (tmp_path / "store").iterdir()}
+    assert "recovered" not in kinds
+    dense = load_file(next((tmp_path / "store" / "dense").rglob("weights.safetensors")))
+    biases = sum(value.nbytes for name, value in dense.items() if name.endswith("bias"))
+    for row in rows[1:]:
+        assert (row["epochs"], row["seconds"], row["losses"]) == (0, 0, [])
+        assert row["total_epochs"] == rows[0]["total_epochs"] == 2
+        assert abs(row["bytes"] - (4 * row["kept"] + row["prunable"] / 8 + biases)) < 2500  # headers of two files
+        masks = masks_of(row, tmp_path / "store")
+        for name, vector in kept_weights(row, tmp_path / "store").items():
+            assert torch.equal(vector, dense[name][masks[name]])
+    trained = run(tmp_path, *options[:-1], "recovery.epochs=1")  # goes on from masks without weights of their own
+    assert [row["epochs"] for row in trained] == [2, 1, 1]
+    assert [row["total_epochs"] for row in trained] == [2, 3, 4]

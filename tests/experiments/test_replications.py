@@ -15,7 +15,7 @@ from experiments.models import mlp
 from experiments.replications import collapse, obd_prediction, sanity, snip
 from experiments.replications.at_initialisation import batch, initial, paired, pruned, trained
 from experiments.replications.claims import Claim, Study, arguments, report, run, write
-from experiments.seeding import seeded
+from experiments.runtime.seeding import seeded
 from pruning import Evidence, Masks, prunable, schedules, scorers
 from pruning.errors import DataError
 

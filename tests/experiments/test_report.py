@@ -13,10 +13,11 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from experiments import records, statistics
-from experiments.figures.axes import TIMES
-from experiments.gallery import Wanted, gallery
+from experiments import records
 from experiments.report import main, table
+from experiments.results import statistics
+from experiments.results.figures.axes import TIMES
+from experiments.results.gallery import FigureOptions, gallery
 
 ACCURACY = {0.5: 0.96, 0.1: 0.93, 0.01: 0.5}
 
@@ -46,8 +47,10 @@ def test_the_files_and_their_numbers(tmp_path, capsys):
     assert {path.name for path in tmp_path.iterdir() if path.is_file()} == names
     printed = capsys.readouterr().out.splitlines()
     assert set(printed[-10:]) == {str(tmp_path / name) for name in names}
-    untold = [line for line in printed if line.startswith("not drawn: ")]  # these rows tell neither layers nor networks
-    assert [line.split(": ")[1] for line in untold] == ["layers", "overlap", "weights", "training"]
+    skipped = [
+        line for line in printed if line.startswith("not drawn: ")
+    ]  # these rows tell neither layers nor networks
+    assert [line.split(": ")[1] for line in skipped] == ["layers", "overlap", "weights", "training"]
 
     summary = statistics.summarise(records.read(tmp_path))
     for x in ("compression", "sparsity"):
@@ -63,8 +66,8 @@ def test_another_value_and_another_folder(tmp_path, capsys):
     sweep(tmp_path / "runs")
     output = tmp_path / "not" / "there" / ("long" * 40)
     assert main([str(tmp_path / "runs"), "--value", "test_loss", "--output", str(output)]) == 0
-    assert str(output / "test_loss_sparsity.csv") in capsys.readouterr().out.splitlines()
-    stems = {"test_loss_compression", "test_loss_sparsity", "test_loss_difference", "report"}
+    assert str(output / "loss_sparsity.csv") in capsys.readouterr().out.splitlines()
+    stems = {"loss_compression", "loss_sparsity", "loss_difference", "report"}
     assert {path.stem for path in output.iterdir()} == stems
     assert not [path for path in (tmp_path / "runs").iterdir() if path.is_file()]
 
@@ -72,7 +75,7 @@ def test_another_value_and_another_folder(tmp_path, capsys):
 def test_a_column_is_no_path(tmp_path):
     """A row may hold any key; as a file name it stays inside the folder."""
     frame = records.read(sweep(tmp_path / "runs")).rename(columns={"test_loss": "../test/loss"})
-    written, _ = gallery(frame, Wanted("../test/loss", axes=["sparsity"]), tmp_path / "figures")
+    written, _ = gallery(frame, FigureOptions("../test/loss", axes=["sparsity"]), tmp_path / "figures")
     assert {path.parent for path in written} == {tmp_path / "figures"}
 
 

@@ -14,19 +14,20 @@ import torch
 import yaml
 from hydra import compose, initialize_config_dir
 
-from experiments import records, stages
+from experiments import records
 from experiments import run as app
-from experiments.configuration import checked, densities
-from experiments.identity import part
-from experiments.networks import Network, load
-from experiments.setting import Setting
-from experiments.stages import trained
-from experiments.state import states
+from experiments.configuration import CONF, densities, validate
+from experiments.records.runs import states
+from experiments.running import stages
+from experiments.running.setting import Setting
+from experiments.running.stages import trained
 from experiments.store import Store
-from experiments.training import steps_per_epoch
+from experiments.store.identity import part
+from experiments.store.networks import Network, load
+from experiments.training.batches import steps_per_epoch
 from pruning.errors import AllocationError, ArtefactError, ConfigurationError, MaskError
 from pruning.recovery import compensate
-from tests.experiments.running import CONF, ROOT, SMALL, configured, own, run, setting_of, timeless
+from tests.experiments.running import ROOT, SMALL, configured, own, run, setting_of, timeless
 
 
 def exit_code() -> int:
@@ -92,7 +93,7 @@ def test_at_initialisation_the_initial_network_is_pruned_and_trained_in_full(tmp
 
 def test_a_repeated_run_makes_nothing_and_gives_the_same_rows(tmp_path, monkeypatch):
     first = run(tmp_path, "density=[0.5,0.1]")
-    monkeypatch.setattr("experiments.stages.trained.train", None)
+    monkeypatch.setattr("experiments.running.stages.trained.train", None)
     monkeypatch.setattr(stages, "score", lambda *_: pytest.fail("scored again"))
     assert run(tmp_path, "density=[0.5,0.1]") == first
 
@@ -126,7 +127,7 @@ def test_scorers_share_the_dense_network_and_seeds_do_not(tmp_path):
 @pytest.mark.parametrize(
     "change",
     ["training.epochs=3", "training.clip=1.0", "optimizer.lr=0.01", "optimizer=sgd", "seed=3", "model.hidden=[8]",
-     "learning_rate=cosine", "data.load.validation=0.2", "training.label_smoothing=0.1", "training.batch_size=30"],
+     "learning_rate=cosine", "data.load.validation=0.2", "task.label_smoothing=0.1", "training.batch_size=30"],
 )  # fmt: skip
 def test_the_dense_network_depends_on_all_that_determines_it(tmp_path, change):
     plain = Setting(configured(), Store(tmp_path))
@@ -177,7 +178,7 @@ def test_every_yaml_shows_its_command_which_composes(path):
     assert f"{group}={path.stem}" in first
     shown = first.removeprefix("# python -m experiments.run").partition("     ")[0]  # a remark follows the gap
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        checked(compose("config", overrides=shlex.split(shown)))
+        validate(compose("config", overrides=shlex.split(shown)))
 
 
 def test_a_repetition_that_fails_loses_no_row_whatever_bookkeeping_it_has(tmp_path):
@@ -253,15 +254,24 @@ def test_the_sweep_command_and_its_repetition(tmp_path):
         (["schedule=exponential", "schedule.rounds=null", "schedule.rate=abc"], "abc"),
         (["learning_rate=cosine", "learning_rate.final=abc"], "learning_rate.final"),
         (["optimizer._target_=torch.optim.LBFGS", "~optimizer.fused"], "closure"),
-        (["data.classes=5"], "Target"),
-        (["model._target_=builtins.dict", "~model.hidden", "~model.classes"], "not a module"),
+        (["data.classes=5"], "is of class 7, and there are 5"),
+        (["model._target_=builtins.dict", "~model.hidden"], "not a module"),
+        (["~data.classes"], "model.outputs: experiments.models.mlp needs it"),
+        (["~data.classes", "+data.outputs=10"], "task.classes: experiments.tasks.Classification needs it"),
+        (["task=regression"], "task=classification"),
+        (["task.weights=[1,2]"], "give 10 numbers"),
+        (["task._target_=builtins.dict"], "give a subclass of experiments.tasks.Task"),
+        (["when=pretrained", "recovery=rewind"], "no training to replay"),
+        (["when=pretrained", "controls=[reinit]"], "controls=reinit"),
+        (["model=transformers", "model.auto=AutoModelForCausalLm"], "AutoModelForCausalLM"),
+        (["model=transformers", "model.config=null"], "give either model.name"),
     ],
     ids=str,
 )
 def test_a_users_mistake_is_one_line(tmp_path, monkeypatch, capsys, overrides, said):
     """In this process, through the same `main` as the command line."""
     places = [f"folder={tmp_path}/runs", f"store={tmp_path}/store"]
-    small = SMALL if overrides != ["model=lenet_5"] else SMALL[:1] + SMALL[3:]
+    small = SMALL if not overrides[0].startswith(("model=lenet_5", "model=transformers")) else SMALL[:1] + SMALL[3:]
     monkeypatch.setattr(sys, "argv", ["run", *small, *places, *overrides])
     monkeypatch.chdir(ROOT)
     assert exit_code() == 1
@@ -289,7 +299,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path, monke
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("experiments.networks.save_file", full)
+    monkeypatch.setattr("experiments.store.networks.save_file", full)
     places = [f"folder={tmp_path}/runs", f"store={tmp_path}/store"]
     monkeypatch.setattr(sys, "argv", ["run", *SMALL, *places])
     monkeypatch.chdir(ROOT)
@@ -347,7 +357,7 @@ def test_a_scorer_whose_imports_are_edited_is_run_anew(tmp_path, monkeypatch):
 
 
 def test_an_edited_model_is_trained_anew(tmp_path, monkeypatch):
-    model = "from torch import nn\ndef net(inputs, classes, **_):\n    return nn.Sequential(nn.Flatten(), {})\n"
+    model = "from torch import nn\ndef net(shape, classes, **_):\n    return nn.Sequential(nn.Flatten(), {})\n"
     accuracies = []
     for layers in ("nn.Linear(64, 10)", "nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 10)"):
         name = own(tmp_path, monkeypatch, model.format(layers))
@@ -370,7 +380,7 @@ def test_a_scorer_that_draws_random_numbers_is_repeatable(tmp_path, monkeypatch,
 
 
 def test_dropout_while_scoring_is_repeatable(tmp_path, monkeypatch):
-    code = "from torch import nn\ndef net(inputs, classes, **_):\n"
+    code = "from torch import nn\ndef net(shape, classes, **_):\n"
     code += "    return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, classes))\n"
     name = own(tmp_path, monkeypatch, code, "dropped")
     options = ("scorer=snip", "density=0.1", f"model._target_={name}.net")
@@ -416,7 +426,7 @@ def test_a_repetition_that_fails_loses_no_row(tmp_path, monkeypatch):
     def refused(*_, **__):
         raise ArtefactError("nothing can be trained")
 
-    monkeypatch.setattr("experiments.stages.trained.train", refused)
+    monkeypatch.setattr("experiments.running.stages.trained.train", refused)
     with pytest.raises(ArtefactError):
         run(tmp_path, "density=[0.5,0.2]")
     assert (tmp_path / "run" / records.FILE).read_text() == before
@@ -479,7 +489,7 @@ def test_where_the_data_lie_does_not_matter(tmp_path):
 def test_tied_weights_are_stored_once_and_come_back(tmp_path, monkeypatch):
     code = """
 from torch import nn
-def net(inputs, classes, **_):
+def net(shape, classes, **_):
     one, two = nn.Linear(64, 64), nn.Linear(64, 64)
     two.weight = one.weight
     return nn.Sequential(nn.Flatten(), one, nn.ReLU(), two, nn.Linear(64, classes))

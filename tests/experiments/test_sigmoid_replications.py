@@ -23,7 +23,7 @@ from pruning import Evidence, Masks, prunable, prune, scorers
     ("problem", "rows", "wrong", "positive"), [(1, 124, 0, 216), (2, 169, 0, 142), (3, 122, 6, 228)]
 )
 def test_data_are_the_published_ones(problem, rows, wrong, positive):
-    training, test = monks.tasks(problem)
+    training, test = monks.training_and_test(problem)
     assert training.inputs.shape == (rows, 17)
     assert test.inputs.shape == (432, 17)
     assert len(test.inputs.unique(dim=0)) == 432
@@ -36,32 +36,32 @@ def test_data_are_the_published_ones(problem, rows, wrong, positive):
     assert sum(p.numel() for p in network.parameters()) == monks.PROBLEMS[problem].dense
 
 
-def objective(network, task):
-    decay = sum(p.square().sum() for p in network.parameters()) * task.decay / 2
-    return 2 * half_squared_error(network, (task.inputs, task.targets)) + decay
+def objective(network, problem):
+    decay = sum(p.square().sum() for p in network.parameters()) * problem.decay / 2
+    return 2 * half_squared_error(network, (problem.inputs, problem.targets)) + decay
 
 
 def test_the_gradient_by_hand_is_autograds():
-    task, _ = monks.tasks(1)
-    network = Sigmoids(17, task.hidden, 1)
-    loss = objective(network, task)
+    problem, _ = monks.training_and_test(1)
+    network = Sigmoids(17, problem.hidden, 1)
+    loss = objective(network, problem)
     loss.backward()
     wanted = parameters_to_vector([p.grad for p in network.parameters()]).numpy()
-    x = torch.cat([task.inputs, torch.ones(len(task.inputs), 1)], 1).numpy()
+    x = torch.cat([problem.inputs, torch.ones(len(problem.inputs), 1)], 1).numpy()
     flat = parameters_to_vector(network.parameters()).detach().numpy()
-    value, slope = value_and_slope(flat, x, task.targets.numpy(), task.hidden, task.decay)
+    value, slope = value_and_slope(flat, x, problem.targets.numpy(), problem.hidden, problem.decay)
     assert value == pytest.approx(loss.item(), rel=1e-12)
     np.testing.assert_allclose(slope, wanted, rtol=1e-9, atol=1e-12)
 
 
 def test_training_ends_at_a_minimum_under_its_masks():
-    task, _ = monks.tasks(3)
-    network = Sigmoids(17, task.hidden, 0)
+    problem, _ = monks.training_and_test(3)
+    network = Sigmoids(17, problem.hidden, 0)
     masks = prune(scorers.magnitude(Evidence(network, prunable(network))), 0.5)
     masks.apply_(network)
-    before = objective(network, task).item()
-    train(network, task, masks)
-    loss = objective(network, task)
+    before = objective(network, problem).item()
+    train(network, problem, masks)
+    loss = objective(network, problem)
     assert loss.item() < before
     loss.backward()
     assert masks.agree(network)
@@ -97,20 +97,20 @@ def test_xor_survives_obs_alone():
 
 
 def test_weights_go_until_an_example_is_lost():
-    task, _ = monks.tasks(3)
-    network = Sigmoids(17, task.hidden, 0)
-    train(network, task)
+    problem, _ = monks.training_and_test(3)
+    network = Sigmoids(17, problem.hidden, 0)
+    train(network, problem)
     enough = monks.PROBLEMS[3].enough
-    small, masks = smallest(network, task, "OBS", enough, retrain=False)
-    assert task.right(small) >= enough
+    small, masks = smallest(network, problem, "OBS", enough, retrain=False)
+    assert problem.right(small) >= enough
     assert masks.agree(small)
     assert masks.kept == sum(int((p != 0).sum()) for p in small.parameters())
     assert masks.kept <= 8
-    assert task.right(network) >= enough  # the dense network is as it was
+    assert problem.right(network) >= enough  # the dense network is as it was
     assert all(bool(p.all()) for p in network.parameters())
-    fewer = without_one(small, task, "OBS", masks)
+    fewer = without_one(small, problem, "OBS", masks)
     assert fewer.kept == masks.kept - 1
-    assert task.right(small) < enough
+    assert problem.right(small) < enough
 
 
 def test_claims_are_medians_over_initialisations():
@@ -129,7 +129,7 @@ def test_claims_are_medians_over_initialisations():
 
 
 def test_an_initialisation_that_does_not_train_is_left_out():
-    training, _ = monks.tasks(2)
+    training, _ = monks.training_and_test(2)
     for seed in range(4):
         network = Sigmoids(17, training.hidden, seed)
         train(network, training)

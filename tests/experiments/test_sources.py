@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments import sources, syntax
+from experiments.store import sources, syntax
 from pruning.errors import ConfigurationError
 from tests.experiments.running import ROOT, forget, own
 
@@ -250,11 +250,11 @@ def test_digests_do_not_depend_on_the_place(tmp_path, monkeypatch):
 
 
 ASK = """
-from experiments import sources
+from experiments.store import sources
 print(sources.__file__)
 print(sources.digests([{"_target_": name} for name in ("pruning.scorers.obs", "torch.optim.SGD")]))
-print(sources.digest(["experiments.stages.trained"]))
-print(sources.digest(["experiments.stages.masks"]))
+print(sources.digest(["experiments.running.stages.trained"]))
+print(sources.digest(["experiments.running.stages.masks"]))
 """
 
 

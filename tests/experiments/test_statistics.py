@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy import integrate
 from scipy import stats as scipy_stats
 
-from experiments.intervals import Interval, mean_interval
-from experiments.statistics import dense, natural, summarise
+from experiments.results.intervals import Interval, mean_interval
+from experiments.results.statistics import dense, natural, summarise
 from pruning.errors import RecordsError
 from tests.experiments.rows import frame, row, start
 

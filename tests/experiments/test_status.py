@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from experiments import state
-from experiments.state import FILE, LOCK, recorded, states
+from experiments.records import runs as state
+from experiments.records.runs import FILE, LOCK, record_state, states
 from experiments.status import main
 from pruning.errors import PruningError
 from tests.experiments.running import ROOT
@@ -20,8 +20,8 @@ from tests.experiments.running import ROOT
 HOLD = """
 import sys, time
 from pathlib import Path
-from experiments.state import recorded
-with recorded(Path(sys.argv[1]), "python -m experiments.run seed=3"):
+from experiments.records.runs import record_state
+with record_state(Path(sys.argv[1]), "python -m experiments.run seed=3"):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -40,10 +40,10 @@ def held(folder: Path) -> subprocess.Popen:
 
 
 def test_done_failed_running_and_cut(tmp_path, capsys):
-    with recorded(made(tmp_path, "a"), "python -m experiments.run seed=1"):
+    with record_state(made(tmp_path, "a"), "python -m experiments.run seed=1"):
         (tmp_path / "a" / "rows.jsonl").write_text("{}\n{}\n")
         assert json.loads((tmp_path / "a" / FILE).read_text())["state"] == "running"
-    with pytest.raises(PruningError), recorded(made(tmp_path, "b"), "python -m experiments.run 'density=[0.5]'"):
+    with pytest.raises(PruningError), record_state(made(tmp_path, "b"), "python -m experiments.run 'density=[0.5]'"):
         raise PruningError("weights: too\nmany")
     process = held(made(tmp_path, "deep/c"))
     try:
@@ -72,15 +72,15 @@ def test_done_failed_running_and_cut(tmp_path, capsys):
 
 
 def test_an_interrupted_run_is_cut(tmp_path):
-    with pytest.raises(KeyboardInterrupt), recorded(tmp_path, "again"):
+    with pytest.raises(KeyboardInterrupt), record_state(tmp_path, "again"):
         raise KeyboardInterrupt
     assert [(found.state, found.reason) for found in states(tmp_path)] == [("cut", "it was interrupted")]
 
 
 def test_a_repetition_forgets_the_failure(tmp_path):
-    with pytest.raises(ValueError, match="x"), recorded(tmp_path, "again"):
+    with pytest.raises(ValueError, match="x"), record_state(tmp_path, "again"):
         raise ValueError("x")
-    with recorded(tmp_path, "again"):
+    with record_state(tmp_path, "again"):
         pass
     (found,) = states(tmp_path)
     assert (found.state, found.reason) == ("done", None)
@@ -91,7 +91,7 @@ def test_another_process_at_the_same_run_is_waited_for(tmp_path, caplog):
     process = held(tmp_path)
     threading.Timer(1.5, process.kill).start()
     began = time.monotonic()
-    with recorded(tmp_path, "mine"):
+    with record_state(tmp_path, "mine"):
         assert time.monotonic() - began > 1.2
         assert states(tmp_path)[0].state == "running"
     process.wait()
@@ -100,7 +100,7 @@ def test_another_process_at_the_same_run_is_waited_for(tmp_path, caplog):
 
 def test_a_run_that_ends_between_two_looks_is_not_cut(tmp_path, monkeypatch):
     lock, written = state._held, state._write
-    with recorded(tmp_path, "mine"):
+    with record_state(tmp_path, "mine"):
         running = states(tmp_path)[0]
 
     def ending(path):  # it said "running" when it was read, and ends before its lock is looked at
@@ -114,7 +114,7 @@ def test_a_run_that_ends_between_two_looks_is_not_cut(tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_looked_at_is_told_as_it_was_written(tmp_path, monkeypatch):
-    with recorded(tmp_path, "mine"):
+    with record_state(tmp_path, "mine"):
         running = states(tmp_path)[0]
     state._write(tmp_path, running)
 
@@ -129,13 +129,13 @@ def test_a_disk_that_fills_up_at_the_end_does_not_undo_a_run(tmp_path, monkeypat
     def full(self, *_):
         raise OSError(28, "No space left on device")
 
-    with recorded(tmp_path, "mine"):
+    with record_state(tmp_path, "mine"):
         monkeypatch.setattr(Path, "write_text", full)
     assert "No space left" in caplog.text
 
 
 def test_looking_does_not_disturb(tmp_path):
-    with recorded(tmp_path, "mine"):
+    with record_state(tmp_path, "mine"):
         before = sorted(path.name for path in tmp_path.iterdir())
         states(tmp_path)
         states(tmp_path)
@@ -145,7 +145,7 @@ def test_looking_does_not_disturb(tmp_path):
 
 def test_where_nothing_can_be_written_nothing_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)
-    with recorded(tmp_path, "mine"):
+    with record_state(tmp_path, "mine"):
         pass
     assert list(tmp_path.iterdir()) == []
 
@@ -155,7 +155,7 @@ def test_a_full_disk_does_not_hide_why_a_run_failed(tmp_path, monkeypatch, caplo
         raise OSError(28, "No space left on device")
 
     def run():
-        with recorded(tmp_path, "mine"):
+        with record_state(tmp_path, "mine"):
             monkeypatch.setattr(Path, "write_text", full)
             raise PruningError("the reason")
 

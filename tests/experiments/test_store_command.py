@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments.networks import MASKS, WEIGHTS
 from experiments.store import Store
 from experiments.store.__main__ import main
 from experiments.store.inventory import inventory, unfinished
+from experiments.store.networks import MASKS, WEIGHTS
 from pruning import Masks
 from tests.experiments.running import run, timeless
 
@@ -61,7 +61,7 @@ def test_what_nobody_needs_goes_and_the_run_stays_whole(folder, capsys, monkeypa
     assert keys(folder, "masks", needed=False) == []
     assert len(keys(folder, "masks")) == 2
     assert list((folder / "store" / "unfinished").iterdir()) == []
-    monkeypatch.setattr("experiments.stages.trained.train", None)
+    monkeypatch.setattr("experiments.running.stages.trained.train", None)
     run(folder, "density=[0.5,0.1]")  # nothing has to be made again
     assert command(folder, "verify") == 0
 
@@ -185,7 +185,7 @@ def test_a_users_mistake_is_one_line(folder, capsys, words, said):
 @pytest.mark.parametrize("density", [0.1, 0.05, 0.02])
 def test_a_level_on_disk_is_near_its_information(tmp_path, density):
     """Entropy of the mask, four bytes for every value that is kept, and at most 15 % besides."""
-    options = ("model.hidden=[300,100]", "training.epochs=0", "recovery.epochs=0", f"density={density}")
+    options = ("model.hidden=[300,100]", "training.epochs=0", "recovery.epochs=1", f"density={density}")
     rows = run(tmp_path, *options)
     folder = tmp_path / "store" / "recovered"
     (level,) = folder.iterdir()

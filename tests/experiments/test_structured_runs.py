@@ -4,19 +4,21 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from experiments import figures, models, records, stages, statistics
+from experiments import models, records
 from experiments import run as app
-from experiments.configuration import checked
-from experiments.gallery import Wanted, gallery
-from experiments.levels import Level, evaluate
-from experiments.networks import load
-from experiments.setting import Setting
+from experiments.configuration import CONF, validate
+from experiments.results import figures, statistics
+from experiments.results.gallery import FigureOptions, gallery
+from experiments.running import stages
+from experiments.running.levels import Level, evaluate
+from experiments.running.setting import Setting
 from experiments.store import Store
+from experiments.store.networks import load
 from pruning import Masks
 from pruning.cost import cost
 from pruning.errors import ConfigurationError, PruningError, RecordsError
 from pruning.structure import remove, trace
-from tests.experiments.running import CONF, run, setting_of, timeless
+from tests.experiments.running import run, setting_of, timeless
 
 CHANNELS = ("granularity=channels", "model.hidden=[16,12]", "latency=8")
 RESNET = ("data=digits", "model=resnet20", "model.width=0.25", "training.epochs=1", "recovery.epochs=1")
@@ -53,7 +55,7 @@ def test_a_row_s_macs_are_those_of_the_small_network(tmp_path):
     model = load(setting.new_model(), network)
     small = remove(model, network.load_masks(), setting.structure)
     whole = {name: torch.ones_like(p, dtype=torch.bool) for name, p in small.named_parameters()}
-    assert cost(small, Masks(whole), setting.splits.test.inputs[:1]).dense_macs == row["macs"]
+    assert cost(small, Masks(whole), setting.splits.test["inputs"][:1]).dense_macs == row["macs"]
     weights = [p for p in model.parameters() if p.dim() > 1]
     assert sum(int((w != 0).sum()) for w in weights) == row["kept"]
 
@@ -95,7 +97,7 @@ def test_rounds_controls_and_a_second_run(tmp_path):
 def test_residual_networks_are_pruned_too(tmp_path):
     overrides = [*RESNET, "granularity=channels", "density=0.6", "granularity.multiple_of=2", "scorer=snip"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = checked(compose("config", overrides=overrides))
+        config = validate(compose("config", overrides=overrides))
     row = app.run(Setting(config, Store(tmp_path / "store")), tmp_path / "run", "name")[1]
     assert row["removed_difference"] <= 1e-5
     assert row["removed_parameters"] < row["parameters"]
@@ -110,11 +112,11 @@ def test_structured_and_unstructured_stand_in_one_figure(tmp_path):
     assert summary["macs"].between(0, 1).all()
     assert (summary["latency_ms"] > 0).all()
     assert summary["method"].nunique() == 2
-    written, untold = gallery(frame, Wanted(store=tmp_path / "store"), tmp_path / "out")
+    written, skipped = gallery(frame, FigureOptions(store=tmp_path / "store"), tmp_path / "out")
     curves = {f"accuracy_{x}.png" for x in figures.AXES if x != "cost"}  # all were trained as long
     others = {"layers.png", "weights.png", "training.png"}
     assert {path.name for path in written if path.suffix == ".png"} == curves | others | {"overlap.png"}
-    assert untold == []
+    assert skipped == []
     drawn = figures.accuracy(summary, dense, "macs").axes[0].get_lines()
     points = sorted(x for line in drawn[1:] for x in line.get_xdata())
     assert points == pytest.approx(sorted(100 * summary["macs"]))
@@ -152,6 +154,23 @@ def test_nearly_all_of_each_network_can_go(name, shape):
     ],
 )
 def test_what_a_regime_refuses_is_refused_before_the_first_training(tmp_path, monkeypatch, options, said):
-    monkeypatch.setattr("experiments.stages.trained.train", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr("experiments.running.stages.trained.train", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(PruningError, match=said):
         run(tmp_path, *options, "density=0.5", "recovery.epochs=2")
+
+
+def test_biases_compensate_for_channels_that_go(tmp_path):
+    """Those of the next layer make up for what removed channels gave on average; what is gone stays gone."""
+    options = ("granularity=channels", "density=0.5", "recovery.epochs=0", "latency=null")
+    rows = {name: run(tmp_path, *options, f"compensate={name}") for name in ("none", "bias")}
+    assert rows["bias"][1]["kept"] == rows["none"][1]["kept"]
+    assert rows["bias"][1]["test_loss"] != rows["none"][1]["test_loss"]
+    assert rows["bias"][1]["removed_difference"] < 1e-5  # what is gone has no bias either
+
+
+def test_batches_in_which_nothing_counts_are_left_out_of_scores(tmp_path):
+    """Where a class weighs nothing, batches of one such example have no mean; the others score as larger ones do."""
+    weights = f"task.weights={[0] * 5 + [1] * 5}".replace(" ", "")
+    options = ("scorer=taylor", "density=0.3", "recovery.epochs=0", "scoring.examples=40", weights)
+    rows = [run(tmp_path / str(size), *options, f"scoring.batch_size={size}") for size in (1, 40)]
+    assert rows[0][1]["test_loss"] == pytest.approx(rows[1][1]["test_loss"], rel=1e-5)

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments import records, training
-from experiments.networks import MASKS
-from experiments.training import _share
+from experiments import records
+from experiments.store.networks import MASKS
+from experiments.training import loop as training
+from experiments.training.loop import _share
 from pruning import Masks
 from pruning.errors import ConfigurationError
 from tests.experiments.running import ROOT, SMALL
@@ -18,8 +19,10 @@ from tests.experiments.running import ROOT, SMALL
 WATCHED = """
 import sys
 from pathlib import Path
-from experiments import jobs, processes, run
-from experiments.stages import masks as stage
+from experiments.running import jobs
+from experiments.runtime import processes
+from experiments import run
+from experiments.running.stages import masks as stage
 
 place, made = sys.argv[1], stage.selected
 def watched(*arguments, **options):  # the masks that each process finds by itself
@@ -51,6 +54,7 @@ def together(folder: Path, count: int, *overrides: str) -> subprocess.CompletedP
 
 OPTIONS = {
     "taylor": ("scorer=taylor", "density=[0.5,0.1]"),  # device=auto, as users have it
+    "classes of different weights": ("task.weights=[1,2,3,4,5,1,1,1,1,0.5]", "density=0.3", "training.batch_size=50"),
     "rigl, clipped, in parts": (
         "dynamic=rigl",
         "device=cpu",
@@ -90,7 +94,7 @@ def test_a_mistake_ends_all_processes(tmp_path):
 
 
 def test_processes_that_would_train_apart_are_refused(monkeypatch):
-    monkeypatch.setattr(training, "world", lambda: 2)
+    monkeypatch.setattr(training, "world_size", lambda: 2)
     with pytest.raises(ConfigurationError, match="sees 1 of 2 processes"):
         training.accelerator()
 
@@ -98,7 +102,7 @@ def test_processes_that_would_train_apart_are_refused(monkeypatch):
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
 @pytest.mark.parametrize("count", [1, 2, 4, 7, 60])
 def test_processes_share_a_batch_without_rest(monkeypatch, world, count):
-    monkeypatch.setattr(training, "world", lambda: world)
+    monkeypatch.setattr(training, "world_size", lambda: world)
     found = []
     for rank in range(world):
         monkeypatch.setattr(training, "rank", lambda rank=rank: rank)

@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 from experiments import run as app
-from experiments.networks import MASKS
-from experiments.results import results
-from experiments.tracking import Guarded, Wandb, numbers, tags
+from experiments.results.tracked import results
+from experiments.store.networks import MASKS
+from experiments.tracking import Guarded, Wandb
+from experiments.tracking.base import numbers
+from experiments.tracking.wandb import tags
 from pruning import Masks
 from pruning.errors import ConfigurationError
 from tests.experiments.running import ROOT, configured, setting_of

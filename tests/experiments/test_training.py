@@ -12,14 +12,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from experiments.checkpoints import Checkpoints
 from experiments.data import Examples
-from experiments.evaluation import evaluate
-from experiments.learning_rate import constant, cosine, step
-from experiments.seeding import derived_seed, generator
-from experiments.training import Recipe, accelerator, batches, steps_per_epoch, train
+from experiments.runtime.seeding import derived_seed, generator
+from experiments.tasks import Classification, evaluate
+from experiments.training.batches import batches, steps_per_epoch
+from experiments.training.checkpoints import Checkpoints
+from experiments.training.learning_rate import constant, cosine, step
+from experiments.training.loop import accelerator, train
+from experiments.training.recipe import Recipe
+from experiments.training.state import TrainingState
 from pruning import Evidence, prunable, prune, scorers
 from pruning.dynamic import RigL
+
+TASK = Classification(classes=3)
 
 
 def network(seed: int = 0) -> nn.Sequential:
@@ -29,7 +34,7 @@ def network(seed: int = 0) -> nn.Sequential:
 
 def examples(count: int = 23, seed: int = 1) -> Examples:
     noise = generator(seed, "test")
-    return Examples(torch.randn(count, 6, generator=noise), torch.randint(3, (count,), generator=noise))
+    return Examples(inputs=torch.randn(count, 6, generator=noise), targets=torch.randint(3, (count,), generator=noise))
 
 
 def recipe(epochs: int = 3, count: int = 23, **changes) -> Recipe:
@@ -44,7 +49,7 @@ def weights(model: nn.Module) -> torch.Tensor:
 
 def test_the_loop_is_the_loop_written_out():
     data, model, twin = examples(), network(), network()
-    train(model, data, data, recipe(factor=cosine, clip=0.5, label_smoothing=0.1), accelerator("cpu"))
+    train(model, data, data, recipe(factor=cosine, clip=0.5), replace(TASK, label_smoothing=0.1), accelerator("cpu"))
     optimizer = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9)
     total, done = 3 * 5, 0
     for epoch in range(3):
@@ -52,7 +57,7 @@ def test_the_loop_is_the_loop_written_out():
         for chosen in order.split(5):
             optimizer.param_groups[0]["lr"] = 0.1 * cosine(done / total)
             optimizer.zero_grad()
-            F.cross_entropy(twin(data.inputs[chosen]), data.targets[chosen], label_smoothing=0.1).backward()
+            F.cross_entropy(twin(data["inputs"][chosen]), data["targets"][chosen], label_smoothing=0.1).backward()
             nn.utils.clip_grad_norm_(twin.parameters(), 0.5)
             optimizer.step()
             done += 1
@@ -63,37 +68,37 @@ def test_the_loop_is_the_loop_written_out():
 @pytest.mark.parametrize("parts", [2, 3, 5])
 def test_accumulation_does_not_change_the_step(parts):
     data, whole, cut = examples(), network(), network()
-    train(whole, data, data, recipe(), accelerator("cpu"))
-    train(cut, data, data, recipe(accumulate=parts), accelerator("cpu"))
+    train(whole, data, data, recipe(), TASK, accelerator("cpu"))
+    train(cut, data, data, recipe(accumulate=parts), TASK, accelerator("cpu"))
     torch.testing.assert_close(weights(cut), weights(whole), rtol=1e-5, atol=1e-6)
 
 
 def test_training_is_a_function_of_its_seed_and_leaves_the_random_state():
     data, one, two, other = examples(), network(), network(), network()
     before = torch.random.get_rng_state()
-    train(one, data, data, recipe(), accelerator("cpu"))
+    train(one, data, data, recipe(), TASK, accelerator("cpu"))
     assert torch.equal(torch.random.get_rng_state(), before)
     torch.rand(7)
-    train(two, data, data, recipe(), accelerator("cpu"))
-    train(other, data, data, recipe(seed=5), accelerator("cpu"))
+    train(two, data, data, recipe(), TASK, accelerator("cpu"))
+    train(other, data, data, recipe(seed=5), TASK, accelerator("cpu"))
     assert torch.equal(weights(one), weights(two))
     assert not torch.equal(weights(one), weights(other))
 
 
 def test_every_epoch_sees_every_example_once_in_an_order_of_its_own():
     data = examples(23)
-    orders = [torch.cat([inputs for inputs, _ in batches(data, 5, 4, epoch)]) for epoch in range(3)]
+    orders = [torch.cat([batch["inputs"] for batch in batches(data, 5, 4, epoch)]) for epoch in range(3)]
     for order in orders:
         assert len(order) == 23
-        assert torch.equal(order.sort(0).values, data.inputs.sort(0).values)
+        assert torch.equal(order.sort(0).values, data["inputs"].sort(0).values)
     assert not torch.equal(orders[0], orders[1])
-    assert torch.equal(orders[2], torch.cat([inputs for inputs, _ in batches(data, 5, 4, 2)]))
+    assert torch.equal(orders[2], torch.cat([batch["inputs"] for batch in batches(data, 5, 4, 2)]))
 
 
 def test_masks_hold_through_training():
     data, model = examples(), network()
     masks = prune(scorers.magnitude(Evidence(model, prunable(model))), 0.3)
-    train(model, data, data, recipe(epochs=4), accelerator("cpu"), masks)
+    train(model, data, data, recipe(epochs=4), TASK, accelerator("cpu"), masks)
     assert masks.agree(model)
     assert all(bool(model[i].weight[masks[f"{i}.weight"]].ne(0).all()) for i in (0, 2))
 
@@ -101,29 +106,28 @@ def test_masks_hold_through_training():
 def test_zero_epochs_leave_the_network_but_mask_it():
     data, model = examples(), network()
     before = weights(model)
-    assert train(model, data, data, recipe(epochs=0), accelerator("cpu")).epochs == []
+    assert train(model, data, data, recipe(epochs=0), TASK, accelerator("cpu")).epochs == []
     assert torch.equal(weights(model), before)
 
 
 def test_best_on_validation_ends_with_the_best_epoch_of_this_training():
     data, other, model = examples(30), examples(30, seed=11), network()
     wild = recipe(epochs=6, count=30, optimizer=partial(torch.optim.SGD, lr=1.0), best_on_validation=True)
-    history = train(model, data, other, wild, accelerator("cpu")).epochs
-    accuracies = [epoch.validation_accuracy for epoch in history]
+    history = train(model, data, other, wild, TASK, accelerator("cpu")).epochs
+    accuracies = [epoch.validation for epoch in history]
     assert accuracies[-1] < max(accuracies)  # otherwise this test could not tell
-    assert evaluate(model, other).accuracy == max(accuracies)
+    assert evaluate(TASK, model, other)["accuracy"] == max(accuracies)
 
 
-def test_accuracy_is_correct_over_seen_whatever_the_batches(monkeypatch):
+def test_accuracy_is_correct_over_seen_whatever_the_batches():
     data, model = examples(23), network()
-    outputs = model(data.inputs)
-    correct = sum(int(o.argmax()) == int(t) for o, t in zip(outputs, data.targets, strict=True))
-    loss = float(F.cross_entropy(outputs, data.targets).detach())
+    outputs = model(data["inputs"])
+    correct = sum(int(o.argmax()) == int(t) for o, t in zip(outputs, data["targets"], strict=True))
+    loss = float(F.cross_entropy(outputs, data["targets"]).detach())
     for size in (1, 7, 10, 1000):
-        monkeypatch.setattr("experiments.evaluation._BATCH", size)
-        found = evaluate(model, data)
-        assert found.accuracy == correct / 23
-        assert found.loss == pytest.approx(loss, rel=1e-6)
+        found = evaluate(replace(TASK, evaluation_batch=size), model, data)
+        assert found["accuracy"] == correct / 23
+        assert found["loss"] == pytest.approx(loss, rel=1e-6)
 
 
 def test_evaluation_leaves_modes_and_statistics():
@@ -131,7 +135,7 @@ def test_evaluation_leaves_modes_and_statistics():
     model.train()
     model[1].eval()
     before = model[1].running_mean.clone()
-    evaluate(model, examples())
+    evaluate(TASK, model, examples())
     assert model.training
     assert model[0].training
     assert not model[1].training
@@ -140,7 +144,7 @@ def test_evaluation_leaves_modes_and_statistics():
 
 def test_bfloat16_autocast_trains():
     data, model = examples(), network()
-    history = train(model, data, data, recipe(epochs=5), accelerator("cpu", "bf16")).epochs
+    history = train(model, data, data, recipe(epochs=5), TASK, accelerator("cpu", "bf16")).epochs
     assert history[-1].loss < history[0].loss
     assert all(p.dtype == torch.float32 for p in model.parameters())
     accelerator("cpu")  # another precision in the same process is no error
@@ -165,8 +169,8 @@ def test_purposes_have_seeds_of_their_own():
 )
 def test_a_single_example_left_over_joins_the_batch_before(count, size, sizes):
     """Except where batches of one are asked for."""
-    examples = Examples(torch.arange(count).float(), torch.zeros(count, dtype=torch.int64))
-    found = [inputs for inputs, _ in batches(examples, size, 0, 0)]
+    examples = Examples(inputs=torch.arange(count).float(), targets=torch.zeros(count, dtype=torch.int64))
+    found = [batch["inputs"] for batch in batches(examples, size, 0, 0)]
     assert [len(part) for part in found] == sizes
     assert sorted(torch.cat(found).tolist()) == list(range(count))
 
@@ -186,7 +190,7 @@ def interrupted(path, at: int, model, data, made: Recipe, regime=None, validatio
 
     often = {"seconds": None, "steps": 1}
     first, again = copy.deepcopy(model), copy.deepcopy(model)
-    arguments = (data, validation or data, made, accelerator("cpu"))
+    arguments = (data, validation or data, made, TASK, accelerator("cpu"))
     with pytest.raises(KilledError):
         train(first, *arguments, regime=regime, checkpoints=Dying(path, **often))
     torch.rand(3)
@@ -206,7 +210,7 @@ def test_killed_after_any_step_it_ends_in_the_same_bits(tmp_path, at, optimizer)
     data, model = examples(), noisy()
     made = recipe(optimizer=optimizer, factor=cosine, best_on_validation=True, augment=jitter, clip=0.5)
     whole = copy.deepcopy(model)
-    want = train(whole, data, examples(seed=3), made, accelerator("cpu"))
+    want = train(whole, data, examples(seed=3), made, TASK, accelerator("cpu"))
     found, trained = interrupted(tmp_path / "c", at, model, data, made, validation=examples(seed=3))
     assert torch.equal(found, weights(whole))
     assert [replace(e, seconds=0) for e in trained.epochs] == [replace(e, seconds=0) for e in want.epochs]
@@ -228,7 +232,7 @@ def test_changing_masks_are_gone_on_with(tmp_path, at):
         return RigL(Evidence(model, parameters, masks=masks), optimizer, steps=len(made.steps), every=3)
 
     whole = copy.deepcopy(model)
-    want = train(whole, data, data, made, accelerator("cpu"), regime=regime)
+    want = train(whole, data, data, made, TASK, accelerator("cpu"), regime=regime)
     found, trained = interrupted(tmp_path / "c", at, model, data, made, regime)
     assert torch.equal(found, weights(whole))
     assert trained.masks == want.masks
@@ -238,9 +242,9 @@ def test_a_checkpoint_that_cannot_be_trusted_is_left_alone_and_told(tmp_path, ca
     caplog.set_level("INFO", logger="experiments")
     data, model, path = examples(), noisy(), tmp_path / "c"
     whole = copy.deepcopy(model)
-    train(whole, data, data, recipe(), accelerator("cpu"))
+    train(whole, data, data, recipe(), TASK, accelerator("cpu"))
     saved = Checkpoints(path, seconds=None, steps=4)
-    train(copy.deepcopy(model), data, data, recipe(), accelerator("cpu"), checkpoints=saved)
+    train(copy.deepcopy(model), data, data, recipe(), TASK, accelerator("cpu"), checkpoints=saved)
     good = path.read_bytes()
     for damage, said in (
         (good[: len(good) // 2], "make it again"),
@@ -250,7 +254,7 @@ def test_a_checkpoint_that_cannot_be_trusted_is_left_alone_and_told(tmp_path, ca
         path.write_bytes(damage)
         caplog.clear()
         again = copy.deepcopy(model)
-        train(again, data, data, recipe(), accelerator("cpu"), checkpoints=Checkpoints(path, seconds=None))
+        train(again, data, data, recipe(), TASK, accelerator("cpu"), checkpoints=Checkpoints(path, seconds=None))
         assert said in caplog.text
         assert "starts from its beginning" in caplog.text
         assert torch.equal(weights(again), weights(whole))
@@ -264,9 +268,9 @@ def test_a_checkpoint_that_cannot_be_trusted_is_left_alone_and_told(tmp_path, ca
 def test_a_checkpoint_that_cannot_be_written_costs_no_training(tmp_path, caplog):
     data, model = examples(), noisy()
     whole = copy.deepcopy(model)
-    train(whole, data, data, recipe(), accelerator("cpu"))
+    train(whole, data, data, recipe(), TASK, accelerator("cpu"))
     nowhere = Checkpoints(tmp_path / "missing" / "c", seconds=None, steps=1)
-    train(model, data, data, recipe(), accelerator("cpu"), checkpoints=nowhere)
+    train(model, data, data, recipe(), TASK, accelerator("cpu"), checkpoints=nowhere)
     assert torch.equal(weights(model), weights(whole))
     assert "no checkpoint, the training goes on" in caplog.text
 
@@ -294,9 +298,21 @@ def test_a_range_of_steps_sees_the_batches_of_the_whole(first, last):
             seen.append(inputs.clone())
             return self.net(inputs)
 
-    train(Watching(), data, data, recipe(), accelerator("cpu"))
+    train(Watching(), data, data, recipe(), TASK, accelerator("cpu"))
     whole, seen[:] = list(seen), []
-    trained = train(Watching(), data, data, recipe(steps=range(first, last)), accelerator("cpu"))
+    trained = train(Watching(), data, data, recipe(steps=range(first, last)), TASK, accelerator("cpu"))
     assert len(seen) == last - first
     assert all(torch.equal(a, b) for a, b in zip(seen, whole[first:last], strict=True))
     assert [epoch.number for epoch in trained.epochs] == list(range(first // 5, -(-last // 5)))
+
+
+def test_the_best_epoch_is_never_one_without_a_number():
+    state = TrainingState(0, torch.zeros(()))
+    model = nn.Linear(1, 1)
+    for number, value in enumerate((math.nan, 0.9, math.inf, 0.95, math.nan)):
+        with torch.no_grad():
+            model.bias.fill_(number)
+        state.add(torch.ones(()), 1)
+        state.close(number, 0.1, value, True, model)
+    assert state.best[0] == 0.95
+    assert float(state.best[1]["bias"]) == 3

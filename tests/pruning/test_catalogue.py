@@ -18,7 +18,7 @@ OUTPUTS = 3
 
 def test_every_scorers_file_is_in_the_catalogue_with_its_function() -> None:
     targets = {}
-    for path in (ROOT / "conf" / "scorer").glob("*.yaml"):
+    for path in (ROOT / "experiments" / "conf" / "scorer").glob("*.yaml"):
         written = yaml.safe_load(path.read_text())
         targets[path.stem] = written.get("scorer", written) if "defaults" in written else written
     assert {entry.name for entry in CATALOGUE} == set(targets)

@@ -1,5 +1,6 @@
 """Parameters and multiply-accumulates, by hand and by counting every multiplication of a kept weight."""
 
+import time
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pruning import Masks, prunable
-from pruning.cost import Cost, cost
+from pruning.cost import Cost, cost, latency
 from pruning.errors import MaskError
 
 
@@ -369,3 +370,28 @@ def test_bytes_are_those_of_a_file_with_each_storage_once(tmp_path: Path) -> Non
     assert found.stored_bytes == 4 * (28 + 4 * 4) + 2 * (16 + 4) + 8  # batches are counted in 64 bits
     assert found.macs == found.dense_macs == 3 * (16 + 28)
     assert found.kept == found.prunable == 16
+
+
+def test_latency_is_of_a_pass_in_eval_mode_and_leaves_modes_alone():
+    calls = []
+
+    class Watched(nn.Linear):
+        def forward(self, x):
+            calls.append((self.training, torch.is_grad_enabled()))
+            return super().forward(x)
+
+    model = Watched(4, 3).train()
+    assert latency(model, torch.randn(2, 4), warmup=2, repeats=5) > 0
+    assert calls == [(False, False)] * 7
+    assert model.training
+
+
+def test_latency_repeats_as_often_as_asked_and_as_long():
+    model, calls = nn.Linear(4, 3), []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    latency(model, torch.randn(2, 4), warmup=2, repeats=5)
+    assert len(calls) == 7
+    began = time.perf_counter()
+    latency(model, torch.randn(2, 4), warmup=2, repeats=5, seconds=0.05)
+    assert len(calls) > 14
+    assert time.perf_counter() - began >= 0.05

@@ -114,6 +114,26 @@ def test_batch_norm_is_estimated_anew_by_its_definition():
     torch.testing.assert_close(model[5].running_mean, torch.stack([x.mean(0) for x in last]).mean(0))
 
 
+class Named(nn.Module):
+    """Batch norm of a difference of two named inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+
+    def forward(self, left, right):
+        return self.norm(left - right)
+
+
+@pytest.mark.parametrize("given", ["keywords", "positional"])
+def test_batch_norm_is_estimated_from_several_inputs(given):
+    torch.manual_seed(0)
+    model = Named()
+    pairs = [(torch.randn(8, 3), torch.randn(8, 3)) for _ in range(3)]
+    reestimate_batchnorm(model, [{"right": y, "left": x} if given == "keywords" else (x, y) for x, y in pairs])
+    torch.testing.assert_close(model.norm.running_mean, torch.stack([(x - y).mean(0) for x, y in pairs]).mean(0))
+
+
 def test_without_batches_nothing_changes():
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
     model(torch.randn(5, 3))

@@ -17,7 +17,7 @@ from pruning.execution.cutting import cut_dead
 from pruning.execution.modules import Sparse
 from pruning.execution.packing import PackedLinear
 from pruning.execution.product import has_csr
-from pruning.structure.saving import save as save_removed
+from pruning.structure.removing.saving import save as save_removed
 
 
 def mlp() -> nn.Module:

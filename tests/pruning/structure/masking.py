@@ -4,8 +4,8 @@ import numpy as np
 
 from pruning import Masks
 from pruning.structure import Structure
-from pruning.structure.channels import unit_masks
-from pruning.structure.volumes import Kept
+from pruning.structure.choosing.channels import unit_masks
+from pruning.structure.coupling.cost_terms import Kept
 
 
 def some_kept(structure: Structure, seed: int, share: float = 0.6) -> Kept:

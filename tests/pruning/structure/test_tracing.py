@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from pruning import Evidence, prunable, prune, scorers
+from pruning.cost import cost
 from pruning.errors import StructureError
 from pruning.structure import Channels, remove, trace, verify
 from tests.pruning.structure.masking import families, masks_of, some_kept
@@ -292,3 +294,32 @@ def test_channels_need_a_structure_with_units():
     assert structure.share == 0.0
     with pytest.raises(Exception, match="no family of units is left"):
         Channels(structure)
+
+
+@pytest.mark.parametrize("layout", ["to_sparse", "to_sparse_csr"])
+@pytest.mark.parametrize("given", ["input", "buffer", "sparse.mm"])
+def test_networks_over_sparse_adjacencies_are_traced(given, layout):
+    class Graph(nn.Module):
+        def __init__(self, adjacency):
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b = nn.Linear(5, 8), nn.Linear(8, 3)
+            self.register_buffer("adjacency", adjacency if given == "buffer" else None)
+
+        def forward(self, x, adjacency=None):
+            adjacency = self.adjacency if adjacency is None else adjacency
+            spread = torch.sparse.mm if given == "sparse.mm" else torch.matmul
+            return spread(adjacency, self.b(spread(adjacency, self.a(x)).relu()))
+
+    adjacency = getattr((torch.rand(6, 6, generator=torch.Generator().manual_seed(0)) < 0.5).float(), layout)()
+    model = Graph(adjacency)
+    inputs = (torch.randn(6, 5),) if given == "buffer" else (torch.randn(6, 5), adjacency)
+    structure = trace(model, inputs)
+    assert [(family.name, family.size) for family in structure.families] == [("a", 8)]
+    masks = prune(scorers.magnitude(Evidence(model, prunable(model))), 0.5, Channels(structure))
+    small = remove(model, masks, structure)
+    assert small.a.out_features == 4
+    assert verify(model, masks, small, inputs) <= 1e-5
+    nonzero = int((adjacency.to_dense() != 0).sum())
+    products = 6 * 5 * 8 + 6 * 8 * 3 + nonzero * (8 + 3)
+    assert cost(model, None, inputs).dense_macs == products

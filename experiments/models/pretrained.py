@@ -1,0 +1,68 @@
+"""Networks of transformers, by name, folder, GGUF file or configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from experiments.models.names import unknown_name
+from experiments.runtime.extras import missing, require
+from pruning.errors import ModelError
+
+
+def transformers_model(
+    auto: str = "AutoModelForCausalLM",
+    name: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    gguf_file: str | None = None,
+    vocabulary: int | None = None,
+    classes: int | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """A model of transformers, in float32: pretrained by `name`, or with random weights by `config`.
+
+    Args:
+        auto: a class of transformers, as AutoModelForCausalLM or AutoModelForSequenceClassification.
+        name: a folder, or a model of the Hugging Face Hub, which is fetched unless its cache has it.
+        config: instead: "model_type", and what its configuration has besides: {model_type: bert, hidden_size: 64}.
+        gguf_file: the file in that folder, or of that model, with its weights.
+        vocabulary: tokens that a model of `config` knows.
+        classes: logits of a classifier's head, which is new where the pretrained one has another.
+        kwargs: further arguments of `from_pretrained`.
+
+    Raises:
+        ModelError: transformers is missing, an unknown class or configuration, or weights that cannot be had.
+    """
+    if (name is None) == (config is None):
+        raise ModelError("transformers: give either model.name, of pretrained weights, or model.config, of random ones")
+    try:
+        import transformers  # noqa: PLC0415  # an optional extra, and slow to import
+    except ImportError as error:
+        raise ModelError(missing("transformers")) from error
+    if gguf_file is not None:
+        require("gguf")
+    chosen = getattr(transformers, auto, None)
+    if chosen is None:
+        known = [one for one in dir(transformers) if one.startswith("AutoModel")]
+        raise ModelError(unknown_name("transformers", auto, known))
+    head = {} if classes is None or "Classification" not in auto else {"num_labels": classes}
+    try:
+        if config is not None:
+            options = ({} if vocabulary is None else {"vocab_size": vocabulary}) | head | dict(config)
+            made = transformers.AutoConfig.for_model(**options)
+            model: nn.Module = chosen.from_config(made)
+        else:
+            files = {} if gguf_file is None else {"gguf_file": gguf_file}
+            fitted = {"ignore_mismatched_sizes": True} if head else {}
+            model = chosen.from_pretrained(name, dtype="float32", **files, **head, **fitted, **kwargs)
+    except (OSError, ValueError, TypeError, AttributeError, ImportError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"transformers: {name or dict(config or {})} cannot be had ({reason})") from error
+    if hasattr(model.config, "use_cache"):
+        model.config.use_cache = False  # what it has seen before is no part of a training step
+    return model.train()
+
+
+transformers_model.reads_files = True  # type: ignore[attr-defined]  # its weights are more than its arguments say

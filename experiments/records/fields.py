@@ -1,0 +1,28 @@
+"""Fields of configurations in rows: which of them make another method."""
+
+BOOKKEEPING = frozenset(
+    {
+        *("seed", "density", "folder", "store", "threads", "device", "name", "tracker", "experiment", "progress"),
+        *("checkpoint", "controls", "latency", "objective"),
+    }
+)
+"""Top-level keys of a configuration that do not make another method: which repetition, which densities, where."""
+
+
+PRUNING = frozenset(
+    {
+        "scorer",
+        "scoring",
+        "when",
+        "granularity",
+        "allocation",
+        "schedule",
+        "compensate",
+        "dynamic",
+        "execution",
+        "recovery",
+        "include",
+        "exclude",
+    }
+)
+"""Top-level keys that act after the dense network is trained. A key that is in neither set is taken to shape both."""

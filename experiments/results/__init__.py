@@ -1,0 +1,1 @@
+"""Results: from rows to tables, figures and a page. Nothing here trains."""

@@ -1,0 +1,1 @@
+"""Running: from a configuration to rows, by stages that are made once."""

@@ -1,0 +1,191 @@
+"""Basis of a run: configuration, store, data, model and recipe, built when first needed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from hydra.utils import get_object
+from torch import nn
+
+from experiments.configuration.targets import instantiate, short_name, without_return_check
+from experiments.data import Splits
+from experiments.data.content import content_of_data, content_of_tensors
+from experiments.runtime.processes import on_cpu
+from experiments.runtime.progress import Progress, progress
+from experiments.runtime.seeding import seeded
+from experiments.store import Store
+from experiments.store.identity import WITHOUT_EFFECT, part
+from experiments.store.sources import digests
+from experiments.tasks import Task
+from experiments.training.batches import steps_per_epoch
+from experiments.training.checkpoints import Checkpoints
+from experiments.training.loop import accelerator
+from experiments.training.recipe import Recipe
+from pruning import prunable
+from pruning.errors import ConfigurationError, ModelError
+from pruning.execution import Choose, masked
+from pruning.rewind import step_of
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True)
+class Basis:
+    """A run's checked configuration, its store, and whether it alone writes to the terminal. Its parts are built once.
+
+    A stage that takes this rather than a `Setting` knows nothing of units, and its results do not depend on their code.
+    """
+
+    config: dict[str, Any]
+    store: Store
+    alone: bool = True
+    loaded: Splits | None = None
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The data."""
+        splits: Splits = self.loaded or instantiate("data.load", self.config["data"]["load"])
+        return splits
+
+    @cached_property
+    def task(self) -> Task:
+        """The task: loss and metrics."""
+        task: Task = instantiate("task", self.config["task"])
+        if not isinstance(task, Task):
+            raise ConfigurationError(
+                f"task={self.config['task']['_target_']}: makes a {type(task).__name__}: give a subclass of "
+                "experiments.tasks.Task"
+            )
+        return task
+
+    def part(self, *fields: str) -> dict[str, Any]:
+        """Identity of a result: these fields of the configuration, the code behind them, and the content of data
+        and weights that come from files.
+        """
+        found = part(self.config, *fields)
+        if "data.load" in fields:
+            found["content of data"] = self._content
+        if "model" in fields and self._reads_files:
+            found["content of weights"] = self._initial_content
+        return found
+
+    @cached_property
+    def _content(self) -> list[str]:
+        return content_of_data(self.splits)
+
+    @property
+    def _reads_files(self) -> bool:
+        target = get_object(self.config["model"]["_target_"])
+        ours = str(self.config["model"]["_target_"]).startswith("experiments.models.")
+        return self.config["when"] == "pretrained" or not ours or getattr(target, "reads_files", False)
+
+    @cached_property
+    def _initial_content(self) -> list[Any]:
+        """The initial weights, what the model says of its form, and the code of its modules."""
+        model = self.new_model()
+        form: Mapping[str, Any] = getattr(getattr(model, "config", None), "to_dict", dict)()
+        kinds = {f"{type(module).__module__}.{type(module).__qualname__}" for module in model.modules()}
+        known = [{"_target_": kind} for kind in sorted(kinds) if "<locals>" not in kind]
+        code = digests(known, WITHOUT_EFFECT)
+        return [content_of_tensors(model.state_dict()), json.dumps(form, sort_keys=True, default=str), code]
+
+    @cached_property
+    def device(self) -> torch.device:
+        """The device on which networks are."""
+        if on_cpu(self.config["device"]):
+            return torch.device("cpu")
+        device: torch.device = self.new_accelerator().device
+        return device
+
+    def new_accelerator(self) -> Accelerator:
+        """Device and precision, for one training: it keeps every model that it prepares, and a gradient scaler."""
+        precision = self.config["training"]["precision"]
+        made = accelerator(self.config["device"], precision)
+        if precision == "fp16" and made.device.type == "cpu":
+            raise ConfigurationError("training.precision=fp16: needs a GPU; on a CPU choose no or bf16")
+        return made
+
+    @property
+    def rewind_step(self) -> int:
+        """The step of the dense training that `recovery.to` names."""
+        return step_of(self.config["recovery"]["to"], self.epoch_steps)
+
+    def checkpoints(self, kind: str, identity: Mapping[str, Any]) -> Checkpoints | None:
+        """The checkpoints of the training of this artefact; None if it writes none."""
+        often = self.config["checkpoint"]
+        if often["seconds"] is None and often["steps"] is None:
+            return None
+        return Checkpoints(self.store.scratch(kind, identity) / "checkpoint.safetensors", **often)
+
+    def new_model(self, draw: str = "initial weights") -> nn.Module:
+        """The model at its initialisation, a function of the seed; each `draw` is another one."""
+        with seeded(self.config["seed"], draw):
+            model = instantiate("model", self.config["model"])
+        if not isinstance(model, nn.Module):
+            raise ModelError(f"model={self.config['model']['_target_']}: makes a {type(model).__name__}, not a module")
+        return model
+
+    def prunable(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """The parameters that may be pruned."""
+        return prunable(model, self.config["include"], self.config["exclude"])
+
+    @cached_property
+    def execution(self) -> Choose:
+        """Execution policy: which layers of a masked network run on their kept weights alone."""
+        policy: Choose = instantiate("execution", self.config["execution"])
+        return masked if getattr(policy, "func", policy) is masked else without_return_check(policy)
+
+    @cached_property
+    def epoch_steps(self) -> int:
+        """Optimizer steps of an epoch."""
+        return steps_per_epoch(len(self.splits.train), self.config["training"]["batch_size"])
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the dense network's training."""
+        epochs: int = self.config["training"]["epochs"]
+        return epochs * self.epoch_steps
+
+    def recipe(self, steps: range, factor: Callable[[float], float], total: int) -> Recipe:
+        """The training recipe for `steps` of the data's order, with the learning-rate `factor` spread over `total`."""
+        training = self.config["training"]
+        augment = self.config["data"].get("augment")
+        return Recipe(
+            steps=steps,
+            total=max(1, total),
+            batch_size=training["batch_size"],
+            optimizer=instantiate("optimizer", self.config["optimizer"]),
+            factor=factor,
+            seed=self.config["seed"],
+            accumulate=training["accumulate"],
+            clip=training["clip"],
+            best_on_validation=training["best_on_validation"],
+            augment=None if augment is None else without_return_check(instantiate("data.augment", augment)),
+        )
+
+    @cached_property
+    def learning_rate(self) -> Callable[[float], float]:
+        """The factor of the learning rate over the progress of training."""
+        factor: Callable[[float], float] = without_return_check(
+            instantiate("learning_rate", self.config["learning_rate"])
+        )
+        return factor
+
+    @cached_property
+    def recovery_rate(self) -> Callable[[float], float]:
+        """The factor that training ends with, times that of the recovery, held constant."""
+        return partial(_always, self.learning_rate(1.0 - 1e-9) * self.config["recovery"]["factor"])
+
+    def progress(self, what: str) -> Progress:
+        """A display of how far `what` is, with the run's scorer and seed."""
+        return progress(f"{short_name(self.config['scorer'])}, seed {self.config['seed']}, {what}", self.alone)
+
+
+def _always(value: float, progress: float) -> float:
+    return value

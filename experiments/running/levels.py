@@ -1,0 +1,145 @@
+"""Evaluation of a network at a level of its run: a row, made once and kept in the store."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from experiments.configuration.targets import short_name
+from experiments.data.examples import take
+from experiments.records import FORMAT
+from experiments.running.conditions import device_name
+from experiments.running.setting import Setting
+from experiments.store.identity import EXECUTION, STRUCTURE, code
+from experiments.store.networks import Network, finite, load
+from experiments.tasks import evaluate as measured
+from pruning import Masks
+from pruning.cost import cost, latency
+from pruning.execution.crossover import processor
+from pruning.inputs import Inputs
+from pruning.structure import TOLERANCE, remove, verify
+
+_ROW = "row.json"
+
+
+@dataclass(frozen=True)
+class Level:
+    """Place of a network in its run: number, round of its chain, density of that round and of the last one."""
+
+    number: int
+    round: int
+    rounds: int
+    density: float | None
+    target: float | None
+
+    def __str__(self) -> str:
+        rounds = f"round {self.round} of {self.rounds}, " if self.rounds > 1 else ""
+        return rounds + ("own density" if self.density is None else f"density {self.density:.4g}")
+
+
+def evaluate(setting: Setting, network: Network, level: Level, dense_network: Network) -> dict[str, Any]:
+    """The row of `network`: asked and got density, costs, validation and test. Test data are seen once a level."""
+    removed = network.masks is not None and setting.structured
+    identity = {"from": network.key, "format": FORMAT, "removed": removed}
+    identity |= setting.part("data.load", "task", "include", "exclude", "latency")
+    identity |= code(__name__, without=EXECUTION if removed else (*EXECUTION, *STRUCTURE))
+    if setting.config["latency"] is not None:
+        identity |= {"timed on": [processor(), device_name(setting.device), torch.get_num_threads()]}
+
+    def make(folder: Path) -> None:
+        model = load(setting.new_model(), network).to(setting.device)
+        dense = Masks.dense(setting.prunable(model)).to("cpu")
+        held = network.load_masks()
+        masks = dense if held is None else held
+        counts = cost(model, masks, _inputs(setting, 1))
+        masks = Masks({name: masks[name] for name in dense})  # of coupled channels, not biases and norms
+        table = masks.table()
+        smallest = min(table, key=lambda line: line.density)
+        parts = {"validation": setting.splits.validation, "test": setting.splits.test}
+        row = {
+            "density": masks.density,
+            "prunable": masks.total,
+            "kept": masks.kept,
+            "parameters": counts.parameters,
+            "nonzero": counts.nonzero,
+            "dense_macs": counts.dense_macs,
+            "macs": counts.macs,
+            "smallest_density": smallest.density,
+            "smallest_layer": smallest.name,
+            "emptied": list(masks.emptied),
+            "layers": [asdict(line) for line in table],
+            "bytes": network.stored_bytes(model),
+            **{
+                f"{part}_{metric}": finite(value)
+                for part, data in parts.items()
+                for metric, value in measured(setting.task, model, data).items()
+            },
+            **_removed(setting, model, held if removed else None),
+        }
+        (folder / _ROW).write_text(json.dumps(row, allow_nan=False))
+
+    row = setting.store.obtain("rows", identity, make).json(_ROW)
+    history = network.history
+    return {
+        "scorer": short_name(setting.config["scorer"]),
+        "model": short_name(setting.config["model"]),
+        "data": setting.config["data"]["name"],
+        "when": setting.config["when"],
+        "seed": setting.config["seed"],
+        "level": level.number,
+        "round": level.round,
+        "rounds": level.rounds,
+        "requested_density": level.density if level.density is not None else row["density"],
+        "target_density": level.target,
+        **dict.fromkeys(("removed_parameters", "removed_bytes", "removed_difference", "latency_ms")),
+        **row,
+        "epochs": history["epochs"],
+        "total_epochs": history["total_epochs"],
+        "losses": _losses(history, setting.epoch_steps),
+        "seconds": history["seconds"],
+        "total_seconds": history["total_seconds"],
+        "device": history["device"],
+        "threads": history["threads"],
+        "processes": history["processes"],
+        "sparse": history["sparse"],
+        "versions": history["versions"],
+        "diverged": history["diverged"],
+        "metrics": [metric.as_dict() for metric in setting.task.all_metrics()],
+        "control": None,
+        "dense": dense_network.key,
+        "network": network.key,
+    }
+
+
+def _inputs(setting: Setting, count: int) -> Inputs:
+    """The inputs of the model for the first examples of the test part."""
+    return setting.task.inputs(take(setting.splits.test, count, setting.device))
+
+
+def _losses(history: dict[str, Any], epoch_steps: int) -> list[list[float | None]]:
+    """Pairs per epoch of this training: its end, in epochs since the initialisation, and its mean loss."""
+    end = history["position"] / epoch_steps  # in the order of the data, where a replay begins again
+    before = history["total_epochs"] - end
+    return [[before + min(epoch["number"] + 1, end), epoch["loss"]] for epoch in history["history"]]
+
+
+def _removed(setting: Setting, model: nn.Module, masks: Masks | None) -> dict[str, Any]:
+    """Remove the channels that `masks` removes, verify the result against the masked network, and measure it."""
+    found: dict[str, Any] = {}
+    if masks is not None:
+        model = model.cpu()
+        small = remove(model, masks, setting.structure, verified=False)
+        found["removed_difference"] = difference = verify(model, masks, small, setting.structure.inputs)
+        if difference > TOLERANCE:
+            remove(model, masks, setting.structure)  # says where
+        model = small.to(setting.device)
+        counts = cost(model, None, _inputs(setting, 1))
+        found |= {"removed_parameters": counts.parameters, "removed_bytes": counts.stored_bytes}
+    batch = setting.config["latency"]
+    if batch is not None:
+        found |= {"latency_ms": latency(model, _inputs(setting, batch), seconds=0.5)}
+        found |= {"latency_batch": min(batch, len(setting.splits.test))}
+    return found

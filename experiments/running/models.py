@@ -1,0 +1,35 @@
+"""Networks of another run, as models."""
+
+from pathlib import Path
+
+from torch import nn
+
+from experiments import records
+from experiments.configuration.targets import instantiate
+from experiments.store.retrieval import network_of
+from pruning.errors import ModelError
+
+
+def model_of_run(folder: str, level: int | None = None, store: str | None = None) -> nn.Module:
+    """The network that another run had at a level, weights and all; removed weights are zero.
+
+    Args:
+        folder: of that run, or of a sweep with one run.
+        level: its row; None: the last.
+        store: where its artefacts lie; None: where the run put them.
+
+    Raises:
+        ModelError: no such row. `RecordsError`, `ArtefactError`: rows or weights that cannot be read.
+    """
+    frame = records.read(folder)
+    rows = [row for row in records.as_dicts(frame) if not isinstance(row.get("control"), str)]
+    if len({row["run"] for row in rows}) > 1:
+        raise ModelError(f"{folder}: holds several runs: name the folder of one")
+    found = [row for row in rows if level is None or row["level"] == level]
+    if not found:
+        raise ModelError(f"{folder}: has no level {level}: give one from 0 to {max(row['level'] for row in rows)}")
+    row = found[-1]
+    return network_of(row, instantiate("model", row["config"]["model"]), None if store is None else Path(store))
+
+
+model_of_run.reads_files = True  # type: ignore[attr-defined]  # its weights are more than its arguments say

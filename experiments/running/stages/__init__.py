@@ -1,0 +1,26 @@
+"""Dense, prune, recover: each idempotent, its artefact addressed by what determines it.
+
+Every identity holds the key of what it starts from, so a chain of keys is the history of a network; scorers that share
+a seed share the dense network, and a repeated command finds everything made. It holds what the stage reads of the
+configuration, and the code that the stage runs; a file of this package imports what its stages run, and no more.
+"""
+
+from experiments.running.stages.masks import prune, shuffle
+from experiments.running.stages.recovery import check_dynamic, reaches_density_while_training, recover
+from experiments.running.stages.scoring import Scoring, evidence_of, score
+from experiments.running.stages.trained import dense, initial, rewind_point, train_whole
+
+__all__ = [
+    "Scoring",
+    "check_dynamic",
+    "dense",
+    "evidence_of",
+    "initial",
+    "prune",
+    "reaches_density_while_training",
+    "recover",
+    "rewind_point",
+    "score",
+    "shuffle",
+    "train_whole",
+]

@@ -1,0 +1,78 @@
+"""Scores of the weights of a network, and the examples that scorers see."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from experiments.configuration.targets import instantiate
+from experiments.data import Batch, Data, Examples
+from experiments.data.examples import Positions
+from experiments.running.basis import Basis
+from experiments.runtime.seeding import generator, seeded
+from experiments.store.networks import Network, load
+from experiments.tasks import counts, mean_loss
+from pruning import Evidence, Masks
+from pruning.errors import ScoreError
+from pruning.evidence import Scores, with_layouts
+
+Scoring = Callable[[Network], Scores]
+
+
+def score(setting: Basis, network: Network) -> Scores:
+    """The scores of `network` under its masks, for the weights that may be pruned."""
+    scorer = instantiate("scorer", setting.config["scorer"])
+    evidence = evidence_of(setting, load(setting.new_model(), network), network.load_masks())
+    with seeded(setting.config["seed"], "scoring noise"):
+        scores = scorer(evidence)
+    _check_scores(setting.config["scorer"]["_target_"], scores, evidence.parameters)
+    return with_layouts(scores, evidence)  # also of a scorer that knows nothing of them
+
+
+def evidence_of(setting: Basis, model: nn.Module, masks: Masks | None) -> Evidence:
+    """Evidence for scorers: `model` under `masks`, the examples, and the loss."""
+    config, device = setting.config["scoring"], setting.device
+    model.to(device).train(config["mode"] == "train")
+    examples = setting.splits.train
+    count = len(examples) if config["examples"] is None else min(config["examples"], len(examples))
+    chosen = torch.randperm(len(examples), generator=generator(setting.config["seed"], "scoring"))[:count]
+    loss, counted = mean_loss(setting.task), counts(setting.task)
+    batches: Iterable[Batch] = Reread(examples.to(device), torch.split(chosen, config["batch_size"]), counted)
+    if isinstance(examples, Examples):
+        batches = list(batches)  # cut once, as they are in memory anyway
+    initial = setting.prunable(setting.new_model())
+    alive = None if masks is None else masks.to(device)
+    return Evidence(model, setting.prunable(model), batches, loss, alive, initial, counted)
+
+
+@dataclass(frozen=True)
+class Reread:
+    """Batches of data that need not fit in memory: read again whenever they are iterated.
+
+    Those in which nothing counts, as where all labels are ignored, have no mean, and are left out.
+    """
+
+    data: Data
+    chosen: Sequence[Positions]
+    count: Callable[[Batch], float] | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches = self.data.batches(self.chosen)
+        return batches if self.count is None else (batch for batch in batches if self.count(batch))
+
+
+def _check_scores(scorer: str, scores: Any, parameters: Mapping[str, Tensor]) -> None:
+    """Raise `ScoreError` unless exactly the prunable tensors are scored: "density" counts these."""
+    if not isinstance(scores, Mapping):
+        raise ScoreError(f"{scorer}: returned a {type(scores).__name__}: return a dict, parameter name -> tensor")
+    for name in sorted(scores.keys() ^ parameters.keys()):
+        which = "no score for" if name in parameters else "a score for something that is not prunable:"
+        raise ScoreError(f"{scorer}: {which} {name}: score exactly evidence.parameters, or set include and exclude")
+    for name, score in scores.items():
+        if not isinstance(score, Tensor) or score.shape != parameters[name].shape:
+            what = f"shape {list(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
+            raise ScoreError(
+                f"{scorer}: the score of {name} has {what}: return a tensor of shape {list(parameters[name].shape)}"
+            )

@@ -1,0 +1,147 @@
+"""Networks at their initialisation and after a training, with or without masks that hold."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from experiments.running.basis import Basis
+from experiments.running.conditions import conditions
+from experiments.runtime.processes import world_size
+from experiments.store import Artefact
+from experiments.store.identity import EXECUTION, STRUCTURE, code
+from experiments.store.networks import NO_STEPS, POINT, Network, load, save
+from experiments.training.loop import MakeRegime, train
+from experiments.training.recipe import Recipe
+from pruning.execution import masked
+from pruning.rewind import RewindPoint
+
+log = logging.getLogger("experiments")
+
+
+def initial(setting: Basis, draw: str = "initial weights") -> Network:
+    """The network at its initialisation; another `draw` is another initialisation with the same seed."""
+    identity = {"draw": draw} | setting.part("seed", "model") | _code()
+
+    def make(folder: Path) -> None:
+        save(folder, setting.new_model(draw), None, NO_STEPS, [], None, conditions(setting.config))
+
+    return Network(setting.store.obtain("initial", identity, make))
+
+
+def dense(setting: Basis) -> Network:
+    """The network trained without masks, or as it comes; all scorers of a sweep share it."""
+    if setting.config["when"] == "pretrained":
+        return initial(setting)
+    return _dense(setting, "dense", setting.total_steps)
+
+
+def rewind_point(setting: Basis) -> Network:
+    """The network of the dense training at step `recovery.to`, where its optimizer is kept too."""
+    step = setting.rewind_step
+    return initial(setting) if step == 0 else _dense(setting, "point", step)
+
+
+def train_whole(setting: Basis, start: Network, title: str) -> Network:
+    """`start` under its masks, trained as the dense network was, from the first step to the last."""
+    return _plainly(setting, "recovered", start, setting.total_steps, title)
+
+
+def _dense(setting: Basis, kind: str, stop: int) -> Network:
+    return _plainly(setting, kind, initial(setting), stop, "dense")
+
+
+def _plainly(setting: Basis, kind: str, start: Network, stop: int, title: str) -> Network:
+    recipe = setting.recipe(range(stop), setting.learning_rate, setting.total_steps)
+    recipe = replace(recipe, keep_end=kind == "point")
+    return Network(trained(setting, kind, {}, start, recipe, title), start.masks)
+
+
+def trained(
+    setting: Basis,
+    kind: str,
+    identity: dict[str, Any],
+    start: Network,
+    recipe: Recipe,
+    title: str,
+    begin: Callable[[], nn.Module] | None = None,
+    point: Network | None = None,
+    regime: MakeRegime | None = None,
+) -> Artefact:
+    """Train from `start` under its masks, or under those of `regime`, which change.
+
+    Args:
+        setting: of the run.
+        kind: of the artefact.
+        identity: what its result depends on besides `start`, `recipe` and how masks are executed.
+        start: where it stands in the history of networks.
+        recipe: how it is trained.
+        title: what its progress says of it.
+        begin: the model that the training begins with; None: that of `start`.
+        point: the network whose optimizer and random state the training begins with, if it has them.
+        regime: instead of the masks of `start`.
+    """
+    seed, masks = setting.config["seed"], start.load_masks()
+    policy = setting.execution if masks is not None or regime is not None else masked
+    identity = {"from": start.key} | identity | _training_part(setting, recipe) | _code()
+    if masks is not None or regime is not None:
+        identity |= _execution_part(setting)
+
+    def make(folder: Path) -> None:
+        model = load(setting.new_model(), start) if begin is None else begin()
+        if kind == "dense":
+            log.info("seed %s: training the dense network, %s steps", seed, len(recipe.steps))
+        found = train(
+            model,
+            setting.splits.train,
+            setting.splits.validation,
+            recipe,
+            setting.task,
+            setting.new_accelerator(),
+            masks=None if regime is not None else masks,
+            regime=regime,
+            begin=_optimizer_of(point),
+            progress=setting.progress(title),
+            checkpoints=setting.checkpoints(kind, identity),
+            policy=policy,
+        )
+        if policy is not masked:
+            log.info("weights that ran sparsely: %s", ", ".join(found.sparse) or "none")
+        if found.end is not None:
+            found.end.save(folder / POINT)
+        final = None if found.masks is None else found.masks.to("cpu")
+        course = {"steps": len(recipe.steps), "position": recipe.steps.stop, "epoch_steps": setting.epoch_steps}
+        under = conditions(setting.config, setting.device, found.sparse)
+        save(folder, model.to("cpu"), final, course, list(map(asdict, found.epochs)), start, under, found.diverged)
+
+    return setting.store.obtain(kind, identity, make)
+
+
+def _optimizer_of(network: Network | None) -> RewindPoint | None:
+    if network is None or not network.weights.has(POINT):
+        return None
+    return RewindPoint.load(network.weights.file(POINT))
+
+
+def _training_part(setting: Basis, recipe: Recipe) -> dict[str, Any]:
+    """Identity of a training, besides its start; its steps stand for all lengths in epochs."""
+    training = (f"training.{name}" for name in setting.config["training"] if name != "epochs")
+    fields = (*training, "seed", "task", "optimizer", "learning_rate", "data.load", "data.augment")
+    steps = [recipe.steps.start, recipe.steps.stop, recipe.total]
+    # More than rounding: each process has a batch norm and a dropout of its own part of a batch
+    return {"steps": steps, "processes": world_size()} | setting.part(*fields)
+
+
+def _execution_part(setting: Basis) -> dict[str, Any]:
+    """Identity of an execution; where masks are zeros in dense weights, no layer and no structure counts."""
+    if setting.execution is masked:
+        here = ("experiments.training.execution", "pruning.execution.alternating")
+        return {"execution": setting.config["execution"]} | code(*here, without=(*EXECUTION, *STRUCTURE))
+    return setting.part("execution") | code("experiments.training.execution")
+
+
+def _code() -> dict[str, str]:
+    return code(__name__, without=EXECUTION)

@@ -1,0 +1,1 @@
+"""One process: its randomness, its locks, its terminal, and the processes beside it."""

@@ -1,0 +1,246 @@
+"""Task: the loss that networks minimise and the metrics that judge them. Nothing else here knows either."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from experiments.data.examples import Batch, Data, Examples, Splits, chunks, consecutive, rows_of, take
+from experiments.records.metrics import LOSS, Metric
+from experiments.tasks.metric import value_of
+from pruning.errors import ConfigurationError, DataError, ModelError
+from pruning.evidence import output_tensor
+from pruning.inputs import Inputs, arguments
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torchmetrics
+
+CALLS = ("keywords", "positional", "dictionary")
+
+
+@dataclass(kw_only=True)
+class Task:
+    """Base of all tasks: a subclass defines a loss and metrics.
+
+    Losses are sums, and `count` is their denominator, so that means over padded tokens or weighted classes do not
+    depend on how the data are cut into batches.
+
+    Attributes:
+        columns: columns that the model is called with; None: all but `targets`.
+        targets: the column that is predicted.
+        call: with several columns, whether the model takes them as "keywords", as "positional" arguments in their
+            order, or as one "dictionary". A single column is the model's only argument, unless it is a dictionary.
+        evaluation_batch: examples in a forward pass of the evaluation.
+        metrics: torchmetrics objects that are measured besides, by name: see `predictions`.
+    """
+
+    columns: Sequence[str] | None = None
+    targets: str = "targets"
+    call: str = "keywords"
+    evaluation_batch: int = 1000
+    metrics: Mapping[str, torchmetrics.Metric] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.call not in CALLS:
+            raise ConfigurationError(f"task.call={self.call}: choose {', '.join(CALLS)}")
+        if self.evaluation_batch < 1:
+            raise ConfigurationError(f"task.evaluation_batch={self.evaluation_batch}: give at least 1")
+
+    # To be defined by a subclass
+
+    def described(self) -> tuple[Metric, ...]:
+        """Its own metrics; the first is the headline: y axis, best epoch, what `compare` calls better."""
+        raise NotImplementedError
+
+    def loss(self, outputs: Any, batch: Batch, training: bool = False) -> Tensor:
+        """The SUM of the losses of all that counts in `batch`, a tensor of one element."""
+        raise NotImplementedError
+
+    def count(self, batch: Batch) -> float | Tensor:
+        """Denominator of the loss of `batch`, which makes a mean: its number of examples, unless overridden."""
+        return rows_of(batch)
+
+    def measures(self) -> dict[str, torchmetrics.Metric]:
+        """A fresh torchmetrics object for each of its own metrics that does not follow from the loss."""
+        return {}
+
+    def predictions(self, outputs: Any, batch: Batch) -> tuple[Tensor, ...]:
+        """Predictions and targets, with which torchmetrics objects are updated."""
+        return output_tensor(outputs), batch[self.targets]
+
+    def derived(self, loss: float) -> dict[str, float]:
+        """Metrics that follow from the mean loss."""
+        return {}
+
+    def check(self, data: Data, batch: Batch) -> None:
+        """Raise `DataError` where `data`, which begin with `batch`, do not fit this task."""
+
+    def augment(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """A batch of training as it is seen this time, by random numbers of `generator`."""
+        return batch
+
+    # Called by the application
+
+    def all_metrics(self) -> tuple[Metric, ...]:
+        """Descriptions of all numbers in `evaluate`, the headline first, the loss last."""
+        others = tuple(Metric(name, one.higher_is_better is not False) for name, one in self.metrics.items())
+        found = (*self.described(), *others, LOSS)
+        names = [metric.name for metric in found]
+        wrong = [name for name in names if names.count(name) > 1 or not re.fullmatch(r"[a-zA-Z]\w*", name)]
+        if wrong or len(found) == 1:
+            raise ConfigurationError(
+                f"task={type(self).__name__}: has metrics {', '.join(map(repr, names))}: give at least one of its own, "
+                "each with a name of its own, of letters, digits and underscores"
+            )
+        return found
+
+    def inputs(self, batch: Batch) -> Inputs:
+        """The inputs of the model."""
+        names = [name for name in batch if name != self.targets] if self.columns is None else self.columns
+        missing = [name for name in names if name not in batch]
+        if missing or not names:
+            wanted = ", ".join(missing) or "any input"
+            raise DataError(f"task: no column {wanted} in the data; they have {', '.join(batch)}: set task.columns")
+        if self.call == "dictionary":
+            return ({name: batch[name] for name in names},)
+        if len(names) == 1 and isinstance(batch[names[0]], Tensor):
+            found: Tensor = batch[names[0]]
+            return found
+        if self.call == "positional":
+            return tuple(batch[name] for name in names)
+        return {name: batch[name] for name in names}
+
+    def evaluate(self, model: nn.Module, data: Data) -> dict[str, float]:
+        """Every metric over all of `data`, whatever the batches; `model` is in eval mode."""
+        device = next(model.parameters()).device
+        measures = self.measures() | {name: deepcopy(measure) for name, measure in self.metrics.items()}
+        for measure in measures.values():
+            measure.to(device)
+        loss, count = 0.0, 0.0
+        for batch in data.to(device).batches(consecutive(len(data), self.evaluation_batch)):
+            outputs = call(self, model, batch)
+            loss += float(self.loss(outputs, batch))
+            count += float(self.count(batch))
+            if measures:
+                found = self.predictions(outputs, batch)
+                for measure in measures.values():
+                    measure.update(*found)
+        if not count:
+            raise DataError("task: nothing in these data counts, so that there is no mean: give labels")
+        mean = loss / count
+        values = {name: value_of(measure) for name, measure in measures.items()} | self.derived(mean) | {"loss": mean}
+        return {metric.name: values[metric.name] for metric in self.all_metrics()}
+
+
+def call(task: Task, model: nn.Module, batch: Batch) -> Any:
+    """The model's outputs."""
+    positional, named = arguments(task.inputs(batch))
+    return model(*positional, **named)
+
+
+def mean_loss(task: Task) -> Callable[[nn.Module, Batch], Tensor]:
+    """The loss that scorers see."""
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        return task.loss(call(task, model, batch), batch) / task.count(batch)
+
+    return loss
+
+
+def widened(outputs: Tensor) -> Tensor:
+    """`outputs` in at least float32: sums of losses in half precision stop growing."""
+    return outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs
+
+
+def counts(task: Task) -> Callable[[Batch], float] | None:
+    """`Evidence.count` of a task; None where examples count 1 each."""
+    if type(task).count is Task.count:
+        return None
+    return lambda batch: float(task.count(batch))
+
+
+@torch.no_grad()
+def evaluate(task: Task, model: nn.Module, data: Data) -> dict[str, float]:
+    """`task.evaluate` in eval mode; the modes of the model's modules are put back."""
+    with _evaluating(model):
+        return task.evaluate(model, data)
+
+
+@torch.no_grad()
+def check_fit(task: Task, model: nn.Module, splits: Splits, what: str) -> None:
+    """Raise a one-line error where data do not fit the task, `model` cannot be called with them, or its loss fails."""
+    if not isinstance(splits, Splits):
+        raise DataError(f"data.load: returns {type(splits).__name__}: give experiments.data.Splits")
+    for name in ("test", "validation", "train"):
+        data = getattr(splits, name)
+        batch = take(data, 4)
+        try:
+            task.check(data, batch)
+        except DataError as error:
+            raise DataError(f"{error} (in the {name} part)") from error
+    columns = ", ".join(f"{name} {list(rows.shape)}" for name, rows in batch.items() if isinstance(rows, Tensor))
+    with _evaluating(model):
+        try:
+            outputs = call(task, model, batch)
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError) as error:
+            raise ModelError(f"{what}: cannot be called with the data's {columns} ({_line(error)})") from error
+        try:
+            loss = task.loss(outputs, batch)
+        except ModelError as error:
+            raise ModelError(f"{what}: {error}") from error
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError) as error:
+            given = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+            raise ModelError(
+                f"{what}: gives {given} for {columns}, but the loss of task={type(task).__name__} fails "
+                f"({_line(error)})"
+            ) from error
+        _check_own(task, model, batch, loss)
+
+
+def _check_own(task: Task, model: nn.Module, batch: Batch, loss: Any) -> None:
+    """Raise `ConfigurationError` where a task that is not ours lacks something, or averages its loss."""
+    name = f"task={type(task).__name__}"
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        raise ConfigurationError(f"{name}: its loss is no single number: give a sum over the batch")
+    try:
+        metrics = task.all_metrics()
+    except NotImplementedError as error:
+        raise ConfigurationError(f"{name}: has no metrics: define described(self)") from error
+    if type(task).__module__.startswith("experiments.tasks.") and not task.metrics:
+        return  # torchmetrics takes seconds to import, and a run that is finished needs none
+    alone = [float(task.loss(call(task, model, one), one)) for one in chunks(batch, rows_of(batch))]
+    total = math.fsum(alone)
+    if len(alone) > 1 and total and abs(float(loss) - total / len(alone)) < 1e-4 * abs(total):
+        raise ConfigurationError(f'{name}: its loss is a mean over the batch: give the sum, as by reduction="sum"')
+    try:
+        found = task.evaluate(model, Examples(**batch))
+    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
+        raise ConfigurationError(f"{name}: cannot be evaluated ({_line(error)})") from error
+    lacking = [metric.name for metric in metrics if not isinstance(found.get(metric.name), float)]
+    if lacking:
+        raise ConfigurationError(f"{name}: evaluate() gives no number for {', '.join(lacking)}")
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

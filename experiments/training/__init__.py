@@ -1,0 +1,1 @@
+"""Training: one loop, which resumes from checkpoints."""

@@ -1,0 +1,227 @@
+"""One training loop. Data are read in the order of a permutation of (seed, epoch): columns on the device, or a Dataset.
+
+A training is a range of steps in the order of its data, so that it can begin and end anywhere in it: at a rewind point,
+or where a checkpoint was written. Random generators are seeded again at every epoch.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from experiments.data import Batch, Data
+from experiments.data.examples import chunks, cut, rows_of, take
+from experiments.runtime.processes import is_main_process, on_cpu, rank, world_size
+from experiments.runtime.progress import Progress
+from experiments.runtime.seeding import reseed, seeded
+from experiments.tasks import Task, call, evaluate
+from experiments.training.batches import steps_per_epoch, upcoming
+from experiments.training.checkpoints import Checkpoints
+from experiments.training.execution import execution_of
+from experiments.training.recipe import Recipe
+from experiments.training.state import Epoch, TrainingState, from_tree, to_tree
+from pruning import Masks
+from pruning.dynamic import Held
+from pruning.errors import ConfigurationError, MaskError
+from pruning.execution import Choose, Execution, masked
+from pruning.rewind import RewindPoint
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+log = logging.getLogger("experiments")
+
+MakeRegime = Callable[[nn.Module, Optimizer], Held]
+"""Factory of masks that change during training, called with the model and its optimizer: see `pruning.dynamic`."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Result of a training, besides the weights of its model.
+
+    Attributes:
+        epochs: one after the other.
+        masks: at its end.
+        end: a rewind point of its end, if the recipe asks for one.
+        sparse: the weights that ran sparsely.
+        diverged: the first step whose loss was not finite, where the last epoch's was not either.
+    """
+
+    epochs: list[Epoch]
+    masks: Masks | None
+    end: RewindPoint | None
+    sparse: tuple[str, ...] = ()
+    diverged: int | None = None
+
+
+def accelerator(device: str = "auto", precision: str = "no") -> Accelerator:
+    """A fresh Accelerator: its state is shared by a process, and the runs of a sweep may differ in precision."""
+    from accelerate import Accelerator  # noqa: PLC0415  # slow to import
+    from accelerate.state import AcceleratorState, GradientState  # noqa: PLC0415
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    made = Accelerator(cpu=on_cpu(device), mixed_precision=precision)
+    if made.num_processes != world_size():  # each would train alone, on its share of every batch
+        raise ConfigurationError(
+            f"device={device}: accelerate sees {made.num_processes} of {world_size()} processes: set device=cpu"
+        )
+    return made
+
+
+def train(
+    model: nn.Module,
+    examples: Data,
+    validation: Data,
+    recipe: Recipe,
+    task: Task,
+    accelerated: Accelerator,
+    masks: Masks | None = None,
+    regime: MakeRegime | None = None,
+    begin: RewindPoint | None = None,
+    progress: Progress | None = None,
+    checkpoints: Checkpoints | None = None,
+    policy: Choose = masked,
+) -> Trained:
+    """Train `model` in place; removed weights are zero at the end.
+
+    Args:
+        model: trained from the weights that it has.
+        examples, validation: the data.
+        recipe: how to train.
+        task: what to learn.
+        accelerated: device and precision; made for this training, as it keeps the models that it prepares.
+        masks: hold throughout.
+        regime: makes masks that change, instead of `masks`.
+        begin: rewind point with the optimizer state and random state to begin with; None: fresh ones.
+        progress: called after every epoch.
+        checkpoints: checkpoints to write; an existing one is resumed. The caller deletes them afterwards.
+        policy: which layers run sparsely while masks hold on them; see `pruning.execution`.
+    """
+    device = accelerated.device
+    model.to(device)
+    optimizer = _optimizer(recipe, model)
+    base_rates = [group["lr"] for group in optimizer.param_groups]
+    examples, validation = examples.to(device), validation.to(device)
+    length = steps_per_epoch(len(examples), recipe.batch_size)
+    headline = task.all_metrics()[0]
+    epochs = -(-len(recipe.steps) // length)
+    prepared = accelerated.prepare(model)
+    # accelerate's wrapper of an optimizer only matters to a gradient scaler, and costs a small network 5 % of a step
+    stepper = optimizer if accelerated.scaler is None else accelerated.prepare(optimizer)
+    state = TrainingState(recipe.steps.start, torch.zeros((), device=device))
+    with seeded(recipe.seed, "training", state.step // length):
+        if begin is not None:
+            begin.restore(optimizer=optimizer, random=True)
+        held = _held(prepared, optimizer, None if masks is None else masks.to(device), regime)
+        part = task.inputs(take(examples, -(-recipe.batch_size // recipe.accumulate), device))
+        execution = None if held is None else execution_of(held, policy, part, accelerated)
+        tree = None if checkpoints is None else checkpoints.read(device)
+        if tree is not None:
+            state = from_tree(tree, model, optimizer, execution, accelerated)
+        prepared.train()
+        began, last_saved = time.perf_counter() - state.seconds, time.monotonic()
+        for batch in upcoming(examples, recipe, task, range(state.step, recipe.steps.stop), length):
+            number, place = divmod(state.step, length)
+            if place == 0:
+                reseed(recipe.seed, "training", number)
+            _set_rates(optimizer, base_rates, recipe.factor(state.step / recipe.total))
+            count = task.count(batch)
+            state.add(_step(prepared, stepper, batch, count, recipe, task, accelerated, execution), count)
+            ends = state.step % length == 0 or state.step == recipe.steps.stop
+            found = evaluate(task, model, validation)[headline.name] if ends and recipe.best_on_validation else None
+            state.seconds = time.perf_counter() - began
+            if ends:
+                epoch = state.close(number, optimizer.param_groups[0]["lr"], found, headline.higher_is_better, model)
+                began = time.perf_counter()
+                if progress is not None:
+                    progress.epoch(len(state.epochs), epochs, epoch.loss)
+            if checkpoints is not None and is_main_process() and checkpoints.due(state.step, last_saved):
+                checkpoints.write(to_tree(state, model, optimizer, execution, accelerated), device)
+                last_saved = time.monotonic()
+        sparse = () if execution is None else execution.dense()
+        end = RewindPoint.capture(model, optimizer, step=state.step) if recipe.keep_end else None
+    if state.best is not None:
+        model.load_state_dict(state.best[1])
+    if held is None:
+        return Trained(state.epochs, None, end, diverged=state.lost)
+    if recipe.steps and not held.masks.agree(model):
+        raise MaskError("removed weights came back in training: something writes to them past the optimizer")
+    final = held.finish()
+    final.apply_(model)
+    return Trained(state.epochs, final, end, sparse, state.lost)
+
+
+def _optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
+    try:
+        return recipe.optimizer(p for p in model.parameters() if p.requires_grad)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"optimizer: {error}: check its options") from error
+
+
+def _set_rates(optimizer: Optimizer, base_rates: list[float], factor: float) -> None:
+    for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
+        group["lr"] = rate * factor
+
+
+def _held(model: nn.Module, optimizer: Optimizer, masks: Masks | None, regime: MakeRegime | None) -> Held | None:
+    if regime is not None:
+        return regime(model, optimizer)
+    return None if masks is None else Held(model, optimizer, masks)
+
+
+def _step(
+    model: nn.Module,
+    optimizer: Optimizer,
+    batch: Batch,
+    count: float | Tensor,
+    recipe: Recipe,
+    task: Task,
+    accelerated: Accelerator,
+    execution: Execution | None,
+) -> Tensor:
+    """One optimizer step on the mean over `count`; the sum of the losses of this process, on the device."""
+    if execution is not None:
+        execution.ready()
+    optimizer.zero_grad()
+    loss_sum = torch.zeros((), device=accelerated.device)
+    own, counted = _share(rows_of(batch))
+    # processes average their gradients; where nothing counts, nothing is learned
+    count = count.double() if isinstance(count, Tensor) else count  # an integer tensor would divide in float32
+    weight = world_size() / count if counted and count else 0.0
+    parts = chunks(cut(batch, own) if world_size() > 1 else batch, recipe.accumulate)
+    for number, part in enumerate(parts, start=1):
+        with nullcontext() if number == len(parts) else accelerated.no_sync(model):
+            with accelerated.autocast():
+                loss = task.loss(call(task, model, part), part, training=True)
+            accelerated.backward(loss * weight)
+        if counted:
+            loss_sum += loss.detach()
+    if recipe.clip is not None:
+        accelerated.clip_grad_norm_(model.parameters(), recipe.clip)
+    if execution is not None:
+        execution.regime.before_step()
+    optimizer.step()
+    if execution is not None:
+        execution.regime.after_step()
+    return loss_sum
+
+
+def _share(count: int) -> tuple[slice, bool]:
+    """The examples, of `count` in a batch, that this process trains on, and whether they count.
+
+    No process gets a single example: batch norm has no variance of it. Where there are too few for all processes, the
+    last ones get two that do not count.
+    """
+    parts = max(1, min(world_size(), count // 2))
+    if rank() >= parts:
+        return slice(0, 2), False
+    return slice(rank() * count // parts, (rank() + 1) * count // parts), True

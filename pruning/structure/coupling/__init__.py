@@ -1,0 +1,1 @@
+"""Find which slices of which tensors must go together, and what each unit costs."""

@@ -1,0 +1,1 @@
+"""Record one forward pass: its operators, and the tensors that they take and make."""

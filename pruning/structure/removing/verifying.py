@@ -1,0 +1,126 @@
+"""Masked against removed: the largest difference, and the module at which it begins."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pruning.copying import cloned
+from pruning.evidence import untouched
+from pruning.inputs import Inputs, copies_for, mapped, outputs_in
+from pruning.masks import Masks
+from pruning.parameters import unwrapped
+from pruning.structure.coupling.cost_terms import Kept, left
+from pruning.structure.coupling.structure import Structure
+
+
+def verify(model: nn.Module, masks: Mapping[str, Tensor], small: nn.Module, inputs: Inputs) -> float:
+    """The largest difference between outputs of the masked `model` and of `small`, relative to the largest output.
+
+    Both run in eval mode, half precision in float32, and float32 without TF32. Infinite if the shapes differ, an
+    output is not finite, or there is none. Random states are as before.
+    """
+    expected, found = _outputs(_masked(model, masks), inputs), _outputs(_single(small), inputs)
+    if not expected or len(expected) != len(found):
+        return float("inf")
+    return max((_difference(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
+
+
+def first_difference(
+    model: nn.Module,
+    masks: Mapping[str, Tensor],
+    small: nn.Module,
+    structure: Structure,
+    kept: Kept,
+    tolerance: float = 1e-5,
+) -> str | None:
+    """The first module, in the order in which they end, whose output differs where it is left; None if none does."""
+    expected: dict[str, Tensor] = {}  # module name → its output at its first call
+    found: dict[str, Tensor] = {}
+    _outputs(_masked(model, masks), structure.inputs, expected)
+    _outputs(_single(small), structure.inputs, found)
+    for name, whole in expected.items():
+        value = structure.tape.returned.get(name)
+        part = found.get(name)
+        if value is None or part is None or not name or whole.is_nested or part.is_nested:
+            continue
+        for dim, axis in enumerate(structure.labels[value]):
+            if axis is not None and part.dim() == whole.dim() and part.shape[dim] < whole.shape[dim]:
+                stays = np.flatnonzero(left(structure.unit[axis.labels], kept))
+                whole = whole.index_select(dim, torch.from_numpy(stays).to(whole.device))
+        if _difference(whole, part) > tolerance:
+            return name
+    return None
+
+
+def _masked(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
+    masked = _single(model)
+    Masks(masks).apply_(masked)
+    return masked
+
+
+def _single(model: nn.Module) -> nn.Module:
+    """A copy in at least single precision, in eval mode."""
+    found = cloned(unwrapped(model))
+    found.eval()
+    halves = any(p.dtype in (torch.float16, torch.bfloat16) for p in found.parameters())
+    return found.float() if halves else found
+
+
+def _outputs(model: nn.Module, inputs: Inputs, seen: dict[str, Tensor] | None = None) -> list[Tensor]:
+    """Run the model; `seen` gets what each of its modules gave at its first call."""
+    wide = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    args, kwargs = mapped(
+        copies_for(model, inputs), lambda x: x.to(wide) if x.dtype in (torch.float16, torch.bfloat16) else x
+    )
+
+    def watch(name: str) -> Any:
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and seen is not None:
+                seen.setdefault(name, output.detach().clone())
+
+        return hook
+
+    watched = [] if seen is None else model.named_modules()
+    handles = [module.register_forward_hook(watch(name)) for name, module in watched]
+    try:
+        with torch.no_grad(), untouched(model), _without_tf32():
+            torch.manual_seed(0)
+            return [part.detach() for part in outputs_in(model(*args, **kwargs))]
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """Switch TF32 off, which GPUs use for convolutions by default: its ten bits are no ground for a comparison."""
+    products, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    if hasattr(cudnn, "conv"):  # torch ≥ 2.9
+        settings: list[tuple[Any, str, Any]] = [
+            (p, "fp32_precision", "ieee") for p in (products, cudnn.conv, cudnn.rnn)
+        ]
+    else:
+        settings = [(part, "allow_tf32", False) for part in (products, cudnn)]
+    before = [getattr(part, name) for part, name, _ in settings]
+    try:
+        for part, name, value in settings:
+            setattr(part, name, value)
+        yield
+    finally:
+        for (part, name, _), value in zip(settings, before, strict=True):
+            setattr(part, name, value)
+
+
+def _difference(expected: Tensor, found: Tensor) -> float:
+    if expected.shape != found.shape:
+        return float("inf")
+    if torch.equal(expected, found) or not expected.numel():
+        return 0.0
+    expected, found = expected.double(), found.double()
+    largest = float(expected.abs().max())
+    difference = float((expected - found).abs().max()) / max(largest, torch.finfo(torch.float32).tiny)
+    return difference if np.isfinite(difference) else float("inf")
