@@ -305,7 +305,7 @@ def test_masks_made_by_other_code_are_made_again_and_dense_networks_are_not(tmp_
     assert second[0]["network"] == first[0]["network"]
     assert second[1]["kept"] == first[1]["prunable"] - first[1]["kept"]
     counts = {kind: len(list((tmp_path / "runs" / "store" / kind).glob("*"))) for kind in NEEDS}
-    assert counts == {"initial": 1, "dense": 1, "masks": 2, "recovered": 2, "rows": 3}  # nothing was trained to recover
+    assert counts == {"initial": 1, "dense": 1, "masks": 2, "recovered": 2, "rows": 3}
 
 
 def test_code_counts_as_it_was_when_the_run_began(tmp_path, monkeypatch):
