@@ -64,14 +64,11 @@ class Examples(Mapping[str, Any]):
         """The number of examples, not of columns."""
         return self._length
 
-    def __bool__(self) -> bool:
-        return True
-
     def batches(self, chosen: Iterable[Positions], noise: int = 0) -> Iterator[Batch]:
         """A batch for each of `chosen`; views where it is a range."""
         for some in chosen:
             if isinstance(some, slice):
-                yield {name: tree_map(lambda rows: rows[some], column) for name, column in self.items()}  # noqa: B023
+                yield cut(self._columns, some)
             else:
                 yield {name: _gathered(column, some) for name, column in self.items()}
 
@@ -104,7 +101,8 @@ def take(data: Data, count: int, device: torch.device | str = "cpu") -> Batch:
 
 def rows_of(batch: Batch) -> int:
     """The number of examples of a batch."""
-    return len(tree_leaves(batch)[0])
+    first = next(iter(batch.values()))
+    return len(first if isinstance(first, Tensor) else tree_leaves(first)[0])
 
 
 def cut(batch: Batch, part: slice) -> Batch:

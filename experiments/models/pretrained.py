@@ -63,6 +63,3 @@ def transformers_model(
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False  # what it has seen before is no part of a training step
     return model.train()
-
-
-transformers_model.reads_files = True  # type: ignore[attr-defined]  # its weights are more than its arguments say

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.records import values
 from experiments.store.retrieval import mask_file
 from pruning.errors import RecordsError
 
@@ -21,7 +22,6 @@ def results(rows: Sequence[Mapping[str, Any]], store: Path) -> tuple[dict[str, "
     """
     import pandas as pd  # noqa: PLC0415  # these take a second, and most runs have no tracker
 
-    from experiments.records import values  # noqa: PLC0415  # as pandas: slow, and for trackers alone
     from experiments.results import figures, statistics  # noqa: PLC0415  # as pandas: slow, and for trackers alone
 
     frame = pd.DataFrame(rows)

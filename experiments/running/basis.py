@@ -81,9 +81,10 @@ class Basis:
 
     @property
     def _reads_files(self) -> bool:
-        target = get_object(self.config["model"]["_target_"])
-        ours = str(self.config["model"]["_target_"]).startswith("experiments.models.")
-        return self.config["when"] == "pretrained" or not ours or getattr(target, "reads_files", False)
+        """Whether initial weights may depend on more than their arguments and the seed: only our own are known."""
+        module = get_object(self.config["model"]["_target_"]).__module__
+        drawn = module.startswith("experiments.models.") and module != "experiments.models.pretrained"
+        return self.config["when"] == "pretrained" or not drawn
 
     @cached_property
     def _initial_content(self) -> list[Any]:

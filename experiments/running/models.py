@@ -30,6 +30,3 @@ def model_of_run(folder: str, level: int | None = None, store: str | None = None
         raise ModelError(f"{folder}: has no level {level}: give one from 0 to {max(row['level'] for row in rows)}")
     row = found[-1]
     return network_of(row, instantiate("model", row["config"]["model"]), None if store is None else Path(store))
-
-
-model_of_run.reads_files = True  # type: ignore[attr-defined]  # its weights are more than its arguments say

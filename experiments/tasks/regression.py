@@ -58,7 +58,8 @@ class Regression(Task):
 
     def count(self, batch: Batch) -> float:
         """Examples times outputs."""
-        return batch[self.targets].numel()  # type: ignore[no-any-return]
+        targets: Tensor = batch[self.targets]
+        return targets.numel()
 
     def measures(self) -> dict[str, torchmetrics.Metric]:
         """Measures of torchmetrics, summed in float64."""
@@ -67,10 +68,12 @@ class Regression(Task):
         class Shifted(R2Score):
             """From the first targets on, as R² is the same then: sums of squares of large numbers cancel."""
 
+            shift: Tensor | None = None
+
             def update(self, found: Tensor, wanted: Tensor) -> None:
-                if not self.update_called or self._update_count == 1:
-                    self._shift = wanted.mean(0)
-                super().update(found - self._shift, wanted - self._shift)
+                if self.shift is None:
+                    self.shift = wanted.mean(0)
+                super().update(found - self.shift, wanted - self.shift)
 
         found = {"r2": Shifted(), "mse": MeanSquaredError(), "mae": MeanAbsoluteError()}
         return {name: measure.set_dtype(torch.float64) for name, measure in found.items()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,10 +18,9 @@ from experiments.tasks.metric import value_of
 from pruning.errors import ConfigurationError, DataError, ModelError
 from pruning.evidence import output_tensor
 from pruning.inputs import Inputs, arguments
+from pruning.modes import eval_mode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import torchmetrics
 
 CALLS = ("keywords", "positional", "dictionary")
@@ -172,7 +170,7 @@ def counts(task: Task) -> Callable[[Batch], float] | None:
 @torch.no_grad()
 def evaluate(task: Task, model: nn.Module, data: Data) -> dict[str, float]:
     """`task.evaluate` in eval mode; the modes of the model's modules are put back."""
-    with _evaluating(model):
+    with eval_mode(model):
         return task.evaluate(model, data)
 
 
@@ -189,7 +187,7 @@ def check_fit(task: Task, model: nn.Module, splits: Splits, what: str) -> None:
         except DataError as error:
             raise DataError(f"{error} (in the {name} part)") from error
     columns = ", ".join(f"{name} {list(rows.shape)}" for name, rows in batch.items() if isinstance(rows, Tensor))
-    with _evaluating(model):
+    with eval_mode(model):
         try:
             outputs = call(task, model, batch)
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError) as error:
@@ -229,17 +227,6 @@ def _check_own(task: Task, model: nn.Module, batch: Batch, loss: Any) -> None:
     lacking = [metric.name for metric in metrics if not isinstance(found.get(metric.name), float)]
     if lacking:
         raise ConfigurationError(f"{name}: evaluate() gives no number for {', '.join(lacking)}")
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _line(error: Exception) -> str:

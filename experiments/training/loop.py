@@ -65,7 +65,7 @@ class Trained:
 def accelerator(device: str = "auto", precision: str = "no") -> Accelerator:
     """A fresh Accelerator: its state is shared by a process, and the runs of a sweep may differ in precision."""
     from accelerate import Accelerator  # noqa: PLC0415  # slow to import
-    from accelerate.state import AcceleratorState, GradientState  # noqa: PLC0415
+    from accelerate.state import AcceleratorState, GradientState  # noqa: PLC0415  # as accelerate itself
 
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()

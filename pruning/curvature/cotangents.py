@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pruning.curvature.examples import Cotangents
-from pruning.curvature.passes import along_first
+from pruning.curvature.forward import along_first
 from pruning.errors import ScoreError
 
 Curvature = Literal["gauss_newton", "empirical_fisher", "true_fisher"]

@@ -18,7 +18,8 @@ from torch.utils._pytree import tree_map
 
 from pruning.batches import Batch, cut, has_items
 from pruning.curvature.calls import Use
-from pruning.curvature.passes import Pass, one_by_one, output_gradients, passes, read_off
+from pruning.curvature.forward import Pass, one_by_one, output_gradients, read_off
+from pruning.curvature.passes import passes
 from pruning.evidence import Evidence, Scores, accumulated, output_tensor
 from pruning.parameters import unwrapped
 from pruning.processes import sum_, sum_of

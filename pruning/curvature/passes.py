@@ -7,41 +7,31 @@ first example against its gradient alone, the sum of all against the gradient of
 otherwise, or goes by the data, is checked for rows that hold something of several examples, as those of an expert do.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from pruning.batches import Batch, cut, examples
-from pruning.curvature.calls import Use, uses
-from pruning.curvature.linear_maps import factors, linear_modules
+from pruning.batches import cut
+from pruning.curvature.calls import Use
+from pruning.curvature.forward import (
+    Pass,
+    along_first,
+    close,
+    forward,
+    one_by_one,
+    output_gradients,
+    read_off,
+    run,
+    summed,
+)
+from pruning.curvature.linear_maps import linear_modules
 from pruning.errors import ScoreError, first_line
-from pruning.evidence import Evidence, Scores, accumulated, check_real, output_tensor, untouched
+from pruning.evidence import Evidence, accumulated, check_real, untouched
 from pruning.gradients import Unreached, check_graph, leaves
 from pruning.parameters import check_values
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One forward pass: the batch, its outputs, and the calls of each parameter's modules.
-
-    `counts` says how much each example counts, float64 [size]: 1, unless `Evidence.count` says otherwise. `signature`
-    is equal for passes that run the same operators on the same shapes, so that rows hold the same examples; None if an
-    operator depended on data.
-    """
-
-    batch: Batch
-    size: int
-    loss: Tensor
-    outputs: Tensor
-    counts: Tensor
-    calls: Mapping[str, list[Use]]
-    signature: int | None
 
 
 def passes(evidence: Evidence) -> Iterator[Pass]:
@@ -68,7 +58,7 @@ def passes(evidence: Evidence) -> Iterator[Pass]:
     with untouched(evidence.model, evidence.parameters.values()), torch.enable_grad():
         for batch in evidence.batches:
             with unreached.watched():
-                taken = _forward(evidence, batch, modules)
+                taken = forward(evidence, batch, modules)
             check_graph(taken.loss)
             reached = {id(leaf) for leaf in leaves(taken.loss)}
             unreached.refuse(batch, {name for name, p in evidence.parameters.items() if id(p) not in reached})
@@ -84,71 +74,6 @@ def passes(evidence: Evidence) -> Iterator[Pass]:
             yield replace(taken, calls={name: found for name, found in calls.items() if name not in mixes})
     if trusted is None:
         raise ScoreError("curvature needs data: batches is empty, or could be iterated only once (give a list)")
-
-
-def _forward(evidence: Evidence, batch: Batch, modules: Mapping[nn.Module, str]) -> Pass:
-    with uses(evidence.local, modules, described=True) as found:
-        loss, whole = _run(evidence, batch)
-    by_name = {name: calls for name, calls in found.by_name(modules).items() if name not in found.elsewhere}
-    size = len(whole)
-    signature = None if found.by_data else hash((size, *(found.operators or ())))
-    return Pass(batch, size, loss, whole, _counts(evidence, batch, size).to(whole.device), by_name, signature)
-
-
-def _counts(evidence: Evidence, batch: Batch, size: int) -> Tensor:
-    """How much each example counts in the mean that the loss of `batch` is."""
-    if evidence.count is None:
-        return torch.ones(size, dtype=torch.float64)
-    found = torch.tensor([float(evidence.count(cut(batch, slice(n, n + 1)))) for n in range(size)], dtype=torch.float64)
-    whole = evidence.size(batch)
-    if not bool((found >= 0).all()) or abs(float(found.sum()) - whole) > 1e-6 * whole:
-        raise ScoreError(
-            f"Evidence count= gives {whole:g} for a batch, and {float(found.sum()):g} for its examples one by one: "
-            "give a sum over examples, none below 0"
-        )
-    return found
-
-
-def _run(evidence: Evidence, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The loss of `batch`, and the outputs on which it depends, examples first."""
-    assert evidence.loss is not None
-    with _outputs(evidence.local) as outputs:
-        loss = evidence.loss(evidence.local, batch)
-    size = examples(batch)
-    whole = output_tensor(outputs[-1] if outputs else None)
-    if not whole.dim() or len(whole) != size:
-        raise ScoreError(f"the model's output has shape {list(whole.shape)} for {size} examples: put examples first")
-    if not whole.requires_grad:
-        raise ScoreError("the model's output has no gradient: its weights are used under no_grad, or detached")
-    return loss, whole
-
-
-@contextmanager
-def _outputs(model: nn.Module) -> Iterator[list[Any]]:
-    found: list[Any] = []
-
-    def hook(module: nn.Module, inputs: Any, outputs: Any) -> None:
-        found.append(outputs)
-
-    handle = model.register_forward_hook(hook)
-    try:
-        yield found
-    finally:
-        handle.remove()
-
-
-def output_gradients(taken: Pass, cotangent: Tensor) -> dict[str, list[tuple[Use, Tensor]]]:
-    """∂(outputs · cotangent) by the outputs of every call, in one backward pass."""
-    calls = [(name, use) for name, uses_ in taken.calls.items() for use in uses_]
-    if not calls:
-        return {}
-    gradients = torch.autograd.grad(
-        taken.outputs, [use.outputs for _, use in calls], cotangent, retain_graph=True, allow_unused=True
-    )
-    found: dict[str, list[tuple[Use, Tensor]]] = {}
-    for (name, use), gradient in zip(calls, gradients, strict=True):
-        found.setdefault(name, []).append((use, torch.zeros_like(use.outputs) if gradient is None else gradient))
-    return found
 
 
 def _by_example(taken: Pass) -> dict[str, list[Use]]:
@@ -180,8 +105,8 @@ def _trusted(evidence: Evidence, taken: Pass) -> set[str]:
         name
         for name, whole in zip(calls, together, strict=True)
         if whole is not None
-        and _close(read_off(found[name], first, whole.shape), alone[name])
-        and _close(_summed(found[name], whole.shape), accumulated(whole))
+        and close(read_off(found[name], first, whole.shape), alone[name])
+        and close(summed(found[name], whole.shape), accumulated(whole))
     }
 
 
@@ -197,7 +122,7 @@ def _check_alone(evidence: Evidence, taken: Pass) -> None:
     for number in sorted({0, taken.size // 2, taken.size - 1}):
         one = slice(number, number + 1)
         try:
-            loss, alone = _run(evidence, cut(taken.batch, one))
+            loss, alone = run(evidence, cut(taken.batch, one))
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             raise ScoreError(
                 f"the model does not run on one example of a batch ({first_line(error)}), so examples have no "
@@ -205,7 +130,7 @@ def _check_alone(evidence: Evidence, taken: Pass) -> None:
             ) from error
         tolerance = 1e-3 if torch.finfo(alone.dtype).bits >= 32 else 0.05
         whole = taken.outputs.detach()[one]
-        if alone.shape != whole.shape or not _close(accumulated(alone), accumulated(whole), tolerance):
+        if alone.shape != whole.shape or not close(accumulated(alone), accumulated(whole), tolerance):
             raise ScoreError(
                 "an example has other outputs alone than in its batch: the model mixes examples, or something else "
                 "comes first (time, say): put examples first, or use a scorer of the whole batch, as taylor"
@@ -214,7 +139,7 @@ def _check_alone(evidence: Evidence, taken: Pass) -> None:
             continue
         (own,) = torch.autograd.grad(loss, alone)
         part = slope[one] * float(taken.counts.sum() / taken.counts[number])
-        if not _close(accumulated(part), accumulated(own), tolerance):
+        if not close(accumulated(part), accumulated(own), tolerance):
             raise ScoreError(
                 "the loss of a batch is no mean over its examples: the loss of one alone has another gradient than its "
                 "part of the batch's: give the mean, or Evidence(count=...), from a batch to what it averages over"
@@ -237,7 +162,7 @@ def _mixing(taken: Pass) -> set[str]:
         name
         for name, calls in plain.items()
         for (_, gradient), (_, other) in zip(calls, scaled[name], strict=True)
-        if not _close(accumulated(other), accumulated(gradient * along_first(scales, gradient)))
+        if not close(accumulated(other), accumulated(gradient * along_first(scales, gradient)))
     }
 
 
@@ -257,53 +182,7 @@ def _check_loss(evidence: Evidence, taken: Pass) -> None:
     whole = torch.autograd.grad(taken.loss, parameters, retain_graph=True, allow_unused=True)
     for name, found, wanted in zip(suspects, through, whole, strict=True):
         tolerance = 1e-3 if wanted is None or torch.finfo(wanted.dtype).bits >= 32 else 0.05
-        if wanted is not None and (found is None or not _close(accumulated(found), accumulated(wanted), tolerance)):
+        if wanted is not None and (found is None or not close(accumulated(found), accumulated(wanted), tolerance)):
             raise ScoreError(
                 f"{name}: the loss sees it past the model's outputs: call the model once in the loss, without penalties"
             )
-
-
-def read_off(calls: list[tuple[Use, Tensor]], part: slice, shape: torch.Size) -> Tensor:
-    """The gradients of the examples in `part`, [examples, *shape], summed over calls and their positions."""
-    total: Tensor | None = None
-    for use, gradient in calls:
-        rows, columns = factors(use.module, accumulated(use.unchanged()[part]), accumulated(gradient[part]))
-        term = (rows @ columns.transpose(2, 3)).reshape(len(rows), *shape)
-        total = term if total is None else total + term
-    assert total is not None
-    return total
-
-
-def _summed(calls: list[tuple[Use, Tensor]], shape: torch.Size) -> Tensor:
-    """`read_off`, summed over all examples."""
-    total = torch.zeros((), device=calls[0][1].device)
-    for use, gradient in calls:
-        inputs, slopes = (torch.split(accumulated(tensor), 64) for tensor in (use.unchanged(), gradient))
-        for x, slope in zip(inputs, slopes, strict=True):
-            rows, columns = factors(use.module, x, slope)
-            total = total + torch.einsum("ngrl,ngcl->grc", rows, columns).reshape(shape)
-    return total
-
-
-def along_first(values: Tensor, like: Tensor) -> Tensor:
-    """`values`, one an example, so that they multiply `like` [examples, …] in its own dtype."""
-    return values.to(like.dtype).view(-1, *[1] * (like.dim() - 1))
-
-
-def _close(found: Tensor, wanted: Tensor, tolerance: float = 1e-3) -> bool:
-    return bool((found - wanted).abs().max() <= tolerance * wanted.abs().max() + 1e-30)
-
-
-def one_by_one(evidence: Evidence, batch: Batch, cotangent: Tensor, names: list[str], part: slice) -> Scores:
-    """The same by the definition: every example goes through the network alone."""
-    assert evidence.loss is not None
-    parameters = [evidence.parameters[name] for name in names]
-    rows = []
-    for number in range(part.start, part.stop):
-        one = slice(number, number + 1)
-        _, outputs = _run(evidence, cut(batch, one))
-        rows.append(torch.autograd.grad(outputs, parameters, cotangent[one], allow_unused=True))
-    return {
-        name: torch.stack([accumulated(torch.zeros_like(p) if row[i] is None else row[i]) for row in rows])
-        for i, (name, p) in enumerate(zip(names, parameters, strict=True))
-    }

@@ -35,7 +35,7 @@ def test_a_layers_scores_by_a_loop_over_single_weights(norm: int, layer: nn.Modu
     """‖x_j‖ is the norm of what a weight multiplies: the outputs of the layer with that weight 1 and all others 0."""
     layer = layer.double()
     x = torch.randn(shape, dtype=torch.float64)
-    found = scorers.wanda(Evidence(layer, prunable(layer), [x[:1], x[1:]], forward), norm=norm)["weight"]  # type: ignore[arg-type]  # a literal
+    found = scorers.wanda(Evidence(layer, prunable(layer), [x[:1], x[1:]], forward), norm=norm)["weight"]  # a literal
     for index in range(layer.weight.numel()):
         one = torch.zeros_like(layer.weight)
         one.view(-1)[index] = 1
@@ -84,7 +84,7 @@ def test_a_weight_that_no_layer_multiplies_is_named(model: nn.Module, shape: tup
         return model(x, x, x) if isinstance(model, nn.MultiheadAttention) else model(x)
 
     with pytest.raises(ScoreError, match=f"{said}: no Linear or convolution"):
-        scorers.wanda(Evidence(model, prunable(model), [torch.randn(shape)], run))  # type: ignore[arg-type]  # never used
+        scorers.wanda(Evidence(model, prunable(model), [torch.randn(shape)], run))  # never used
 
 
 class Routed(nn.Module):
@@ -110,7 +110,7 @@ def test_an_expert_without_an_example_scores_zero(called: bool) -> None:
     x, y = torch.randn(9, 4), torch.randint(3, (9,))
     evidence = Evidence(model, prunable(model), [(x[:4], y[:4]), (x[4:], y[4:])], reference_case(6).loss)
     for scorer in (scorers.wanda, scorers.obs, scorers.taylor, scorers.fisher, scorers.obd, scorers.woodfisher):
-        scores = scorer(evidence)  # type: ignore[operator]
+        scores = scorer(evidence)
         assert not bool(scores["experts.2.weight"].any())
         assert all(bool(scores[f"experts.{number}.weight"].all()) for number in (0, 1))
     masks = prune(scorers.magnitude(evidence), 0.5)
@@ -124,7 +124,7 @@ def test_an_expert_without_an_example_scores_zero(called: bool) -> None:
 def test_wrong_arguments_are_refused() -> None:
     case = reference_case(6)
     for call in (
-        lambda: scorers.wanda(case, norm=3),  # type: ignore[arg-type]
+        lambda: scorers.wanda(case, norm=3),
         lambda: scorers.wanda(Evidence(case.model, case.parameters, [], case.loss)),
         lambda: scorers.wanda(Evidence(case.model, case.parameters, case.batches)),
     ):

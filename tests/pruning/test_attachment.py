@@ -353,8 +353,8 @@ def test_an_optimizer_that_is_wrapped_twice_is_watched_once() -> None:
     model = mlp()
     inner = SGD(model.parameters(), lr=0.1)
     outer = SGD(model.parameters(), lr=0.1)
-    outer.optimizer = outer._optimizer = inner  # type: ignore[attr-defined]
-    inner.optimizer = outer  # type: ignore[attr-defined]  # and back again
+    outer.optimizer = outer._optimizer = inner
+    inner.optimizer = outer  # and back again
     assert optimizers_in(outer) == (outer, inner)
     with random_masks(model).attach(model, outer):
         assert len(inner._optimizer_step_pre_hooks) == len(outer._optimizer_step_pre_hooks) == 1

@@ -415,7 +415,7 @@ class Routed(nn.Module):
         for number, expert in enumerate(self.experts):
             places = (tokens[:, 0] > 0).long().eq(number).nonzero()[:, 0]
             out = out.index_add(0, places, expert(tokens[places]))
-        return self.head(out.view(x.shape).mean(1))  # type: ignore[no-any-return]
+        return self.head(out.view(x.shape).mean(1))
 
 
 def routed(signs: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
@@ -451,7 +451,7 @@ class Again(nn.Module):
         hidden = self.a(x).relu()
         if self.always or float(x.detach().abs().max()) > 50:
             hidden = F.linear(hidden * 10, self.a.weight)
-        return self.b(hidden)  # type: ignore[no-any-return]
+        return self.b(hidden)
 
 
 def small_then_large() -> list[tuple[Tensor, Tensor]]:
@@ -520,7 +520,7 @@ def test_networks_that_mix_examples_are_refused() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             hidden = self.a(x)
-            return self.b(torch.tanh(hidden - self.share * hidden.mean(0)))  # type: ignore[no-any-return]
+            return self.b(torch.tanh(hidden - self.share * hidden.mean(0)))
 
     class Statistics(nn.Module):
         def __init__(self) -> None:
@@ -537,7 +537,7 @@ def test_networks_that_mix_examples_are_refused() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             hidden = self.a(x)
-            return hidden @ hidden.T  # type: ignore[no-any-return]
+            return hidden @ hidden.T
 
     for model in (Centred(), Centred(0.5), Statistics(), Contrast()):
         evidence = Evidence(model.double(), prunable(model), [data(4)], cross_entropy)
@@ -579,7 +579,7 @@ def test_examples_may_be_items_of_lists() -> None:
             self.inner = model
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.inner(x).mean(1)  # type: ignore[no-any-return]
+            return self.inner(x).mean(1)
 
     whole = Averaged()
     items = (list(x), [torch.full((1,), int(label)) for label in y])
@@ -646,12 +646,12 @@ def test_subclasses_that_compute_what_their_kind_does_are_scored() -> None:
     for model in (twin, more):
         model.load_state_dict(plain.state_dict())
     for scorer in (scorers.wanda, scorers.obs, scorers.fisher):
-        found, wanted = (scorer(Evidence(m, prunable(m), [(x, y)], cross_entropy)) for m in (twin, plain))  # type: ignore[operator]
+        found, wanted = (scorer(Evidence(m, prunable(m), [(x, y)], cross_entropy)) for m in (twin, plain))
         for name, value in wanted.items():
             torch.testing.assert_close(found[name], value)
     for scorer in (scorers.wanda, scorers.obs):
         with pytest.raises(ScoreError, match=r"2\.weight: is also used outside of a plain layer"):
-            scorer(Evidence(more, prunable(more), [(x, y)], cross_entropy))  # type: ignore[operator]
+            scorer(Evidence(more, prunable(more), [(x, y)], cross_entropy))
 
 
 @pytest.mark.parametrize("scorer", [scorers.wanda, scorers.obs])
@@ -689,7 +689,7 @@ def test_shapes_of_weights_may_be_asked_for_anywhere_and_branches_are_taken() ->
 def test_a_penalty_that_begins_in_a_later_batch_is_refused_there() -> None:
     def growing(model: nn.Module, batch: Any) -> Tensor:
         value = cross_entropy(model, batch)
-        return value + model.weight.square().sum() if len(batch[1]) == 3 else value  # type: ignore[union-attr,operator]
+        return value + model.weight.square().sum() if len(batch[1]) == 3 else value
 
     model = nn.Linear(4, 3).double()
     x, y = data(4)

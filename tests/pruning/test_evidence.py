@@ -186,7 +186,7 @@ def test_gradients_leave_no_trace_when_closed_early() -> None:
     def act() -> None:
         iterator = gradients(evidence(model, cut(data(), [5, 7])))
         next(iterator)
-        iterator.close()  # type: ignore[attr-defined]  # a generator, annotated as an iterator
+        iterator.close()  # a generator, annotated as an iterator
 
     assert_no_trace(model, act)
 

@@ -48,7 +48,7 @@ class Checkpointed(nn.Module):
         hidden = checkpoint(lambda z: self.a(z).relu(), x, use_reentrant=self.reentrant)
         if self.again:
             hidden = hidden + self.a(x)
-        return self.b(hidden)  # type: ignore[no-any-return]
+        return self.b(hidden)
 
 
 def loss(model: nn.Module, batch: Any) -> Tensor:
@@ -201,7 +201,7 @@ def test_a_weight_that_is_also_read_beside_the_graph_keeps_its_gradient() -> Non
     evidence = case(Stopped())
     found = mean_gradient(evidence)["a.weight"]
     total = sum(loss(evidence.model, batch) * len(batch[1]) for batch in evidence.batches) / 6
-    torch.testing.assert_close(found, torch.autograd.grad(total, evidence.model.a.weight)[0])  # type: ignore[arg-type]
+    torch.testing.assert_close(found, torch.autograd.grad(total, evidence.model.a.weight)[0])
 
 
 class Later(nn.Module):
@@ -239,12 +239,12 @@ def test_sparse_gradients_of_embeddings_are_scores_too() -> None:
             self.words, self.head = nn.Embedding(7, 4, sparse=sparse), nn.Linear(4, 3)
 
         def forward(self, ids: Tensor) -> Tensor:
-            return self.head(self.words(ids).mean(1))  # type: ignore[no-any-return]
+            return self.head(self.words(ids).mean(1))
 
     ids, targets = torch.randint(7, (6, 3)), torch.randint(3, (6,))
     for scorer in (scorers.taylor, scorers.gradient, scorers.snip, scorers.movement):
         sparse, dense = (
-            scorer(Evidence(m, prunable(m, include="*.weight"), [(ids, targets)], loss))  # type: ignore[operator]
+            scorer(Evidence(m, prunable(m, include="*.weight"), [(ids, targets)], loss))
             for m in (Words(True), Words(False))
         )
         for name, score in dense.items():
@@ -290,7 +290,7 @@ def test_grasp_of_a_compiled_model_is_that_of_the_model() -> None:
     model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
     plain = scorers.grasp(case(model))
     compiled = torch.compile(model, backend="aot_eager")
-    for name, score in scorers.grasp(case(compiled)).items():  # type: ignore[arg-type]  # a module, to us
+    for name, score in scorers.grasp(case(compiled)).items():  # a module, to us
         torch.testing.assert_close(score, plain[name])
 
 
@@ -355,7 +355,7 @@ def test_reentrant_checkpoints_under_autocast_and_in_later_batches_change_no_sco
         for later in (True, False):
             torch.manual_seed(0)
             model = Late(False, "before")
-            model.later = later  # type: ignore[assignment]  # a plain attribute
+            model.later = later  # a plain attribute
             evidence = case(model)
             found.append(scorers.taylor(Evidence(model, evidence.parameters, evidence.batches, given)))
         for name, score in found[1].items():
@@ -366,13 +366,13 @@ class Once(torch.autograd.Function):
     """tanh, of which the gradient has no gradient, as in many kernels of others."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]  # torch leaves it open
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # torch leaves it open
         ctx.save_for_backward(x)
         return x.tanh()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]  # torch leaves it open
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # torch leaves it open
         (x,) = ctx.saved_tensors
         return gradient * (1 - x.tanh() ** 2)
 
@@ -385,7 +385,7 @@ def test_operators_that_are_differentiable_once_have_no_hessian(scorer: str) -> 
             self.a, self.b = nn.Linear(5, 4), nn.Linear(4, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.b(Once.apply(self.a(x)))  # type: ignore[no-any-return,no-untyped-call]
+            return self.b(Once.apply(self.a(x)))
 
     with pytest.raises(ScoreError, match="can be differentiated once alone"):
         BY_CURVATURE[scorer](case(Kernel()))
@@ -403,13 +403,13 @@ def test_weights_are_looked_at_without_running_their_parametrizations() -> None:
             self.aside = nn.utils.parametrizations.spectral_norm(nn.ConvTranspose1d(1, 2, 3))
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.b(self.a(x))  # type: ignore[no-any-return]
+            return self.b(self.a(x))
 
     model = Normalised().train()
     before = copy.deepcopy(model.state_dict())
     evidence = case(model, include="a.weight")
     for scorer in (scorers.magnitude, scorers.wanda, scorers.obs, scorers.taylor):
-        scorer(evidence)  # type: ignore[operator]
+        scorer(evidence)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
 

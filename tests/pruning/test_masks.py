@@ -92,7 +92,7 @@ def test_mapping_and_its_source_do_not_follow_each_other() -> None:
     assert list(masks) == ["a"]
     assert len(masks) == 1
     with pytest.raises(TypeError):
-        masks["a"] = source["a"]  # type: ignore[index]  # that it cannot be is what is tested
+        masks["a"] = source["a"]  # that it cannot be is what is tested
     with pytest.raises(TypeError):
         hash(masks)
 

@@ -107,7 +107,7 @@ def attached(wrap: Callable[[nn.Module], nn.Module], rank: int, processes: int) 
 
 Regime = Callable[[Evidence, Optimizer], Held]
 REGIMES: dict[str, Regime] = {
-    "held": lambda e, o: Held(e.model, o, Masks(sparse(e, len(e.batches[0][1])).masks or {})),  # type: ignore[index]
+    "held": lambda e, o: Held(e.model, o, Masks(sparse(e, len(e.batches[0][1])).masks or {})),
     "set": lambda e, o: SET(sparse(e), o, steps=STEPS, every=4),
     "rigl": lambda e, o: RigL(sparse(e), o, steps=STEPS, every=4),
     "gradual": lambda e, o: Gradual(e, o, steps=STEPS, density=0.2, scorer=scorers.taylor, every=4, regrow=True),
@@ -175,7 +175,7 @@ def refusals() -> list[str]:
 
 WRAPS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "ddp": DistributedDataParallel,
-    "compiled ddp": lambda m: torch.compile(DistributedDataParallel(m), backend="eager"),  # type: ignore[dict-item]
+    "compiled ddp": lambda m: torch.compile(DistributedDataParallel(m), backend="eager"),
 }
 
 

@@ -84,7 +84,7 @@ def test_taylor_before_sums_each_batchs_term() -> None:
     transforms = {"abs": torch.abs, "squared": torch.square, "signed": lambda t: t}
     for form, transform in transforms.items():
         want = {n: sum((transform(t[n]) for t in terms), torch.zeros_like(terms[0][n])) for n in terms[0]}
-        assert_scores(scorers.taylor(case, form=form, absolute="before"), want)  # type: ignore[arg-type]  # a literal
+        assert_scores(scorers.taylor(case, form=form, absolute="before"), want)  # a literal
 
 
 def test_signed_taylor_is_high_where_removal_raises_the_loss() -> None:

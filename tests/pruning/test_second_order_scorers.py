@@ -48,7 +48,7 @@ def test_obd_by_hutchinson_is_that_of_the_exact_hessian_within_its_error() -> No
         assert bool(((score - wanted[name]).abs() <= 5 * errors[name] + 1e-12).all())
     assert any(bool((score < 0).any()) for score in found.values())
     for policy, transform in (("clamp", lambda s: s.clamp(min=0)), ("abs", torch.abs)):
-        other = scorers.obd(case, "hutchinson", negative=policy, tolerance=0.03, probes=2000, seed=5)  # type: ignore[arg-type]  # a literal
+        other = scorers.obd(case, "hutchinson", negative=policy, tolerance=0.03, probes=2000, seed=5)  # a literal
         assert_scores(other, {name: transform(score) for name, score in found.items()})
 
 

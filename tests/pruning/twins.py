@@ -25,7 +25,7 @@ class Noisy(Optimizer):
         super().__init__(params, {"lr": lr})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # no loss to return
+    def step(self, closure: Any = None) -> None:  # no loss to return
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:

@@ -5,7 +5,7 @@ Figures are values: they are built without pyplot or any global state.
 
 import math
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,9 +58,9 @@ def save(figure: Figure, path: str | Path, table: pd.DataFrame) -> list[Path]:
     pdf, png, csv = (path.with_name(f"{path.name}.{suffix}") for suffix in ("pdf", "png", "csv"))
     with style.context(["default", STYLE]), _laid_out(figure):
         # Not by savefig: it draws a figure once more, for its layout, whether that is done or not.
-        FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})  # type: ignore[no-untyped-call]
+        FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})  # type: ignore[no-untyped-call]  # matplotlib's
         undated = {"CreationDate": None, "Creator": None, "Producer": None}
-        FigureCanvasPdf(figure).print_pdf(pdf, metadata=undated)  # type: ignore[no-untyped-call]
+        FigureCanvasPdf(figure).print_pdf(pdf, metadata=undated)  # type: ignore[no-untyped-call]  # matplotlib's
     flat = table.apply(lambda column: column.map(_flat) if column.dtype == object else column)
     flat.to_csv(csv, index=False, lineterminator="\n", encoding="utf-8")
     return [pdf, png, csv]
@@ -100,6 +100,18 @@ def legend_below(figure: Figure, axes: list[Axes], title: str) -> None:
         text.set_text(label)  # only now: matplotlib would leave out what begins with "_"
     rows = math.ceil(len(labels) / columns) + sum(label.count("\n") for label in labels)
     figure.set_figheight(0.9 + 2.3 * len(axes) + 0.17 * (rows + 1))
+
+
+def label_edges(panels: Sequence[Axes], count: int, columns: int, x: str, y: str) -> None:
+    """Label the axes at the left and lower edges of `count` panels in a grid, and hide the panels after them."""
+    for panel in panels[count:]:
+        panel.set_axis_off()
+    for place, panel in enumerate(panels[:count]):
+        if place % columns == 0:
+            panel.set_ylabel(y)
+        if place + columns >= count:
+            panel.set_xlabel(x)
+            panel.tick_params(labelbottom=True)
 
 
 def panel_title(panel: Axes, title: str, columns: int) -> None:

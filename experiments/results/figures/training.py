@@ -10,7 +10,7 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.results.figures.style import NO_LABEL, STYLE, WIDTH, legend_below, log_ticks, panel_title
+from experiments.results.figures.style import NO_LABEL, STYLE, WIDTH, label_edges, legend_below, log_ticks, panel_title
 from experiments.results.statistics import start_of
 from pruning.errors import RecordsError
 
@@ -80,14 +80,7 @@ def training(losses: pd.DataFrame) -> Figure:
             panel_title(panel, str(method), columns)
         if (losses["loss"].dropna() > 0).all():  # a loss of one's own may be below 0
             log_ticks(panels[0])  # the panels share scale, limits and ticks
-        for panel in panels[len(methods) :]:
-            panel.set_axis_off()
-        for place, panel in enumerate(panels[: len(methods)]):
-            if place % columns == 0:
-                panel.set_ylabel("Training loss")
-            if place + columns >= len(methods):
-                panel.set_xlabel("Epochs since the initialisation")
-                panel.tick_params(labelbottom=True)
+        label_edges(list(panels), len(methods), columns, "Epochs since the initialisation", "Training loss")
         legend_below(figure, [panels[0]], "Mean over seeds; dotted: a pruning")
         figure.set_figheight(figure.get_figheight() + (down - 1) * 2.1)
     return figure

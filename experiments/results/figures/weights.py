@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from experiments.records import as_dicts
-from experiments.results.figures.style import NO_LABEL, STYLE, WIDTH, legend_below, log_ticks, panel_title
+from experiments.results.figures.style import NO_LABEL, STYLE, WIDTH, label_edges, legend_below, log_ticks, panel_title
 from experiments.results.statistics import start_of
 
 BINS = 81
@@ -80,14 +80,7 @@ def weights(histograms: pd.DataFrame) -> Figure:
         panels[0].plot([], [], color="#cccccc", linewidth=5, label="before")
         for colour, density in zip(colours, densities, strict=True):
             panels[0].plot([], [], color=colour, label=f"{100 * density:.3g} % kept")
-        for panel in panels[len(methods) :]:
-            panel.set_axis_off()
-        for place, panel in enumerate(panels[: len(methods)]):
-            if place % columns == 0:
-                panel.set_ylabel("Weights a bin")
-            if place + columns >= len(methods):
-                panel.set_xlabel("Value of the weight")
-                panel.tick_params(labelbottom=True)
+        label_edges(list(panels), len(methods), columns, "Value of the weight", "Weights a bin")
         legend_below(figure, [panels[0]], "Prunable weights before and, those kept, after; mean over seeds")
         figure.set_figheight(figure.get_figheight() + (down - 1) * 2.1)
     return figure

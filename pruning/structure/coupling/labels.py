@@ -193,7 +193,7 @@ class Labelling:
     def components(self) -> tuple[Array, dict[int, str]]:
         """Label → number of its component; and the components that are fixed, with the reason."""
         from scipy.sparse import coo_array  # noqa: PLC0415  # slow to import
-        from scipy.sparse.csgraph import connected_components  # noqa: PLC0415
+        from scipy.sparse.csgraph import connected_components  # noqa: PLC0415  # as scipy.sparse
 
         rows = np.concatenate([np.empty(0, np.int64), *(left for left, _ in self._ties)])
         columns = np.concatenate([np.empty(0, np.int64), *(right for _, right in self._ties)])
