@@ -12,7 +12,6 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from copy import deepcopy
 from functools import lru_cache, partial
 from itertools import count
 from pathlib import Path
@@ -50,8 +49,8 @@ ConfigStore.instance().store(name="schema", node=Configuration)
 def run(setting: Setting, folder: Path, name: str) -> list[dict[str, Any]]:
     """All levels of a run; their rows, which are also in `folder`/rows.jsonl after each level."""
     config = setting.config
-    tracker = Guarded(instantiate("tracker", config["tracker"]) if is_main_process() else Nothing())
-    tracker.start(name, deepcopy(config))
+    tracker = Guarded(instantiate("tracker", config.tracker) if is_main_process() else Nothing())
+    tracker.start(name, config.as_dict())
     done = False
     try:
         rows = _levels(setting, folder, name, tracker)
@@ -64,11 +63,12 @@ def run(setting: Setting, folder: Path, name: str) -> list[dict[str, Any]]:
 
 def _levels(setting: Setting, folder: Path, name: str, tracker: Guarded) -> list[dict[str, Any]]:
     config = setting.config
+    plain = config.as_dict()
     rows: list[dict[str, Any]] = []
     schedule = _parts(setting)
 
     def report(row: dict[str, Any]) -> None:
-        rows.append({"format": records.FORMAT, "run": name, **row, "config": config})
+        rows.append({"format": records.FORMAT, "run": name, **row, "config": plain})
         if not is_main_process():
             return
         records.write(folder, rows)
@@ -84,9 +84,9 @@ def _levels(setting: Setting, folder: Path, name: str, tracker: Guarded) -> list
     numbers = count(1)
     dense = stages.dense(setting)
     report(evaluate(setting, dense, Level(0, 0, 0, 1.0, 1.0), dense))
-    check_objective(config["objective"], rows[0])
-    for target in densities(config):
-        network = stages.initial(setting) if config["when"] == "init" else dense
+    check_objective(config.objective, rows[0])
+    for target in densities(config.density):
+        network = stages.initial(setting) if config.when == "init" else dense
         steps = schedule(target)[1:]
         for number, density in enumerate(steps, start=1):
             begun = (
@@ -97,7 +97,7 @@ def _levels(setting: Setting, folder: Path, name: str, tracker: Guarded) -> list
             network = begun
             if (
                 number == len(steps)
-                or config["recovery"]["rounds"] == "every"
+                or config.recovery.rounds == "every"
                 or stages.reaches_density_while_training(config)
             ):
                 level = Level(next(numbers), number, len(steps), density, target)
@@ -112,32 +112,32 @@ def _levels(setting: Setting, folder: Path, name: str, tracker: Guarded) -> list
 def _parts(setting: Setting) -> Callable[[float | None], tuple[float | None, ...]]:
     """Check everything that can be wrong before hours of training rather than after, and return the schedule."""
     config = setting.config
-    read_code(config, "experiments.running.stages", "experiments.running.levels")
+    read_code(config.as_dict(), "experiments.running.stages", "experiments.running.levels")
     for group in ("scorer", "compensate", "dynamic"):
-        if config[group]:
-            instantiate(group, config[group])
+        if getattr(config, group):
+            instantiate(group, getattr(config, group))
     own = getattr(setting.allocation, "density", None)
-    for target in densities(config):
+    for target in densities(config.density):
         if own is not None and target not in (None, own):
             raise ConfigurationError(f"density={target:g}: this allocation keeps {own:g} of all: set density=null")
     _ = setting.granularity
-    schedule: Callable[[float | None], tuple[float | None, ...]] = instantiate("schedule", config["schedule"])
-    for target in densities(config):
+    schedule: Callable[[float | None], tuple[float | None, ...]] = instantiate("schedule", config.schedule)
+    for target in densities(config.density):
         schedule(target)
-    if config["recovery"]["learning_rate"] == "replay" and setting.rewind_step > setting.total_steps:
+    if config.recovery.learning_rate == "replay" and setting.rewind_step > setting.total_steps:
         raise ConfigurationError(
-            f"recovery.to={config['recovery']['to']}: training ends after {setting.total_steps} steps, of "
+            f"recovery.to={config.recovery.to}: training ends after {setting.total_steps} steps, of "
             f"{setting.epoch_steps} an epoch: name an earlier moment"
         )
-    if config["recovery"]["learning_rate"] == "replay" and config["recovery"]["epochs"] is not None:
+    if config.recovery.learning_rate == "replay" and config.recovery.epochs is not None:
         log.info("recovery.epochs has no effect here: a replay goes on until the end of training")
-    if config["dynamic"]:
-        for target in densities(config):
+    if config.dynamic:
+        for target in densities(config.density):
             stages.check_dynamic(setting, target)
     check_controls(setting)
     model = setting.new_model()
     setting.prunable(model)
-    check_fit(setting.task, model, setting.splits, f"model={short_name(config['model'])}")
+    check_fit(setting.task, model, setting.splits, f"model={short_name(config.model)}")
     setting.learning_rate(0.0)
     return schedule
 

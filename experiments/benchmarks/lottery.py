@@ -88,13 +88,13 @@ def level(setting: Setting, folder: Path) -> float:
 
 def loop(load: Loading, setting: Setting, folder: Path) -> float:
     """The same level by a loop as it is mostly written; its test accuracy."""
-    splits, size = setting.splits, setting.config["training"]["batch_size"]
+    splits, size = setting.splits, setting.config.training.batch_size
     model = setting.new_model()
     masks = prune(scorers.magnitude(Evidence(model, prunable(model))), DENSITY)
-    optimizer = torch.optim.Adam(model.parameters(), lr=setting.config["optimizer"]["lr"])
+    optimizer = torch.optim.Adam(model.parameters(), lr=setting.config.optimizer["lr"])
     train = load(splits.train)
-    for epoch in range(setting.config["training"]["epochs"]):
-        order = torch.randperm(len(splits.train), generator=generator(setting.config["seed"], "order", epoch))
+    for epoch in range(setting.config.training.epochs):
+        order = torch.randperm(len(splits.train), generator=generator(setting.config.seed, "order", epoch))
         for inputs, targets in DataLoader(train, batch_sampler=[part.tolist() for part in order.split(size)]):
             _multiply(dict(model.named_parameters()), masks)
             optimizer.zero_grad()

@@ -1,6 +1,6 @@
 """The schema of configurations. A field that is not here is an error on the command line, also with a plus sign."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,26 +9,45 @@ from omegaconf import MISSING
 CONF = Path(__file__).resolve().parents[1] / "conf"
 """The folder of all choices, one YAML each: in the package, in a checkout and where the package is installed."""
 
+CONTROLS = ("reinit", "shuffle", "random", "small_dense")
+"""Networks to compare a ticket with: see `experiments.running.controls`."""
+
+Group = dict[str, Any]
+"""A choice among a group's YAML files: a `_target_` and its arguments, which its own signature checks."""
+
+
+def one_of(*choices: str, default: str) -> Any:
+    """A field with these choices."""
+    return field(default=default, metadata={"choices": choices})
+
+
+def at_least(least: int, default: float | None) -> Any:
+    """A number that is not smaller than `least`."""
+    return field(default=default, metadata={"least": least})
+
+
+# None of these is frozen: OmegaConf would refuse overrides of one that is.
+
 
 @dataclass
 class Training:
-    """Training of dense networks, shared in part with recovery; see `experiments.training.loop.Recipe`."""
+    """Training of dense networks, shared in part with recovery; see `experiments.training.recipe.Recipe`."""
 
-    epochs: int = 12
-    batch_size: int = 60
-    accumulate: int = 1
+    epochs: int = at_least(0, 12)
+    batch_size: int = at_least(1, 60)
+    accumulate: int = at_least(1, 1)
     clip: float | None = None
     best_on_validation: bool = False
-    precision: str = "no"
+    precision: str = one_of("no", "bf16", "fp16", default="no")
 
 
 @dataclass
 class Scoring:
     """The data that scorers see: `examples` of the training part (None: all), and the model's mode."""
 
-    examples: int | None = None
-    batch_size: int = 100
-    mode: str = "eval"
+    examples: int | None = at_least(1, None)
+    batch_size: int = at_least(1, 100)
+    mode: str = one_of("train", "eval", default="eval")
 
 
 @dataclass
@@ -43,21 +62,21 @@ class Recovery:
     estimated again, right after the pruning.
     """
 
-    weights: str = "keep"
-    learning_rate: str = "last"
-    epochs: int | None = 6
+    weights: str = one_of("keep", "rewind", default="keep")
+    learning_rate: str = one_of("last", "replay", default="last")
+    epochs: int | None = at_least(0, 6)
     factor: float = 1.0
     to: str = "0ep"
-    rounds: str = "every"
-    batchnorm_batches: int = 0
+    rounds: str = one_of("every", "last", default="every")
+    batchnorm_batches: int = at_least(0, 0)
 
 
 @dataclass
 class Checkpoint:
     """Intervals between checkpoints, from which a training resumes: `seconds`, `steps`, or both."""
 
-    seconds: float | None = 60.0
-    steps: int | None = None
+    seconds: float | None = at_least(0, 60.0)
+    steps: int | None = at_least(1, None)
 
 
 @dataclass
@@ -68,38 +87,38 @@ class Configuration:
     `objective`: columns of a run's last row that a searching sweeper optimises; see `experiments/conf/experiment/`.
     """
 
-    data: dict[str, Any] = MISSING
-    task: dict[str, Any] = MISSING
-    model: dict[str, Any] = MISSING
-    optimizer: dict[str, Any] = MISSING
-    learning_rate: dict[str, Any] = MISSING
-    scorer: dict[str, Any] = MISSING
-    granularity: dict[str, Any] = MISSING
-    allocation: dict[str, Any] = MISSING
-    schedule: dict[str, Any] = MISSING
-    tracker: dict[str, Any] = MISSING
+    data: Group = MISSING
+    task: Group = MISSING
+    model: Group = MISSING
+    optimizer: Group = MISSING
+    learning_rate: Group = MISSING
+    scorer: Group = MISSING
+    granularity: Group = MISSING
+    allocation: Group = MISSING
+    schedule: Group = MISSING
+    tracker: Group = MISSING
     training: Training = field(default_factory=Training)
     scoring: Scoring = field(default_factory=Scoring)
     recovery: Recovery = field(default_factory=Recovery)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
-    compensate: dict[str, Any] = field(default_factory=dict)
-    dynamic: dict[str, Any] = field(default_factory=dict)
-    execution: dict[str, Any] = MISSING
+    compensate: Group = field(default_factory=dict)
+    dynamic: Group = field(default_factory=dict)
+    execution: Group = MISSING
     controls: list[str] = field(default_factory=list)
-    latency: int | None = None
+    latency: int | None = at_least(1, None)
     objective: list[str] = field(default_factory=list)
     include: Any = None
     exclude: Any = None
     density: Any = 0.1
-    when: str = "trained"
-    seed: int = 0
+    when: str = one_of("init", "trained", "pretrained", default="trained")
+    seed: int = at_least(0, 0)
     name: str = "default"
     folder: str = "runs/${name}"
     store: str = "runs/store"
     threads: str = "auto"
-    device: str = "auto"
+    device: str = one_of("auto", "cpu", default="auto")
     experiment: str | None = None
 
-
-CONTROLS = ("reinit", "shuffle", "random", "small_dense")
-"""Networks to compare a ticket with: see `experiments.running.controls`."""
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain data: what rows hold, and YAML."""
+        return asdict(self)

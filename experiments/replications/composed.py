@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from hydra import compose, initialize_config_dir
@@ -25,5 +24,5 @@ def setting(store: Store, overrides: Sequence[str]) -> Setting:
     """The setting of the command line's `overrides`; errors as there."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config: dict[str, Any] = validate(compose("config", overrides=list(overrides)))
+        config = validate(compose("config", overrides=list(overrides)))
     return Setting(config, store, alone=False)

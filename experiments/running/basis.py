@@ -1,11 +1,12 @@
-"""Basis of a run: configuration, store, data, model and recipe, built when first needed."""
+"""Basis of a run: configuration, store, data, model and recipe, made when first needed."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property, partial
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,12 +14,14 @@ from hydra.utils import get_object
 from torch import nn
 
 from experiments.configuration.targets import instantiate, short_name, without_return_check
+from experiments.configuration.views import FREE, UndeclaredFieldError, covers, view
 from experiments.data import Splits
 from experiments.data.content import content_of_data, content_of_tensors
+from experiments.running.parts import made_from
 from experiments.runtime.processes import on_cpu
 from experiments.runtime.progress import Progress, progress
 from experiments.runtime.seeding import seeded
-from experiments.store import Store
+from experiments.store import Artefact, Store
 from experiments.store.identity import WITHOUT_EFFECT, part
 from experiments.store.sources import digests
 from experiments.tasks import Task
@@ -33,62 +36,101 @@ from pruning.rewind import step_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from typing_extensions import Self
+
+    from experiments.configuration import Configuration
 
 
 @dataclass(frozen=True)
 class Basis:
-    """A run's checked configuration, its store, and whether it alone writes to the terminal. Its parts are built once.
+    """A run's checked configuration, its store, and whether it alone writes to the terminal.
 
+    A stage works with `only` the fields of the configuration that it takes, and its `identity` is that of these fields.
     A stage that takes this rather than a `Setting` knows nothing of units, and its results do not depend on their code.
+
+    Attributes:
+        whole: the configuration with all its fields: for checks, and for what stands beside a result.
+        taken: fields that the identity holds; None: all can be read, and there is no identity.
+        inherited: fields that can be read too, as the key of what a stage starts from holds them.
+        made: the parts that are made already, by name; views share them.
     """
 
-    config: dict[str, Any]
+    whole: Configuration
     store: Store
     alone: bool = True
-    loaded: Splits | None = None
+    taken: frozenset[str] | None = None
+    inherited: frozenset[str] = frozenset()
+    made: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
-    @cached_property
+    @property
+    def config(self) -> Configuration:
+        """The configuration: of a view, the fields that it may read."""
+        return self.whole if self.taken is None else view(self.whole, self.fields)
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """The fields that a view may read, all of which the key of its result holds."""
+        return (self.taken or frozenset()) | self.inherited
+
+    def only(self, *fields: str, after: Iterable[str] = ()) -> Self:
+        """The same for a stage that takes these `fields`, and goes on from a result whose key holds those of `after`.
+
+        Raises `UndeclaredFieldError` for a view that does not have them itself.
+        """
+        for name in fields:
+            if self.taken is not None and not covers(self.fields | FREE, name):
+                raise UndeclaredFieldError(f"{name}: is used by a stage that takes {', '.join(sorted(self.fields))}")
+        return replace(self, taken=frozenset(fields), inherited=frozenset(after))
+
+    def identity(self) -> dict[str, Any]:
+        """Identity of a result of this view: the fields taken, the code behind them, and the content of data and
+        weights that come from files.
+        """
+        assert self.taken is not None
+        found = part(self.whole.as_dict(), *sorted(self.taken))
+        if covers(self.taken, "data.load"):
+            found["content of data"] = self.only("data.load").content
+        if covers(self.taken, "model") and self._reads_files:
+            found["content of weights"] = self.only("model", "seed").initial_content
+        return found
+
+    def obtain(self, kind: str, identity: Mapping[str, Any], make: Callable[[Path], None]) -> Artefact:
+        """The artefact of this view's identity and of `identity` besides; made first where it is not there."""
+        found = self.store.obtain(kind, {**identity, **self.identity()}, make)
+        return replace(found, fields=self.fields)
+
+    @made_from("data.load")
     def splits(self) -> Splits:
         """The data."""
-        splits: Splits = self.loaded or instantiate("data.load", self.config["data"]["load"])
+        splits: Splits = instantiate("data.load", self.config.data["load"])
         return splits
 
-    @cached_property
+    @made_from("task")
     def task(self) -> Task:
         """The task: loss and metrics."""
-        task: Task = instantiate("task", self.config["task"])
+        task: Task = instantiate("task", self.config.task)
         if not isinstance(task, Task):
             raise ConfigurationError(
-                f"task={self.config['task']['_target_']}: makes a {type(task).__name__}: give a subclass of "
+                f"task={self.config.task['_target_']}: makes a {type(task).__name__}: give a subclass of "
                 "experiments.tasks.Task"
             )
         return task
 
-    def part(self, *fields: str) -> dict[str, Any]:
-        """Identity of a result: these fields of the configuration, the code behind them, and the content of data
-        and weights that come from files.
-        """
-        found = part(self.config, *fields)
-        if "data.load" in fields:
-            found["content of data"] = self._content
-        if "model" in fields and self._reads_files:
-            found["content of weights"] = self._initial_content
-        return found
-
-    @cached_property
-    def _content(self) -> list[str]:
+    @made_from("data.load")
+    def content(self) -> list[str]:
+        """Digests of the data."""
         return content_of_data(self.splits)
 
     @property
     def _reads_files(self) -> bool:
         """Whether initial weights may depend on more than their arguments and the seed: only our own are known."""
-        module = get_object(self.config["model"]["_target_"]).__module__
+        module = get_object(self.whole.model["_target_"]).__module__
         drawn = module.startswith("experiments.models.") and module != "experiments.models.pretrained"
-        return self.config["when"] == "pretrained" or not drawn
+        return self.whole.when == "pretrained" or not drawn
 
-    @cached_property
-    def _initial_content(self) -> list[Any]:
-        """The initial weights, what the model says of its form, and the code of its modules."""
+    @made_from("model", "seed")
+    def initial_content(self) -> list[Any]:
+        """Digests of the initial weights, of what the model says of its form, and of the code of its modules."""
         model = self.new_model()
         form: Mapping[str, Any] = getattr(getattr(model, "config", None), "to_dict", dict)()
         kinds = {f"{type(module).__module__}.{type(module).__qualname__}" for module in model.modules()}
@@ -96,18 +138,18 @@ class Basis:
         code = digests(known, WITHOUT_EFFECT)
         return [content_of_tensors(model.state_dict()), json.dumps(form, sort_keys=True, default=str), code]
 
-    @cached_property
+    @made_from("device")
     def device(self) -> torch.device:
         """The device on which networks are."""
-        if on_cpu(self.config["device"]):
+        if on_cpu(self.config.device):
             return torch.device("cpu")
-        device: torch.device = self.new_accelerator().device
+        device: torch.device = accelerator(self.config.device, "no").device
         return device
 
     def new_accelerator(self) -> Accelerator:
         """Device and precision, for one training: it keeps every model that it prepares, and a gradient scaler."""
-        precision = self.config["training"]["precision"]
-        made = accelerator(self.config["device"], precision)
+        precision = self.config.training.precision
+        made = accelerator(self.config.device, precision)
         if precision == "fp16" and made.device.type == "cpu":
             raise ConfigurationError("training.precision=fp16: needs a GPU; on a CPU choose no or bf16")
         return made
@@ -115,77 +157,76 @@ class Basis:
     @property
     def rewind_step(self) -> int:
         """The step of the dense training that `recovery.to` names."""
-        return step_of(self.config["recovery"]["to"], self.epoch_steps)
+        return step_of(self.config.recovery.to, self.epoch_steps)
 
     def checkpoints(self, kind: str, identity: Mapping[str, Any]) -> Checkpoints | None:
-        """The checkpoints of the training of this artefact; None if it writes none."""
-        often = self.config["checkpoint"]
-        if often["seconds"] is None and often["steps"] is None:
+        """The checkpoints of the training of an artefact that `obtain` makes; None if it writes none."""
+        often = self.config.checkpoint
+        if often.seconds is None and often.steps is None:
             return None
-        return Checkpoints(self.store.scratch(kind, identity) / "checkpoint.safetensors", **often)
+        place = self.store.scratch(kind, {**identity, **self.identity()}) / "checkpoint.safetensors"
+        return Checkpoints(place, often.seconds, often.steps)
 
     def new_model(self, draw: str = "initial weights") -> nn.Module:
         """The model at its initialisation, a function of the seed; each `draw` is another one."""
-        with seeded(self.config["seed"], draw):
-            model = instantiate("model", self.config["model"])
+        with seeded(self.config.seed, draw):
+            model = instantiate("model", self.config.model)
         if not isinstance(model, nn.Module):
-            raise ModelError(f"model={self.config['model']['_target_']}: makes a {type(model).__name__}, not a module")
+            raise ModelError(f"model={self.config.model['_target_']}: makes a {type(model).__name__}, not a module")
         return model
 
     def prunable(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """The parameters that may be pruned."""
-        return prunable(model, self.config["include"], self.config["exclude"])
+        return prunable(model, self.config.include, self.config.exclude)
 
-    @cached_property
+    @made_from("execution")
     def execution(self) -> Choose:
         """Execution policy: which layers of a masked network run on their kept weights alone."""
-        policy: Choose = instantiate("execution", self.config["execution"])
+        policy: Choose = instantiate("execution", self.config.execution)
         return masked if getattr(policy, "func", policy) is masked else without_return_check(policy)
 
-    @cached_property
+    @made_from("data.load", "training.batch_size")
     def epoch_steps(self) -> int:
         """Optimizer steps of an epoch."""
-        return steps_per_epoch(len(self.splits.train), self.config["training"]["batch_size"])
+        return steps_per_epoch(len(self.splits.train), self.config.training.batch_size)
 
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the dense network's training."""
-        epochs: int = self.config["training"]["epochs"]
+        epochs: int = self.config.training.epochs
         return epochs * self.epoch_steps
 
     def recipe(self, steps: range, factor: Callable[[float], float], total: int) -> Recipe:
         """The training recipe for `steps` of the data's order, with the learning-rate `factor` spread over `total`."""
-        training = self.config["training"]
-        augment = self.config["data"].get("augment")
+        training = self.config.training
+        augment = self.config.data.get("augment")
         return Recipe(
             steps=steps,
             total=max(1, total),
-            batch_size=training["batch_size"],
-            optimizer=instantiate("optimizer", self.config["optimizer"]),
+            batch_size=training.batch_size,
+            optimizer=instantiate("optimizer", self.config.optimizer),
             factor=factor,
-            seed=self.config["seed"],
-            accumulate=training["accumulate"],
-            clip=training["clip"],
-            best_on_validation=training["best_on_validation"],
+            seed=self.config.seed,
+            accumulate=training.accumulate,
+            clip=training.clip,
+            best_on_validation=training.best_on_validation,
             augment=None if augment is None else without_return_check(instantiate("data.augment", augment)),
         )
 
-    @cached_property
+    @made_from("learning_rate")
     def learning_rate(self) -> Callable[[float], float]:
         """The factor of the learning rate over the progress of training."""
-        factor: Callable[[float], float] = without_return_check(
-            instantiate("learning_rate", self.config["learning_rate"])
-        )
+        factor: Callable[[float], float] = without_return_check(instantiate("learning_rate", self.config.learning_rate))
         return factor
 
-    @cached_property
+    @made_from("learning_rate", "recovery.factor")
     def recovery_rate(self) -> Callable[[float], float]:
         """The factor that training ends with, times that of the recovery, held constant."""
-        return partial(_always, self.learning_rate(1.0 - 1e-9) * self.config["recovery"]["factor"])
+        return partial(_always, self.learning_rate(1.0 - 1e-9) * self.config.recovery.factor)
 
     def progress(self, what: str) -> Progress:
         """A display of how far `what` is, with the run's scorer and seed."""
-        return progress(f"{short_name(self.config['scorer'])}, seed {self.config['seed']}, {what}", self.alone)
+        return progress(f"{short_name(self.whole.scorer)}, seed {self.whole.seed}, {what}", self.alone)
 
 
 def _always(value: float, progress: float) -> float:

@@ -38,7 +38,7 @@ def controls(
         level: where in the run it stands.
         dense: the run's dense network.
     """
-    for control in setting.config["controls"]:
+    for control in setting.config.controls:
         if control == "small_dense":
             yield from _small_dense(setting, ticket, level, dense)
             continue
@@ -53,8 +53,8 @@ def controls(
 
 def check(setting: Setting) -> None:
     """Raise `ConfigurationError` where a control cannot be made."""
-    target = setting.config["model"]["_target_"]
-    wanted = "small_dense" in setting.config["controls"]
+    target = setting.config.model["_target_"]
+    wanted = "small_dense" in setting.config.controls
     if wanted and "width" not in inspect.signature(get_object(target)).parameters:
         raise ConfigurationError(f"controls=small_dense: {target} has no option width: leave this control out")
 

@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.configuration import validate
+from experiments.configuration import Configuration, validate
 from experiments.configuration.targets import short_name
 from experiments.records.fields import BOOKKEEPING
 from experiments.records.runs import record_state, repetitions, states
@@ -47,9 +47,8 @@ def job(run: Callable[[Setting, Path, str], Rows], config: DictConfig) -> float 
     others would wait for it, or take its next job for the present one.
     """
     try:
-        plain = validate(config)
-        rows = _prepared(run, plain)
-        return objectives(rows, plain["objective"])
+        checked = validate(config)
+        return objectives(_prepared(run, checked), checked.objective)
     except (PruningError, OSError) as error:
         alone = not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN
         if alone or processes.world_size() > 1:
@@ -139,18 +138,19 @@ def jobs_failed(error: JobError, since: float) -> int:
     )
 
 
-def _prepared(run: Callable[[Setting, Path, str], Rows], plain: dict[str, Any]) -> Rows:
+def _prepared(run: Callable[[Setting, Path, str], Rows], config: Configuration) -> Rows:
     """Set threads and folder, then run."""
     launcher = _launcher()
     at_once = _parallel_jobs(launcher)
-    torch.set_num_threads(_threads(at_once, launcher) if plain["threads"] == "auto" else int(plain["threads"]))
+    torch.set_num_threads(_threads(at_once, launcher) if config.threads == "auto" else int(config.threads))
+    plain = config.as_dict()
     ignored = BOOKKEEPING - {"seed", "density", "controls"}
     identity = {key: value for key, value in plain.items() if key not in ignored}
-    parts = (short_name(plain["scorer"]), short_name(plain["model"]), plain["data"]["name"], f"seed{plain['seed']}")
+    parts = (short_name(config.scorer), short_name(config.model), config.data["name"], f"seed{config.seed}")
     name = "-".join((*parts, identity_key(identity)[:8]))
-    folder = Path(plain["folder"]) / name
-    setting = Setting(plain, Store(Path(plain["store"])), alone=at_once == 1)
-    processes.join(plain["device"])
+    folder = Path(config.folder) / name
+    setting = Setting(config, Store(Path(config.store)), alone=at_once == 1)
+    processes.join(config.device)
     if not processes.is_main_process():  # which writes all there is to write
         log.setLevel(logging.WARNING)
         return run(setting, folder, name)

@@ -43,22 +43,22 @@ class Level:
 def evaluate(setting: Setting, network: Network, level: Level, dense_network: Network) -> dict[str, Any]:
     """The row of `network`: asked and got density, costs, validation and test. Test data are seen once a level."""
     removed = network.masks is not None and setting.structured
+    seen = setting.only("data.load", "task", "include", "exclude", "latency", after=network.fields)
     identity = {"from": network.key, "format": FORMAT, "removed": removed}
-    identity |= setting.part("data.load", "task", "include", "exclude", "latency")
     identity |= code(__name__, without=EXECUTION if removed else (*EXECUTION, *STRUCTURE))
-    if setting.config["latency"] is not None:
+    if setting.config.latency is not None:
         identity |= {"timed on": [processor(), device_name(setting.device), torch.get_num_threads()]}
 
     def make(folder: Path) -> None:
-        model = load(setting.new_model(), network).to(setting.device)
-        dense = Masks.dense(setting.prunable(model)).to("cpu")
+        model = load(seen.new_model(), network).to(seen.device)
+        dense = Masks.dense(seen.prunable(model)).to("cpu")
         held = network.load_masks()
         masks = dense if held is None else held
-        counts = cost(model, masks, _inputs(setting, 1))
+        counts = cost(model, masks, _inputs(seen, 1))
         masks = Masks({name: masks[name] for name in dense})  # of coupled channels, not biases and norms
         table = masks.table()
         smallest = min(table, key=lambda line: line.density)
-        parts = {"validation": setting.splits.validation, "test": setting.splits.test}
+        parts = {"validation": seen.splits.validation, "test": seen.splits.test}
         row = {
             "density": masks.density,
             "prunable": masks.total,
@@ -75,20 +75,20 @@ def evaluate(setting: Setting, network: Network, level: Level, dense_network: Ne
             **{
                 f"{part}_{metric}": finite(value)
                 for part, data in parts.items()
-                for metric, value in measured(setting.task, model, data).items()
+                for metric, value in measured(seen.task, model, data).items()
             },
-            **_removed(setting, model, held if removed else None),
+            **_removed(seen, model, held if removed else None),
         }
         (folder / _ROW).write_text(json.dumps(row, allow_nan=False))
 
-    row = setting.store.obtain("rows", identity, make).json(_ROW)
+    row = seen.obtain("rows", identity, make).json(_ROW)
     history = network.history
     return {
-        "scorer": short_name(setting.config["scorer"]),
-        "model": short_name(setting.config["model"]),
-        "data": setting.config["data"]["name"],
-        "when": setting.config["when"],
-        "seed": setting.config["seed"],
+        "scorer": short_name(setting.config.scorer),
+        "model": short_name(setting.config.model),
+        "data": setting.config.data["name"],
+        "when": setting.config.when,
+        "seed": setting.config.seed,
         "level": level.number,
         "round": level.round,
         "rounds": level.rounds,
@@ -138,7 +138,7 @@ def _removed(setting: Setting, model: nn.Module, masks: Masks | None) -> dict[st
         model = small.to(setting.device)
         counts = cost(model, None, _inputs(setting, 1))
         found |= {"removed_parameters": counts.parameters, "removed_bytes": counts.stored_bytes}
-    batch = setting.config["latency"]
+    batch = setting.config.latency
     if batch is not None:
         found |= {"latency_ms": latency(model, _inputs(setting, batch), seconds=0.5)}
         found |= {"latency_batch": min(batch, len(setting.splits.test))}

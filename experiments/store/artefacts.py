@@ -39,12 +39,17 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 @dataclass(frozen=True)
 class Artefact:
-    """A complete artefact on disk. `again` makes it again; None where what made it is not known."""
+    """A complete artefact on disk.
+
+    `again` makes it again; None where what made it is not known. `fields` are those of the configuration that its key
+    holds, by itself or by what it comes from.
+    """
 
     kind: str
     key: str
     folder: Path
     again: Callable[[], None] | None = field(default=None, compare=False, repr=False)
+    fields: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
     def file(self, name: str) -> Path:
         """The path of one of its files, after checking size and SHA-256. A damaged artefact is made again.

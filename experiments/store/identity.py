@@ -7,6 +7,7 @@ from experiments.store import sources
 
 WITHOUT_EFFECT = (
     *(f"experiments.store.{name}" for name in ("identity", "sources", "syntax")),  # find keys
+    *(f"experiments.configuration.{name}" for name in ("schema", "views")),  # values count, wherever they come from
     *(f"experiments.store.{name}" for name in ("artefacts", "manifest", "inventory")),  # their format is in every key
     *(f"experiments.records.{name}" for name in ("rows", "columns", "values", "runs", "fields")),  # as is that of rows
     "experiments.running.conditions",  # stands beside results

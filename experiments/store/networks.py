@@ -34,6 +34,11 @@ class Network:
     untrained: bool = False
 
     @property
+    def fields(self) -> frozenset[str]:
+        """Fields of the configuration that its key holds."""
+        return self.weights.fields | (frozenset() if self.masks is None else self.masks.fields)
+
+    @property
     def key(self) -> str:
         """Key of its weights, and of its masks where these are another artefact."""
         if self.masks is None or self.masks == self.weights:

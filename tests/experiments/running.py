@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 
 from experiments import records
 from experiments import run as app
-from experiments.configuration import CONF, validate
+from experiments.configuration import CONF, Configuration, validate
 from experiments.running.setting import Setting
 from experiments.store import Store, sources, syntax
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 SMALL = ("data=digits", "model=mlp", "model.hidden=[16,12]", "training.epochs=2", "recovery.epochs=1")
 
 
-def configured(*overrides: str) -> dict:
+def configured(*overrides: str) -> Configuration:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return validate(compose("config", overrides=[*SMALL, *overrides]))
 

@@ -4,9 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from copy import deepcopy
-from functools import cached_property
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -14,27 +12,21 @@ import torch
 
 from experiments import records
 from experiments import run as app
-from experiments.running import basis, controls, stages
+from experiments.configuration import Configuration
+from experiments.configuration.views import UndeclaredFieldError
+from experiments.running import controls, stages
 from experiments.running.conditions import conditions
+from experiments.running.parts import made_from
 from experiments.running.setting import Setting
 from experiments.store import Artefact, Store, sources, syntax
 from experiments.store.identity import WITHOUT_EFFECT, part
 from experiments.store.inventory import _parents
+from experiments.store.networks import Network
 from pruning.errors import ConfigurationError
 from tests.experiments.running import ROOT, SMALL, configured, own, run, timeless
 
-ELSEWHERE = {
-    "training.epochs": "in steps",
-    "recovery.epochs": "in steps",
-    "recovery.to": "in steps",
-    "recovery.weights": "in the key of the weights",
-    "device": "rounding alone depends on it; every row tells it",
-    "checkpoint.seconds": "a training that was cut ends in the same bits",
-    "checkpoint.steps": "a training that was cut ends in the same bits",
-    "data.load.folder": "where the files of a known set lie",
-    "when": "which network is the dense one, not what it is",
-}
-"""Fields that stages read and that no identity holds by their names, and why."""
+ELSEWHERE = {"data.load.folder": "where the files of a known set lie"}
+"""Fields that stages read and that no identity holds, and why."""
 
 RUNS = {
     "rounds": ("schedule=exponential", "schedule.rounds=2", "density=0.2", "recovery.rounds=last", "training.clip=1",
@@ -54,32 +46,6 @@ RUNS = {
 }  # fmt: skip
 
 
-class Read(Mapping):
-    """A configuration, or a group of it, that notes what is read, by its path; deeper groups are read as a whole."""
-
-    def __init__(self, values: Mapping[str, Any], read: dict[str, Any], prefix: str = ""):
-        self.values_, self.read, self.prefix = values, read, prefix
-
-    def __getitem__(self, key: str) -> Any:
-        value, path = self.values_[key], f"{self.prefix}{key}"
-        if isinstance(value, dict) and not self.prefix:
-            return Read(value, self.read, f"{path}.")
-        self.read |= leaves(value, path)
-        return deepcopy(value)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.values_)
-
-    def __len__(self) -> int:
-        return len(self.values_)
-
-    def __or__(self, other: Mapping[str, Any]) -> Any:
-        return Read(self.values_ | dict(other), self.read) if not self.prefix else dict(self) | dict(other)
-
-    def __deepcopy__(self, memory: Any) -> Any:
-        return deepcopy(self.values_)
-
-
 def leaves(value: Any, path: str = "") -> dict[str, Any]:
     """Dotted path → what lies there."""
     if not isinstance(value, Mapping) or not (value or not path):
@@ -88,61 +54,53 @@ def leaves(value: Any, path: str = "") -> dict[str, Any]:
     return {name: leaf for found in inner for name, leaf in found.items()}
 
 
-def plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: plain(value[key]) for key in value}
-    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
 class Watched(Setting):
-    """Builds its parts whenever they are asked for, so that every stage reads what it depends on by itself."""
+    """Whose whole configuration is out of reach while an artefact is made: stages have their views."""
 
-    def progress(self, what: str) -> None:
-        """Nothing: its title reads scorer and seed."""
+    @property
+    def config(self) -> Configuration:
+        assert self.taken is not None or not MAKING
+        return super().config
 
 
-for _place in Setting.__mro__:
-    for _name, _built in vars(_place).items():
-        if isinstance(_built, cached_property):
-            setattr(Watched, _name, property(_built.func))
+MAKING: list[str] = []
+"""Kinds of the artefacts that are being made."""
 
 
 class Watch:
-    """The artefacts of a run: their identities, and what was read and run until they were there."""
+    """The artefacts of a run: their identities, what was run until they were there, and the networks of its stages."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
-        self.read: dict[str, Any] = {}
         self.modules: set[str] = set()
+        self.networks: list[tuple[Configuration, Network]] = []
         self.identities: dict[str, dict[str, Any]] = {}
         self.behind: dict[str, set[str]] = {}
-        self.found: list[tuple[Artefact, dict[str, Any], set[str]]] = []
+        self.found: list[tuple[Artefact, set[str]]] = []
         self._last: Any = None
         for name in ("initial", "dense", "rewind_point", "train_whole", "prune", "shuffle", "recover"):
             monkeypatch.setattr(stages, name, self._stage(getattr(stages, name)))
         for module in (app, controls):
             monkeypatch.setattr(module, "evaluate", self._stage(module.evaluate))
         monkeypatch.setattr(Store, "obtain", self._obtain(Store.obtain))
-        scratch = Store.scratch
-        monkeypatch.setattr(Store, "scratch", lambda store, kind, identity: scratch(store, kind, plain(identity)))
         monkeypatch.setattr(sources, "_digest", self._digest(sources._digest))
-        monkeypatch.setattr("experiments.running.basis.instantiate", self._instantiate(basis.instantiate))
         monkeypatch.setattr("experiments.running.levels.processor", str)  # its answer is itself in the identity
         # What rows tell beside results looks at every target
         monkeypatch.setattr(stages.trained, "conditions", lambda _, *more: conditions({}, *more))
 
     def _stage(self, stage):
-        def call(*arguments, **options):
-            outer = self.read.copy(), self.modules.copy()
-            self.read.clear()
+        def call(setting, *arguments, **options):
+            outer = self.modules.copy()
             self.modules.clear()
             sys.setprofile(self._called)
             try:
-                return stage(*arguments, **options)
+                made = stage(setting, *arguments, **options)
             finally:
                 sys.setprofile(None)
-                self.found.append(self._last)
-                self.read |= outer[0]
-                self.modules |= outer[1]
+            self.found.append(self._last)
+            self.modules |= outer
+            if isinstance(made, Network):
+                self.networks.append((setting.whole, made))
+            return made
 
         return call
 
@@ -152,9 +110,16 @@ class Watch:
 
     def _obtain(self, obtain):
         def call(store, kind, identity, make):
-            artefact = obtain(store, kind, plain(identity), make)
-            self.identities[artefact.key] = plain(identity)
-            self._last = artefact, self.read.copy(), self.modules.copy()
+            def making(folder):
+                MAKING.append(kind)
+                try:
+                    make(folder)
+                finally:
+                    MAKING.pop()
+
+            artefact = obtain(store, kind, identity, making)
+            self.identities[artefact.key] = identity
+            self._last = artefact, self.modules.copy()
             return artefact
 
         return call
@@ -164,19 +129,6 @@ class Watch:
             found = digest(starts, without)
             self.behind[found] = set(sources._reached(starts, without)[0])
             return found
-
-        return call
-
-    def _instantiate(self, instantiate):
-        """Data are read once, which would be most of the time that a test takes; their fields again and again."""
-        known: dict[str, Any] = {}
-
-        def call(group, config):
-            if group != "data.load":
-                return instantiate(group, config)
-            key = str(plain(config))
-            known[key] = known.get(key) or instantiate(group, config)
-            return known[key]
 
         return call
 
@@ -195,21 +147,65 @@ def watched(request, tmp_path_factory) -> Watch:
     config = configured("training.epochs=1", *RUNS[request.param])
     with pytest.MonkeyPatch.context() as monkeypatch:
         watch = Watch(monkeypatch)
-        app.run(Watched(Read(config, watch.read), Store(folder / "store")), folder / "run", "name")
+        app.run(Watched(config, Store(folder / "store")), folder / "run", "name")
     return watch
 
 
-def test_every_field_that_a_stage_reads_is_in_its_identity(watched):
-    assert {artefact.kind for artefact, *_ in watched.found} >= {"dense", "recovered", "rows"}
-    for artefact, read, _ in watched.found:
-        held = {path: value for one in watched.history(artefact.key) for path, value in leaves(one).items()}
-        lacking = [path for path, value in read.items() if path not in ELSEWHERE and held.get(path, held) != value]
-        assert not lacking, f"{artefact.kind} reads {lacking}"
-        assert read
+def test_the_key_of_a_network_holds_every_field_that_its_stages_could_read(watched):
+    """Of their views: the fields taken, and those inherited from what they start from, with their values."""
+    assert {artefact.kind for artefact, _ in watched.found} >= {"dense", "recovered", "rows"}
+    for config, network in watched.networks:
+        histories = [one for key in network.key.split("+") for one in watched.history(key)]
+        held = [(path, value) for one in histories for path, value in leaves(one).items()]
+        for field in network.fields:
+            group, _, name = field.partition(".")
+            value = config.as_dict()[group]
+            read = leaves(value.get(name) if name else value, field)
+            lacking = [path for path in read if path not in ELSEWHERE and (path, read[path]) not in held]
+            assert not lacking, f"the key of {network.weights.kind} lacks {lacking}"
+        assert {"seed", "model"} <= network.fields
+
+
+def test_a_stage_reads_what_it_takes_and_what_it_inherits_and_nothing_else(tmp_path):
+    setting = Setting(configured("recovery.epochs=3"), Store(tmp_path))
+    view = setting.only("recovery.factor", "data.load", after=["seed", "training.batch_size"])
+    assert view.config.recovery.factor == 1.0
+    assert view.config.seed == 0
+    assert view.config.checkpoint.seconds == 60.0
+    assert view.epoch_steps == setting.epoch_steps
+    assert set(view.identity()) >= {"recovery", "data", "content of data"}
+    assert not set(view.identity()) & {"seed", "training"}
+    for read in (
+        lambda: view.config.when,
+        lambda: view.config.recovery.epochs,
+        lambda: view.config.training.epochs,
+        lambda: view.config.data["name"],
+        lambda: view.config.data.get("augment"),
+        lambda: view.total_steps,
+        lambda: view.only("model"),
+        lambda: view.only("recovery"),
+    ):
+        with pytest.raises(UndeclaredFieldError):
+            read()
+
+
+def test_a_part_is_shared_and_still_only_for_who_has_its_fields(tmp_path):
+    setting = Setting(configured(), Store(tmp_path))
+    assert setting.only("task").task is setting.task
+    with pytest.raises(UndeclaredFieldError, match="task"):
+        _ = setting.only("seed", "model").task
+
+    class Greedy(Setting):
+        @made_from("seed")
+        def more(self) -> int:
+            return self.config.training.epochs
+
+    with pytest.raises(UndeclaredFieldError, match="training"):
+        _ = Greedy(configured(), Store(tmp_path)).more
 
 
 def test_all_code_of_ours_that_a_stage_runs_is_in_its_identity(watched):
-    for artefact, _, modules in watched.found:
+    for artefact, modules in watched.found:
         counted = set().union(*map(watched.code, watched.history(artefact.key)))
         ours = {module for module in modules if module.split(".")[0] in sources.OWN}
         lacking = {module for module in ours - counted if not sources._among(module, WITHOUT_EFFECT)}
@@ -260,7 +256,7 @@ FREE = {
 def test_code_counts_where_it_is_run_and_nowhere_else(watched):
     """Of a run of weights, compensated; another's would have channels in its masks, say."""
     code = {kind: set() for kind in NEEDS}
-    for artefact, *_ in watched.found:
+    for artefact, _ in watched.found:
         code[artefact.kind] |= watched.code(watched.identities[artefact.key])
     for identity in watched.identities.values():
         if "draw" in identity:
@@ -402,11 +398,11 @@ def test_rows_tell_the_versions_of_what_computes_and_the_device(tmp_path, monkey
 
 def test_versions_of_our_own_libraries_do_not_depend_on_what_is_loaded(monkeypatch):
     config = configured()
-    loaded = conditions(config)["versions"]
+    loaded = conditions(config.as_dict())["versions"]
     for name in ("accelerate", "scipy"):
         assert loaded[name] == __import__(name).__version__
         monkeypatch.delitem(sys.modules, name)
-    assert conditions(config)["versions"] == loaded
+    assert conditions(config.as_dict())["versions"] == loaded
 
 
 def test_weights_that_a_model_reads_from_a_file_count(tmp_path, monkeypatch):

@@ -260,7 +260,7 @@ def test_batch_norm_is_estimated_anew_after_the_pruning(tmp_path, trainings):
     (*_, before, _, _), (*_, after, _, _) = trainings[-2:]
     setting = setting_of(tmp_path, *options)
     epoch = trainings[-1][0] // EPOCH
-    seen = batches(setting.splits.train, setting.config["training"]["batch_size"], setting.config["seed"], epoch)
+    seen = batches(setting.splits.train, setting.config.training.batch_size, setting.config.seed, epoch)
     (norm, *_) = (name.removesuffix(".running_mean") for name in after if name.endswith("running_mean"))
     (layer, *_) = (name.removesuffix(".weight") for name, value in after.items() if value.dim() == 2)
     outputs = [x.flatten(1) @ after[f"{layer}.weight"].T for x in (batch["inputs"] for batch in islice(seen, 20))]

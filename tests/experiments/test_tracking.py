@@ -90,7 +90,7 @@ def test_an_offline_wandb_run_holds_the_rows(tmp_path):
         for name, value in values.items():
             assert found[level][name] == pytest.approx(value), (level, name)
     assert "reinit/test_accuracy" in found[1]
-    assert config["training"] == setting.config["training"]
+    assert config["training"] == setting.config.as_dict()["training"]
     assert (run.run_group, run.display_name) == ("group", "a-run")
     assert list(run.tags) == ["magnitude", "mlp", "Weights", "digits", "trained"]
     assert found[2]["accuracy/_type"] == "image-file"

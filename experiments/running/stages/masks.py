@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from experiments.running.setting import Setting
-from experiments.running.stages.scoring import Scoring
+from experiments.running.stages.scoring import SCORED, Scoring
 from experiments.runtime.seeding import generator
 from experiments.store.identity import EXECUTION, STRUCTURE, code
 from experiments.store.networks import MASKS, Network
@@ -18,34 +18,32 @@ from pruning.layouts import LaidOut, Layout, layouts
 
 def prune(setting: Setting, network: Network, density: float | None, scoring: Scoring) -> Network:
     """`network` with masks of `density`, within those it has. `scoring` is `stages.score`, which may be remembered."""
+    setting = setting.only(*SCORED, "granularity", "allocation", after=network.fields)
     identity = {"from": network.key, "density": density} | _code(setting)
-    identity |= setting.part(
-        *("seed", "scorer", "scoring", "data.load", "task", "granularity", "allocation", "include", "exclude"),
-    )
 
     def make(folder: Path) -> None:
         within = network.load_masks()
         masks = selected(scoring(network), density, setting.granularity, setting.allocation, within=within)
         masks.to("cpu").save(folder / MASKS)
 
-    return Network(network.weights, setting.store.obtain("masks", identity, make))
+    return Network(network.weights, setting.obtain("masks", identity, make))
 
 
 def shuffle(setting: Setting, network: Network, control: str) -> Network:
     """`network` with its masks shuffled inside each tensor or family of channels, otherwise for each `control`."""
     assert network.masks is not None
+    setting = setting.only("seed", "granularity", "model", "task", "data.load")
     identity = {"from": network.masks.key, "control": control} | _code(setting)
-    identity |= setting.part("seed", "granularity", "model", "task")
 
     def make(folder: Path) -> None:
         masks = network.load_masks()
         assert masks is not None
-        noise = generator(setting.config["seed"], control, masks.kept)
+        noise = generator(setting.config.seed, control, masks.kept)
         model = setting.new_model()
         known = layouts(model, dict(model.named_parameters()))
         shuffled(masks, setting.granularity, noise, known).save(folder / MASKS)
 
-    return Network(network.weights, setting.store.obtain("masks", identity, make))
+    return Network(network.weights, setting.obtain("masks", identity, make))
 
 
 def shuffled(

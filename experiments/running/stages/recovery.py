@@ -1,9 +1,10 @@
 """Recovery after a pruning, from a closed form to a whole training, under masks that hold or that change."""
 
+from __future__ import annotations
+
 import inspect
-from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.utils import get_object
 from torch import nn
@@ -11,8 +12,8 @@ from torch.optim import Optimizer
 
 from experiments.configuration.targets import instantiate
 from experiments.running.setting import Setting
-from experiments.running.stages.scoring import evidence_of
-from experiments.running.stages.trained import rewind_point, trained
+from experiments.running.stages.scoring import SEEN, evidence_of
+from experiments.running.stages.trained import rewind_point, trained, training_view
 from experiments.runtime.seeding import seeded
 from experiments.store.identity import EXECUTION, STRUCTURE, code
 from experiments.store.networks import MASKS, Network, load
@@ -23,6 +24,9 @@ from pruning import Masks
 from pruning.dynamic import Held
 from pruning.recovery import reestimate_batchnorm
 
+if TYPE_CHECKING:
+    from experiments.configuration import Configuration
+
 
 def recover(
     setting: Setting, network: Network, density: float | None, changing: bool = True, title: str = "recovery"
@@ -32,72 +36,79 @@ def recover(
     Fine-tuned, rewound, retrained, or not at all (0 epochs). With `dynamic`, and if they are to be `changing`, the
     masks change meanwhile, until `density` if that is theirs to reach. `title` is what its progress says of it.
     """
-    config = setting.config["recovery"]
+    config = setting.config.recovery
     masks = network.load_masks()
-    weights = rewind_point(setting) if config["weights"] == "rewind" else network
-    if config["learning_rate"] == "replay":  # the data come as training saw them
+    weights = rewind_point(setting) if config.weights == "rewind" else network
+    changes = changing and bool(setting.config.dynamic)
+    replayed = config.learning_rate == "replay"
+    if replayed:  # the data come as training saw them
         total = setting.total_steps
-        recipe = setting.recipe(range(setting.rewind_step, total), setting.learning_rate, total)
+        steps = range(setting.rewind_step, total)
     else:  # fine-tuning goes on where the order of the data ended
-        ended = network.history["position"]
-        steps = range(ended, ended + config["epochs"] * setting.epoch_steps)
-        recipe = setting.recipe(steps, setting.recovery_rate, total=0)
-    changes = changing and bool(setting.config["dynamic"])
-    if not (recipe.steps or changes or setting.config["compensate"] or config["batchnorm_batches"]):
+        ended, total = network.history["position"], 0
+        assert config.epochs is not None
+        steps = range(ended, ended + config.epochs * setting.epoch_steps)
+    if not (steps or changes or setting.config.compensate or config.batchnorm_batches):
         return Network(weights.weights, network.masks, untrained=True)
-    regime = _regime(setting, masks, len(recipe.steps), density) if changes else None
-    identity = {"weights": weights.key} | _part(setting, changes, density)
+    identity = {"weights": weights.key, **({"density": density} if changes else {}), **_code(setting, changes)}
+    setting = training_view(
+        setting, Network(weights.weights, network.masks), *_taken(setting, changes), changing=changes
+    )
+    recipe = setting.recipe(steps, setting.learning_rate if replayed else setting.recovery_rate, total)
     begin = partial(_begun, setting, network, weights, masks, recipe)
+    regime = _regime(setting, masks, len(steps), density) if changes else None
     found = trained(setting, "recovered", identity, network, recipe, title, begin, weights, regime)
     return Network(found, found if changes else network.masks)
 
 
-def reaches_density_while_training(config: Mapping[str, Any]) -> bool:
+def reaches_density_while_training(config: Configuration) -> bool:
     """Whether masks that change reach the density by themselves: then nothing is pruned before the training."""
-    if not config["dynamic"]:
+    if not config.dynamic:
         return False
-    return "density" in inspect.signature(get_object(config["dynamic"]["_target_"])).parameters
+    return "density" in inspect.signature(get_object(config.dynamic["_target_"])).parameters
 
 
 def check_dynamic(setting: Setting, density: float | None) -> None:
     """Make the dynamic masks once, for a throw-away network, so that they raise their errors before any training."""
-    recovery = setting.config["recovery"]
-    replayed = setting.total_steps - setting.rewind_step
-    steps = replayed if recovery["learning_rate"] == "replay" else recovery["epochs"] * setting.epoch_steps
+    recovery = setting.config.recovery
+    steps = setting.total_steps - setting.rewind_step
+    if recovery.learning_rate == "last":
+        assert recovery.epochs is not None
+        steps = recovery.epochs * setting.epoch_steps
     model = setting.new_model()
     masks = None if reaches_density_while_training(setting.config) else Masks.dense(setting.prunable(model))
-    optimizer = instantiate("optimizer", setting.config["optimizer"])(model.parameters())
+    optimizer = instantiate("optimizer", setting.config.optimizer)(model.parameters())
     _regime(setting, masks, steps, density)(model, optimizer).finish()
 
 
-def _part(setting: Setting, changing: bool, density: float | None) -> dict[str, Any]:
-    """Identity of a recovery, besides its start and its training."""
+def _taken(setting: Setting, changing: bool) -> list[str]:
+    """Fields of the configuration that a recovery depends on, besides its start and its training."""
     config = setting.config
-    fields = ["recovery.learning_rate", "recovery.factor", "recovery.batchnorm_batches"]
-    fields += ["compensate"] if config["compensate"] else []
+    fields = ["recovery.learning_rate", "recovery.factor", "recovery.batchnorm_batches", "compensate"]
     fields += ["dynamic", *_shared(config)] if changing else []
-    if changing or config["compensate"]:
-        fields += ["scoring", "task", "include", "exclude"]
-    units = changing and "granularity" in _shared(config) and setting.structured
-    # A compensation counts with its own code; the curvature behind it is nothing to the other recoveries.
-    without = (*EXECUTION, "pruning.curvature", *([] if units else STRUCTURE))
-    return setting.part(*fields) | code(__name__, without=without) | ({"density": density} if changing else {})
+    return fields + (list(SEEN) if changing or config.compensate else [])
 
 
-def _shared(config: Mapping[str, Any]) -> list[str]:
+def _code(setting: Setting, changing: bool) -> dict[str, str]:
+    """A compensation counts with its own code; the curvature behind it is nothing to the other recoveries."""
+    units = changing and "granularity" in _shared(setting.config) and setting.structured
+    return code(__name__, without=(*EXECUTION, "pruning.curvature", *([] if units else STRUCTURE)))
+
+
+def _shared(config: Configuration) -> list[str]:
     """The groups of the run's configuration that its dynamic masks share."""
-    return [name for name in ("granularity", "allocation") if name in config["dynamic"]]
+    return [name for name in ("granularity", "allocation") if name in config.dynamic]
 
 
 def _regime(setting: Setting, masks: Masks | None, steps: int, density: float | None) -> MakeRegime:
     config = setting.config
-    options: dict[str, Any] = {"steps": steps, "seed": config["seed"]}
+    options: dict[str, Any] = {"steps": steps, "seed": config.seed}
     options |= {name: getattr(setting, name) for name in _shared(config)}
     if reaches_density_while_training(config):
         options["density"] = density
 
     def regime(model: nn.Module, optimizer: Optimizer) -> Held:
-        made: Held = instantiate("dynamic", config["dynamic"])(evidence_of(setting, model, masks), optimizer, **options)
+        made: Held = instantiate("dynamic", config.dynamic)(evidence_of(setting, model, masks), optimizer, **options)
         return made
 
     return regime
@@ -106,11 +117,11 @@ def _regime(setting: Setting, masks: Masks | None, steps: int, density: float | 
 def _begun(setting: Setting, network: Network, weights: Network, masks: Masks | None, recipe: Recipe) -> nn.Module:
     """The model with which the recovery of `network` begins: compensated where that is configured."""
     config = setting.config
-    if masks is not None and config["compensate"]:
+    if masks is not None and config.compensate:
         model = _compensated(setting, network, masks)
     else:
         model = load(setting.new_model(), Network(weights.weights, network.masks))
-    if masks is not None and config["recovery"]["batchnorm_batches"]:
+    if masks is not None and config.recovery.batchnorm_batches:
         _reestimate(setting, model, recipe)
     return model
 
@@ -120,10 +131,10 @@ def _compensated(setting: Setting, network: Network, masks: Masks) -> nn.Module:
     before = Network(network.weights)
     held = Masks.load(before.weights.file(MASKS)) if before.weights.has(MASKS) else None
     evidence = evidence_of(setting, load(setting.new_model(), before), held)
-    with seeded(setting.config["seed"], "scoring noise"):
+    with seeded(setting.config.seed, "scoring noise"):
         here = masks.to(setting.device)
         weights = Masks({name: here[name] for name in evidence.parameters})  # of coupled channels, not biases and norms
-        instantiate("compensate", setting.config["compensate"])(evidence, weights)
+        instantiate("compensate", setting.config.compensate)(evidence, weights)
     here.apply_(evidence.model)  # also the biases of units that are gone
     return evidence.model
 
@@ -131,6 +142,6 @@ def _compensated(setting: Setting, network: Network, masks: Masks) -> nn.Module:
 def _reestimate(setting: Setting, model: nn.Module, recipe: Recipe) -> None:
     """Estimate the statistics of batch norm in the pruned network, from the first batches of an epoch."""
     epoch = recipe.steps.start // setting.epoch_steps
-    device, numbers = setting.device, slice(setting.config["recovery"]["batchnorm_batches"])
+    device, numbers = setting.device, slice(setting.config.recovery.batchnorm_batches)
     found = batches(setting.splits.train.to(device), recipe.batch_size, recipe.seed, epoch, numbers)
     reestimate_batchnorm(model.to(device), [setting.task.inputs(batch) for batch in found])

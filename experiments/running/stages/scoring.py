@@ -20,26 +20,33 @@ from pruning.evidence import Scores, with_layouts
 
 Scoring = Callable[[Network], Scores]
 
+SEEN = ("seed", "scoring", "data.load", "task", "include", "exclude")
+"""Fields of the configuration that evidence depends on, besides the network."""
+
+SCORED = (*SEEN, "scorer")
+"""Fields of the configuration that scores depend on, besides the network."""
+
 
 def score(setting: Basis, network: Network) -> Scores:
     """The scores of `network` under its masks, for the weights that may be pruned."""
-    scorer = instantiate("scorer", setting.config["scorer"])
+    setting = setting.only(*SCORED, after=network.fields)
+    scorer = instantiate("scorer", setting.config.scorer)
     evidence = evidence_of(setting, load(setting.new_model(), network), network.load_masks())
-    with seeded(setting.config["seed"], "scoring noise"):
+    with seeded(setting.config.seed, "scoring noise"):
         scores = scorer(evidence)
-    _check_scores(setting.config["scorer"]["_target_"], scores, evidence.parameters)
+    _check_scores(setting.config.scorer["_target_"], scores, evidence.parameters)
     return with_layouts(scores, evidence)  # also of a scorer that knows nothing of them
 
 
 def evidence_of(setting: Basis, model: nn.Module, masks: Masks | None) -> Evidence:
     """Evidence for scorers: `model` under `masks`, the examples, and the loss."""
-    config, device = setting.config["scoring"], setting.device
-    model.to(device).train(config["mode"] == "train")
+    config, device = setting.config.scoring, setting.device
+    model.to(device).train(config.mode == "train")
     examples = setting.splits.train
-    count = len(examples) if config["examples"] is None else min(config["examples"], len(examples))
-    chosen = torch.randperm(len(examples), generator=generator(setting.config["seed"], "scoring"))[:count]
+    count = len(examples) if config.examples is None else min(config.examples, len(examples))
+    chosen = torch.randperm(len(examples), generator=generator(setting.config.seed, "scoring"))[:count]
     loss, counted = mean_loss(setting.task), counts(setting.task)
-    batches: Iterable[Batch] = Reread(examples.to(device), torch.split(chosen, config["batch_size"]), counted)
+    batches: Iterable[Batch] = Reread(examples.to(device), torch.split(chosen, config.batch_size), counted)
     if isinstance(examples, Examples):
         batches = list(batches)  # cut once, as they are in memory anyway
     initial = setting.prunable(setting.new_model())

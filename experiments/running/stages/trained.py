@@ -1,10 +1,10 @@
 """Networks at their initialisation and after a training, with or without masks that hold."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -16,25 +16,35 @@ from experiments.store.identity import EXECUTION, STRUCTURE, code
 from experiments.store.networks import NO_STEPS, POINT, Network, load, save
 from experiments.training.loop import MakeRegime, train
 from experiments.training.recipe import Recipe
-from pruning.execution import masked
+from pruning.execution import Choose, masked
 from pruning.rewind import RewindPoint
 
 log = logging.getLogger("experiments")
 
+B = TypeVar("B", bound=Basis)
+
+
+TRAINED = (
+    *(f"training.{name}" for name in ("batch_size", "accumulate", "clip", "best_on_validation", "precision")),
+    *("seed", "task", "optimizer", "learning_rate", "data.load", "data.augment"),
+)
+"""Fields of the configuration that a training depends on, besides its start; its steps stand for lengths in epochs."""
+
 
 def initial(setting: Basis, draw: str = "initial weights") -> Network:
     """The network at its initialisation; another `draw` is another initialisation with the same seed."""
-    identity = {"draw": draw} | setting.part("seed", "model") | _code()
+    setting = setting.only("seed", "model")
+    identity = {"draw": draw} | _code()
 
     def make(folder: Path) -> None:
-        save(folder, setting.new_model(draw), None, NO_STEPS, [], None, conditions(setting.config))
+        save(folder, setting.new_model(draw), None, NO_STEPS, [], None, conditions(setting.whole.as_dict()))
 
-    return Network(setting.store.obtain("initial", identity, make))
+    return Network(setting.obtain("initial", identity, make))
 
 
 def dense(setting: Basis) -> Network:
     """The network trained without masks, or as it comes; all scorers of a sweep share it."""
-    if setting.config["when"] == "pretrained":
+    if setting.config.when == "pretrained":
         return initial(setting)
     return _dense(setting, "dense", setting.total_steps)
 
@@ -55,15 +65,24 @@ def _dense(setting: Basis, kind: str, stop: int) -> Network:
 
 
 def _plainly(setting: Basis, kind: str, start: Network, stop: int, title: str) -> Network:
-    recipe = setting.recipe(range(stop), setting.learning_rate, setting.total_steps)
-    recipe = replace(recipe, keep_end=kind == "point")
+    total = setting.total_steps
+    setting = training_view(setting, start)
+    recipe = replace(setting.recipe(range(stop), setting.learning_rate, total), keep_end=kind == "point")
     return Network(trained(setting, kind, {}, start, recipe, title), start.masks)
+
+
+def training_view(setting: B, start: Network, *fields: str, changing: bool = False) -> B:
+    """The view of a training from `start`, which takes these `fields` too. Under masks, that hold or are `changing`,
+    its execution counts as well: `trained` adds it to the identity.
+    """
+    executed = {"execution"} if changing or start.masks is not None else frozenset[str]()
+    return setting.only(*TRAINED, *fields, after=start.fields | executed)
 
 
 def trained(
     setting: Basis,
     kind: str,
-    identity: dict[str, Any],
+    identity: Mapping[str, Any],
     start: Network,
     recipe: Recipe,
     title: str,
@@ -74,26 +93,30 @@ def trained(
     """Train from `start` under its masks, or under those of `regime`, which change.
 
     Args:
-        setting: of the run.
+        setting: the view of this training.
         kind: of the artefact.
-        identity: what its result depends on besides `start`, `recipe` and how masks are executed.
+        identity: what its result depends on besides the view, `start` and the steps of `recipe`.
         start: where it stands in the history of networks.
-        recipe: how it is trained.
+        recipe: how it is trained, made from the view.
         title: what its progress says of it.
         begin: the model that the training begins with; None: that of `start`.
         point: the network whose optimizer and random state the training begins with, if it has them.
         regime: instead of the masks of `start`.
     """
-    seed, masks = setting.config["seed"], start.load_masks()
-    policy = setting.execution if masks is not None or regime is not None else masked
-    identity = {"from": start.key} | identity | _training_part(setting, recipe) | _code()
+    masks = start.load_masks()
+    steps = [recipe.steps.start, recipe.steps.stop, recipe.total]
+    identity = {"from": start.key, "steps": steps} | dict(identity) | _code()
+    # More than rounding: each process has a batch norm and a dropout of its own part of a batch
+    identity |= {"processes": world_size()}
+    policy: Choose = masked
     if masks is not None or regime is not None:
+        policy = setting.execution
         identity |= _execution_part(setting)
 
     def make(folder: Path) -> None:
         model = load(setting.new_model(), start) if begin is None else begin()
         if kind == "dense":
-            log.info("seed %s: training the dense network, %s steps", seed, len(recipe.steps))
+            log.info("seed %s: training the dense network, %s steps", recipe.seed, len(recipe.steps))
         found = train(
             model,
             setting.splits.train,
@@ -114,10 +137,10 @@ def trained(
             found.end.save(folder / POINT)
         final = None if found.masks is None else found.masks.to("cpu")
         course = {"steps": len(recipe.steps), "position": recipe.steps.stop, "epoch_steps": setting.epoch_steps}
-        under = conditions(setting.config, setting.device, found.sparse)
+        under = conditions(setting.whole.as_dict(), setting.device, found.sparse)
         save(folder, model.to("cpu"), final, course, list(map(asdict, found.epochs)), start, under, found.diverged)
 
-    return setting.store.obtain(kind, identity, make)
+    return setting.obtain(kind, identity, make)
 
 
 def _optimizer_of(network: Network | None) -> RewindPoint | None:
@@ -126,21 +149,12 @@ def _optimizer_of(network: Network | None) -> RewindPoint | None:
     return RewindPoint.load(network.weights.file(POINT))
 
 
-def _training_part(setting: Basis, recipe: Recipe) -> dict[str, Any]:
-    """Identity of a training, besides its start; its steps stand for all lengths in epochs."""
-    training = (f"training.{name}" for name in setting.config["training"] if name != "epochs")
-    fields = (*training, "seed", "task", "optimizer", "learning_rate", "data.load", "data.augment")
-    steps = [recipe.steps.start, recipe.steps.stop, recipe.total]
-    # More than rounding: each process has a batch norm and a dropout of its own part of a batch
-    return {"steps": steps, "processes": world_size()} | setting.part(*fields)
-
-
 def _execution_part(setting: Basis) -> dict[str, Any]:
     """Identity of an execution; where masks are zeros in dense weights, no layer and no structure counts."""
     if setting.execution is masked:
         here = ("experiments.training.execution", "pruning.execution.alternating")
-        return {"execution": setting.config["execution"]} | code(*here, without=(*EXECUTION, *STRUCTURE))
-    return setting.part("execution") | code("experiments.training.execution")
+        return {"execution": setting.config.execution} | code(*here, without=(*EXECUTION, *STRUCTURE))
+    return setting.only("execution").identity() | code("experiments.training.execution")
 
 
 def _code() -> dict[str, str]:
