@@ -221,13 +221,13 @@ def test_wandb_goes_online_where_somebody_is_logged_in(tmp_path, monkeypatch, ke
     asked = {}
     monkeypatch.setattr(wandb, "init", lambda **options: asked.update(options))
     monkeypatch.setattr(wandb, "login", lambda **_: key is not None)
-    Wandb(folder=str(tmp_path / "new")).start("a-run", configured())
+    Wandb(folder=str(tmp_path / "new")).start("a-run", configured().as_dict())
     assert asked["mode"] == mode
     assert (tmp_path / "new").is_dir()
-    Wandb(mode="offline").start("a-run", configured())
+    Wandb(mode="offline").start("a-run", configured().as_dict())
     assert asked["mode"] == "offline"
 
 
 def test_tags_are_of_any_configuration():
     assert tags({}) == []
-    assert tags(configured("scorer=taylor", "when=init")) == ["taylor", "mlp", "Weights", "digits", "init"]
+    assert tags(configured("scorer=taylor", "when=init").as_dict()) == ["taylor", "mlp", "Weights", "digits", "init"]
