@@ -94,7 +94,7 @@ class Attachment:
                 bits.mask_(parameter.grad)  # clipped or scaled since, or never accumulated but set by hand
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
-        if _keeps_zeros(optimizer):  # asked anew: hyper-parameters change while training
+        if _keeps_zeros(optimizer):  # asked each time: hyper-parameters change while training
             self._seen = self._versions()
         else:
             self._mask_weights()
@@ -120,7 +120,7 @@ class Attachment:
                     bits.mask_(value)
 
     def _forget_removed(self, optimizer: torch.optim.LBFGS) -> None:
-        """Start the history anew if it knows a removed weight: its curvatures cannot be taken apart."""
+        """Restart the history if it knows a removed weight: its curvatures cannot be taken apart."""
         masks = {id(parameter): bits.mask for parameter, bits in self._held}
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         kept = [masks.get(id(p), torch.ones(p.shape, dtype=torch.bool)) for p in parameters]
@@ -177,7 +177,7 @@ def _state(tensor: Tensor) -> tuple[int, int]:
 
 
 class _Bits:
-    """A mask as integers, all ones or all zeros, as wide as what it is applied to; made anew when that changes.
+    """A mask as integers, all ones or all zeros, as wide as what it is applied to; made again when that changes.
 
     `gradient` is the state of the parameter's gradient when it was last masked.
     """

@@ -93,7 +93,7 @@ def _parameter(kept: int, total: int) -> int:
     """The k for which the code of geometric gaps is shortest on average.
 
     With x = (1 - density)^(2^k) a gap takes k + 1 / (1 - x) bits; k + 1 is better where x is above the golden ratio's
-    0.618. By multiplications alone, which every machine rounds alike: reader and writer need not tell each other k.
+    0.618. By multiplications alone, which every machine rounds alike: reader and writer need not exchange k.
     """
     if not kept:
         return 0

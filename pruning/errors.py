@@ -1,8 +1,8 @@
-"""What a user can cause: every error names the thing, the reason and the mend, in one line."""
+"""What a user can cause: every error names the thing, the reason and the fix, in one line."""
 
 
 class PruningError(Exception):
-    """The base of all errors that a caller can mend; nothing else of this library is meant to be caught."""
+    """The base of all errors that a caller can fix; nothing else of this library is meant to be caught."""
 
 
 class ParameterError(PruningError):

@@ -116,7 +116,7 @@ def with_layouts(scores: Scores, evidence: Evidence) -> Scores:
 def untouched(model: nn.Module, parameters: Iterable[nn.Parameter] = ()) -> Iterator[None]:
     """Put buffers, gradients, flags and random state of `model` back afterwards; let `parameters` take gradients.
 
-    Buffers are copied back in place, so that whoever holds one still holds it; those that a module assigned anew, as
+    Buffers are copied back in place, so that whoever holds one still holds it; those that a module assigned again, as
     moving averages do, are given back.
     """
     assigned = [(module, dict(module._buffers)) for module in model.modules()]

@@ -101,7 +101,7 @@ def _check_score(name: str, score: Tensor) -> None:
         low, high = torch.aminmax(score.view(torch.int64))  # beyond 2^63, uint64 reads as negative
         lowest = -(2**53) if score.dtype == torch.int64 else 0
         if not (lowest <= low and high <= 2**53):
-            raise ScoreError(f"{name}: integer scores beyond 2^53 are not told apart: scale them down")
+            raise ScoreError(f"{name}: integer scores beyond 2^53 cannot be distinguished: scale them down")
 
 
 def _check_within(scores: Mapping[str, Tensor], within: Mapping[str, Tensor]) -> None:

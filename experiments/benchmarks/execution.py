@@ -34,7 +34,7 @@ from experiments.benchmarks.measuring import median_ratio, rounded
 from experiments.results.figures.style import COLOURS, STYLE, WIDTH, save
 from pruning import Evidence, prunable, prune, scorers
 from pruning.allocation import Uniform
-from pruning.dynamic import Held
+from pruning.dynamic import FixedMasks
 from pruning.execution import Execution, sparse
 from pruning.execution.modules import SparseLinear
 from pruning.execution.timing import in_turn
@@ -104,7 +104,7 @@ def measured(network: str, density: float, batch: int, rounds: int) -> _Measured
     masks.attach(model, optimizer)
     second = torch.optim.Adam(other.parameters(), fused=True)
     batches = [(torch.randn(batch, sizes[0]), torch.randint(sizes[-1], (batch,))) for _ in range(_BATCHES)]
-    Execution(Held(other, second, masks), sparse, batches[0][0]).ready()
+    Execution(FixedMasks(other, second, masks), sparse, batches[0][0]).ready()
     seconds = in_turn(
         {"masked": _stepper(model, optimizer, batches), "sparse": _stepper(other, second, batches)}, rounds, warmup=3
     )

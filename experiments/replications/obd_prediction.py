@@ -1,14 +1,14 @@
-"""python -m experiments.replications.obd_prediction: the rise of the objective that OBD foretells, and the actual one.
+"""python -m experiments.replications.obd_prediction: the rise of the objective that OBD predicts, and the actual one.
 
 Le Cun et al. 1990 (Optimal Brain Damage), figure 1: at a minimum, weights are removed in the order of their saliency
-½·h_kk·w_k², without training again. The sum of the saliencies foretells the objective until about 800 of 2,578 free
+½·h_kk·w_k², without training again. The sum of the saliencies predicts the objective until about 800 of 2,578 free
 parameters (30 %) are gone; then the actual objective rises faster. In the order of magnitude it is higher, and in
 random order off the scale.
 
 Here: 64-30-30-10 tanh (3,120 weights) on 8x8 digits, float64, squared error plus weight decay, brought close to a
 minimum by L-BFGS. The objective has both terms, so the curvature of a weight is that of the error (Gauss-Newton) plus
 the decay. Far from a minimum the forecast is worse: after 1,000 iterations instead of 4,000 the actual objective is
-already 1.1 to 1.3 times the foretold one at 30 %. The paper compares objectives; the rises alone, small beside the
+already 1.1 to 1.3 times the predicted one at 30 %. The paper compares objectives; the rises alone, small beside the
 objective at first, differ by more, and are shown; so is 80 %, where the order of OBD is no better than magnitude.
 """
 
@@ -92,7 +92,7 @@ def measure(
     iterations: int = ITERATIONS,
     shares: Sequence[float] = SHARES,
 ) -> list[dict[str, Any]]:
-    """One row an order and share removed: the foretold objective (order of OBD only) and the actual one."""
+    """One row an order and share removed: the predicted objective (order of OBD only) and the actual one."""
     model, batch = minimised(data, seed, hidden, iterations)
     start = objective(model, batch)
     gradients = torch.autograd.grad(start, list(prunable(model).values()))
@@ -133,11 +133,11 @@ def claims(rows: pd.DataFrame) -> list[Claim]:
     above_obd = {order: (actual[order] / actual[OBD]).unstack() for order in (MAGNITUDE, RANDOM)}
     return [
         *(
-            ratio(f"actual / foretold at {share:.0%} removed", "agree", _at(departure, share), 0.8, 1.25)
+            ratio(f"actual / predicted at {share:.0%} removed", "agree", _at(departure, share), 0.8, 1.25)
             for share in (0.1, 0.2, 0.3)
         ),
-        ratio("actual / foretold rise alone at 30% removed", "", _at(rise, 0.3), None, None),
-        ratio("actual / foretold at 70% removed", "above 1", _at(departure, 0.7), 1.5, None),
+        ratio("actual / predicted rise alone at 30% removed", "", _at(rise, 0.3), None, None),
+        ratio("actual / predicted at 70% removed", "above 1", _at(departure, 0.7), 1.5, None),
         ratio("order of magnitude / of OBD at 60% removed", "above 1", _at(above_obd[MAGNITUDE], 0.6), 1.0, None),
         ratio("order of magnitude / of OBD at 80% removed", "", _at(above_obd[MAGNITUDE], 0.8), None, None),
         ratio("random order / of OBD at 30% removed", "off the scale", _at(above_obd[RANDOM], 0.3), 10.0, None),
@@ -158,7 +158,7 @@ def draw(rows: pd.DataFrame) -> Figure:
         values = rows[rows["order"] == order].pivot_table(index="share", columns="seed", values=value)
         black = value == "predicted"
         colour = "black" if black else COLOURS[(2, 1, 0)[place]]
-        label = "foretold by the sum of saliencies" if black else f"actual, {order}"
+        label = "predicted by the sum of saliencies" if black else f"actual, {order}"
         panel.plot(100 * values.index, values.median(axis=1), LINES[black], color=colour, label=label)
         panel.fill_between(100 * values.index, values.min(axis=1), values.max(axis=1), color=colour, alpha=0.15, lw=0)
     panel.axvline(30, color="grey", linestyle=":", linewidth=1)

@@ -73,7 +73,7 @@ def _distinct_labels(
     shown: dict[str, list[str]] = {}
     for name in set(heads):
         members = [option for option, other in zip(options, heads, strict=True) if other == name]
-        shown[name] = _telling([path for path in _differing(members) if path not in implied], members)
+        shown[name] = _distinguishing([path for path in _differing(members) if path not in implied], members)
     several = [len(set(names)) > 1 for names in zip(*places, strict=True)] if places else []
 
     paths = {path for option in options for path in option}
@@ -129,7 +129,7 @@ def _differing(options: list[dict[str, str]]) -> list[str]:
     return sorted(differing, key=lambda path: (not path.startswith("scorer."), path))
 
 
-def _telling(paths: list[str], options: list[dict[str, str]]) -> list[str]:
+def _distinguishing(paths: list[str], options: list[dict[str, str]]) -> list[str]:
     """`paths` without those that a target among them decides: "granularity=Channels" stands for the options of Channels
     too, if all methods with Channels agree on them."""
 

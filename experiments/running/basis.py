@@ -31,7 +31,7 @@ from experiments.training.loop import accelerator
 from experiments.training.recipe import Recipe
 from pruning import prunable
 from pruning.errors import ConfigurationError, ModelError
-from pruning.execution import Choose, masked
+from pruning.execution import ExecutionPolicy, masked
 from pruning.rewind import step_of
 
 if TYPE_CHECKING:
@@ -180,9 +180,9 @@ class Basis:
         return prunable(model, self.config.include, self.config.exclude)
 
     @made_from("execution")
-    def execution(self) -> Choose:
+    def execution(self) -> ExecutionPolicy:
         """Execution policy: which layers of a masked network run on their kept weights alone."""
-        policy: Choose = instantiate("execution", self.config.execution)
+        policy: ExecutionPolicy = instantiate("execution", self.config.execution)
         return masked if getattr(policy, "func", policy) is masked else without_return_check(policy)
 
     @made_from("data.load", "training.batch_size")

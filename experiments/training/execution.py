@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from experiments.runtime.processes import world_size
-from pruning.dynamic import Held
+from pruning.dynamic import Regime
 from pruning.errors import StructureError
-from pruning.execution import Choose, Execution, masked
+from pruning.execution import Execution, ExecutionPolicy, masked
 from pruning.inputs import Inputs
 from pruning.parameters import unwrapped
 from pruning.structure import Structure, trace
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("experiments")
 
 
-def execution_of(held: Held, policy: Choose, inputs: Inputs, accelerated: Accelerator) -> Execution:
+def execution_of(held: Regime, policy: ExecutionPolicy, inputs: Inputs, accelerated: Accelerator) -> Execution:
     """The execution by `policy`, or masked where sparse kernels are lacking; `inputs` are those of one forward pass."""
     lacking = {
         "half precision": accelerated.mixed_precision != "no",

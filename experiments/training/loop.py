@@ -29,9 +29,9 @@ from experiments.training.execution import execution_of
 from experiments.training.recipe import Recipe
 from experiments.training.state import Epoch, TrainingState, from_tree, to_tree
 from pruning import Masks
-from pruning.dynamic import Held
+from pruning.dynamic import FixedMasks, Regime
 from pruning.errors import ConfigurationError, MaskError
-from pruning.execution import Choose, Execution, masked
+from pruning.execution import Execution, ExecutionPolicy, masked
 from pruning.rewind import RewindPoint
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("experiments")
 
-MakeRegime = Callable[[nn.Module, Optimizer], Held]
+MakeRegime = Callable[[nn.Module, Optimizer], Regime]
 """Factory of masks that change during training, called with the model and its optimizer: see `pruning.dynamic`."""
 
 
@@ -89,7 +89,7 @@ def train(
     begin: RewindPoint | None = None,
     progress: Progress | None = None,
     checkpoints: Checkpoints | None = None,
-    policy: Choose = masked,
+    policy: ExecutionPolicy = masked,
 ) -> Trained:
     """Train `model` in place; removed weights are zero at the end.
 
@@ -172,10 +172,10 @@ def _set_rates(optimizer: Optimizer, base_rates: list[float], factor: float) -> 
         group["lr"] = rate * factor
 
 
-def _held(model: nn.Module, optimizer: Optimizer, masks: Masks | None, regime: MakeRegime | None) -> Held | None:
+def _held(model: nn.Module, optimizer: Optimizer, masks: Masks | None, regime: MakeRegime | None) -> Regime | None:
     if regime is not None:
         return regime(model, optimizer)
-    return None if masks is None else Held(model, optimizer, masks)
+    return None if masks is None else FixedMasks(model, optimizer, masks)
 
 
 def _step(

@@ -29,7 +29,7 @@ Cotangents = Callable[[Tensor, Tensor, Tensor], Iterable[Tensor]]
 [examples], to cotangents of the outputs' shape."""
 
 MEMORY = 2**27
-"""Bytes that the gradients of a chunk of examples may take, unless told otherwise."""
+"""Bytes that the gradients of a chunk of examples may take, unless set otherwise."""
 
 
 def mean_squares(evidence: Evidence, cotangents: Cotangents, memory: int = MEMORY) -> Scores:

@@ -1,4 +1,4 @@
-"""One forward pass, and what its calls tell of every example: its gradient, read off or by the definition."""
+"""One forward pass, and every example's gradient from its recorded calls: read off, or by the definition."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -98,7 +98,7 @@ def hutchinson(evidence: Evidence, tolerance: float = 0.1, least: int = 10, most
     Args:
         tolerance: probes are drawn until ‖standard error‖₂ ≤ tolerance · ‖diagonal‖₂ over all weights together.
         least, most: number of probes at least (2 or more) and at most; of very few weights the first few probes may
-            all agree by chance, and tell no error.
+            all agree by chance, and show no error.
         seed: of the probes; torch's global random state is not touched.
 
     Warns:

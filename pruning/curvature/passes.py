@@ -1,4 +1,4 @@
-"""Forward passes whose calls tell every example's gradient, and the proof that they do.
+"""Forward passes whose recorded calls give every example's gradient, and the proof that they do.
 
 The inputs of a linear layer or convolution and the gradients of its outputs hold the gradient of every example. That is
 not so where a weight is also used outside its module, or something else than examples comes first within; and nothing

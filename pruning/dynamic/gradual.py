@@ -9,7 +9,7 @@ import torch
 from torch.optim import Optimizer
 
 from pruning.allocation import Allocation
-from pruning.dynamic.held import Held, moment, starting
+from pruning.dynamic.regime import Regime, moment, starting
 from pruning.errors import ScheduleError
 from pruning.evidence import Evidence, Scorer, untouched, with_layouts
 from pruning.granularity import Granularity
@@ -18,7 +18,7 @@ from pruning.pipeline import prune
 from pruning.schedules import Shape, during_training
 
 
-class Gradual(Held):
+class Gradual(Regime):
     """From the density of the start to `density`, along a cubic. Zhu & Gupta 2017, equation 1, with any scorer."""
 
     def __init__(

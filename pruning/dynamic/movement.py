@@ -7,7 +7,7 @@ from torch.optim import Optimizer
 
 from pruning.allocation import Allocation
 from pruning.dynamic.gradients import DenseGradients
-from pruning.dynamic.held import Held, moment, starting
+from pruning.dynamic.regime import Regime, moment, starting
 from pruning.errors import ScheduleError
 from pruning.evidence import Evidence
 from pruning.granularity import Granularity
@@ -16,7 +16,7 @@ from pruning.schedules import during_training
 from pruning.scorers import Movement as Learned
 
 
-class Movement(Held):
+class Movement(Regime):
     """Scores S learn straight through the mask, ∂L/∂S = ∂L/∂W' ⊙ W. Sanh et al. 2020 (movement pruning), section 4.
 
     Hard: the highest-scored share of units is kept, along a cubic to `density`. Soft: units with σ(S) > `threshold`,
@@ -41,7 +41,7 @@ class Movement(Held):
         end: float = 0.75,
         every: int = 1,
     ):
-        """Hold what `evidence` says is alive, and choose anew among it every `every` steps from `begin` on.
+        """Hold what `evidence` says is alive, and choose again among it every `every` steps from `begin` on.
 
         Args:
             evidence: model, prunable parameters and what lives at first.

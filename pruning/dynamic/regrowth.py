@@ -8,7 +8,7 @@ import torch
 from torch.optim import Optimizer
 
 from pruning.dynamic.gradients import DenseGradients
-from pruning.dynamic.held import Held, moment
+from pruning.dynamic.regime import Regime, moment
 from pruning.errors import MaskError, ScheduleError
 from pruning.evidence import Evidence, Scores
 from pruning.masks import Masks
@@ -16,7 +16,7 @@ from pruning.seeding import generator
 from pruning.selection import check_finite, top
 
 
-class _Regrowth(Held):
+class _Regrowth(Regime):
     """The exchange that SET and RigL share. The number of live weights of a layer never changes."""
 
     def __init__(

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer
 
 from pruning.allocation import Allocation
-from pruning.dynamic.held import Held, moment, starting
+from pruning.dynamic.regime import Regime, moment, starting
 from pruning.errors import ScheduleError, ScoreError
 from pruning.evidence import Evidence, Scores, accumulated
 from pruning.granularity import TensorGranularity, Vectors
@@ -19,7 +19,7 @@ from pruning.pipeline import prune
 from pruning.seeding import generator
 
 
-class SoftMask(Held):
+class SoftMask(Regime):
     """Gates z in [0, 1] multiply the weights of units; an L0 penalty closes them. Louizos et al. 2018, section 2.2.
 
     z = clip(s·(ζ - γ) + γ, 0, 1), s = σ((log u - log(1 - u) + log α) / β), u ~ U(0, 1), one draw a unit and a step; the

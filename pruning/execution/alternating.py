@@ -3,9 +3,9 @@
 import logging
 from collections.abc import Collection, Mapping
 
-from pruning.dynamic.held import Held
+from pruning.dynamic.regime import Regime
 from pruning.errors import ExecutionError
-from pruning.execution.choosing import Choose, masked
+from pruning.execution.choosing import ExecutionPolicy, masked
 from pruning.execution.cutting import cut_dead, restore_dead
 from pruning.execution.layout import features_first
 from pruning.execution.switching import candidates, dense_execution, sparse_execution
@@ -33,7 +33,7 @@ class Execution:
         execution.dense()
         masks = regime.finish()
 
-    With masks that hold (`Held`) everything after the first `ready` is sparse. RigL and SET take their exchanges, and
+    With `FixedMasks` everything after the first `ready` is sparse. RigL and SET take their exchanges, and
     gradual pruning its prunings, on dense weights, a step each; movement and soft masks learn from dense gradients at
     every step and stay dense while they do.
 
@@ -42,25 +42,25 @@ class Execution:
             CSR ones (`Pattern.few`); None: the network is in its dense form.
     """
 
-    def __init__(self, regime: Held, choose: Choose, inputs: Inputs, structure: Structure | None = None):
+    def __init__(self, regime: Regime, policy: ExecutionPolicy, inputs: Inputs, structure: Structure | None = None):
         """Begin in the dense form.
 
         Args:
             regime: the masks, and when they change.
-            choose: is asked whenever masks have changed: `auto`, `sparse` or `masked`.
+            policy: is asked whenever masks have changed: `auto`, `sparse` or `masked`.
             inputs: a batch as large as those to come.
             structure: of the model (`trace`), if nothing but its outputs is looked at; see `cut_dead`.
 
         Raises:
-            ExecutionError: `regime` or `choose` is something else.
+            ExecutionError: `regime` or `policy` is something else.
         """
-        if not isinstance(regime, Held):
+        if not isinstance(regime, Regime):
             raise ExecutionError(
-                f"{type(regime).__name__}: is no regime: give Held(model, optimizer, masks), RigL(…), …"
+                f"{type(regime).__name__}: is no regime: give FixedMasks(model, optimizer, masks), RigL(…), …"
             )
-        if not callable(choose):
-            raise ExecutionError(f"choose={choose!r}: give one of pruning.execution.auto, sparse, masked")
-        self.regime, self._choose, self._inputs, self._structure = regime, choose, inputs, structure
+        if not callable(policy):
+            raise ExecutionError(f"policy={policy!r}: give one of pruning.execution.auto, sparse, masked")
+        self.regime, self._policy, self._inputs, self._structure = regime, policy, inputs, structure
         self.layers: dict[str, int] | None = None
         self._chosen: tuple[Masks, Collection[str]] | None = None
         self._layouts: dict[tuple[str, ...], tuple[str, ...]] = {}  # of which layers, which are features first
@@ -69,12 +69,12 @@ class Execution:
         """Call it before every forward pass."""
         if self.regime.needs_dense:
             self.dense()
-        elif self.layers is None and self._choose is not masked:
+        elif self.layers is None and self._policy is not masked:
             masks = self.regime.masks
             if self._chosen is None or self._chosen[0] is not masks:
                 if self._chosen is None and not candidates(self.regime.model, masks):
                     log.info("execution: no masked layer is a Linear or 1x1 convolution of float32 or float64 on a CPU")
-                self._chosen = masks, self._choose(self.regime.model, masks, self._inputs)
+                self._chosen = masks, self._policy(self.regime.model, masks, self._inputs)
             self.sparse(self._chosen[1])
 
     def sparse(self, layers: Collection[str]) -> None:
@@ -92,7 +92,7 @@ class Execution:
             names = sparse_execution(regime.model, regime.masks, regime.optimizer, layers=layers)
         except ExecutionError as error:
             regime.rebind()
-            self._choose = masked
+            self._policy = masked
             log.warning("masked execution: %s", error)
             return
         few = layers if isinstance(layers, Mapping) else {}

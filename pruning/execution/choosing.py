@@ -15,7 +15,7 @@ from pruning.execution.switching import candidates
 from pruning.inputs import Inputs, copies_for
 from pruning.parameters import named, unwrapped
 
-Choose = Callable[[nn.Module, Mapping[str, Tensor], Inputs], Collection[str]]
+ExecutionPolicy = Callable[[nn.Module, Mapping[str, Tensor], Inputs], Collection[str]]
 """A choice of `layers` for `sparse_execution`: takes a dense model, its masks, and inputs like those it will see."""
 
 

@@ -228,7 +228,7 @@ NEEDS = {
         "pruning.scorers.obs",
         "pruning.evidence",
     },
-    "recovered": {"pruning.dynamic.held", "pruning.attachment", "pruning.recovery", "pruning.execution.alternating"},
+    "recovered": {"pruning.dynamic.regime", "pruning.attachment", "pruning.recovery", "pruning.execution.alternating"},
     "rows": {"experiments.running.levels", "experiments.tasks.classification", "pruning.cost"},
 }
 """Kind → some of the code that makes it."""

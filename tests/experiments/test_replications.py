@@ -252,7 +252,7 @@ def test_claims_of_obd_are_ratios_of_the_same_seed():
     ]
     rows = pd.DataFrame(lines, columns=["seed", "order", "share", "predicted", "actual"])
     found = {claim.text: claim for claim in obd_prediction.claims(rows)}
-    agreement = found["actual / foretold at 20% removed"]
+    agreement = found["actual / predicted at 20% removed"]
     assert (agreement.ours, agreement.spread, agreement.verdict) == (2.0, "[1.00, 3.00]", "outside")
     assert found["order of magnitude / of OBD at 60% removed"].ours == 2.0
     assert found["random order / of OBD at 30% removed"].ours == 20.0

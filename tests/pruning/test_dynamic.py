@@ -16,7 +16,7 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop, Rprop
 
 from pruning import Evidence, Masks, prunable, prune, scorers
 from pruning.allocation import ERK, Uniform
-from pruning.dynamic import SET, Gradual, Held, Movement, RigL, SoftMask
+from pruning.dynamic import SET, FixedMasks, Gradual, Movement, Regime, RigL, SoftMask
 from pruning.errors import MaskError, ScheduleError, ScoreError
 from pruning.granularity import Blocks, Vectors, Weights
 from pruning.schedules import during_training
@@ -48,7 +48,7 @@ def evidence_of(model: nn.Module, density: float | None = 0.3, **options: Any) -
     return Evidence(model, parameters, [batch(1000)], loss_of, masks=masks, **options)
 
 
-def run(regime: Held, first: int = 0, last: int = STEPS, watch: Callable[[int], None] | None = None) -> None:
+def run(regime: Regime, first: int = 0, last: int = STEPS, watch: Callable[[int], None] | None = None) -> None:
     for step in range(first, last):
         regime.optimizer.zero_grad()
         loss_of(regime.model, batch(step)).backward()
@@ -63,8 +63,8 @@ def channels(model: nn.Module) -> Channels:
     return Channels(trace(model, batch(0)[0]), pooling="sum", normalise=None)
 
 
-REGIMES: dict[str, Callable[[nn.Module, Optimizer], Held]] = {
-    "held": lambda m, o: Held(m, o, Masks(evidence_of(m).masks)),
+REGIMES: dict[str, Callable[[nn.Module, Optimizer], Regime]] = {
+    "held": lambda m, o: FixedMasks(m, o, Masks(evidence_of(m).masks)),
     "set": lambda m, o: SET(evidence_of(m), o, steps=STEPS, every=6, seed=1),
     "rigl": lambda m, o: RigL(evidence_of(m), o, steps=STEPS, every=6),
     "gradual": lambda m, o: Gradual(
@@ -306,7 +306,7 @@ def test_what_returns_has_no_past(name: str) -> None:
     model, fresh = network(), network()
     masks = Masks(evidence_of(model).masks)
     optimizer = OPTIMIZERS[name](model.parameters())
-    regime = Held(model, optimizer, masks)
+    regime = FixedMasks(model, optimizer, masks)
     run(regime, last=5)
     everything = Masks.dense(prunable(model))
     regime.replace(everything)
@@ -343,7 +343,7 @@ def test_what_was_trained_and_dropped_returns_without_its_past(name: str) -> Non
     model = network()
     masks = Masks(evidence_of(model).masks)
     optimizer = OPTIMIZERS[name](model.parameters())
-    regime = Held(model, optimizer, Masks.dense(prunable(model)))
+    regime = FixedMasks(model, optimizer, Masks.dense(prunable(model)))
     run(regime, last=4)
     regime.replace(masks)
     run(regime, 4, 6)
@@ -569,7 +569,7 @@ def test_a_penalty_closes_gates_that_do_not_help() -> None:
     assert not bool(open_columns[8:].any())
 
 
-def broken() -> Iterator[tuple[str, Callable[[nn.Module, Optimizer], Held], type[Exception], str]]:
+def broken() -> Iterator[tuple[str, Callable[[nn.Module, Optimizer], Regime], type[Exception], str]]:
     dense, sparse = partial(evidence_of, density=None), evidence_of
     for kind in (SET, RigL):
         yield "no masks", lambda m, o, k=kind: k(dense(m), o, steps=9), MaskError, "give Evidence masks"

@@ -16,7 +16,7 @@ from torch.optim import Adam, Optimizer
 from pruning import Evidence, Masks, prunable, prune, scorers
 from pruning.allocation import ERK
 from pruning.curvature import full_hessian
-from pruning.dynamic import SET, Gradual, Held, Movement, RigL, SoftMask
+from pruning.dynamic import SET, FixedMasks, Gradual, Movement, Regime, RigL, SoftMask
 from pruning.errors import ExecutionError
 from pruning.evidence import Scores
 from pruning.execution import Execution, dense_execution, sparse_execution
@@ -105,9 +105,9 @@ def attached(wrap: Callable[[nn.Module], nn.Module], rank: int, processes: int) 
     return {name: p.detach() for name, p in model.named_parameters()}
 
 
-Regime = Callable[[Evidence, Optimizer], Held]
+Regime = Callable[[Evidence, Optimizer], Regime]
 REGIMES: dict[str, Regime] = {
-    "held": lambda e, o: Held(e.model, o, Masks(sparse(e, len(e.batches[0][1])).masks or {})),
+    "held": lambda e, o: FixedMasks(e.model, o, Masks(sparse(e, len(e.batches[0][1])).masks or {})),
     "set": lambda e, o: SET(sparse(e), o, steps=STEPS, every=4),
     "rigl": lambda e, o: RigL(sparse(e), o, steps=STEPS, every=4),
     "gradual": lambda e, o: Gradual(e, o, steps=STEPS, density=0.2, scorer=scorers.taylor, every=4, regrow=True),
@@ -164,7 +164,7 @@ def refusals() -> list[str]:
         sparse_execution(wrapped, masks, optimizer)
     except ExecutionError as error:
         found.append(str(error))
-    execution = Execution(Held(wrapped, optimizer, masks), sparsely, batch(0)[0])
+    execution = Execution(FixedMasks(wrapped, optimizer, masks), sparsely, batch(0)[0])
     execution.ready()
     assert execution.layers is None
     assert all(

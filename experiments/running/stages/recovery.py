@@ -21,7 +21,7 @@ from experiments.training.batches import batches
 from experiments.training.loop import MakeRegime
 from experiments.training.recipe import Recipe
 from pruning import Masks
-from pruning.dynamic import Held
+from pruning.dynamic import Regime
 from pruning.recovery import reestimate_batchnorm
 
 if TYPE_CHECKING:
@@ -107,8 +107,8 @@ def _regime(setting: Setting, masks: Masks | None, steps: int, density: float | 
     if reaches_density_while_training(config):
         options["density"] = density
 
-    def regime(model: nn.Module, optimizer: Optimizer) -> Held:
-        made: Held = instantiate("dynamic", config.dynamic)(evidence_of(setting, model, masks), optimizer, **options)
+    def regime(model: nn.Module, optimizer: Optimizer) -> Regime:
+        made: Regime = instantiate("dynamic", config.dynamic)(evidence_of(setting, model, masks), optimizer, **options)
         return made
 
     return regime

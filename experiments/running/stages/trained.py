@@ -16,7 +16,7 @@ from experiments.store.identity import EXECUTION, STRUCTURE, code
 from experiments.store.networks import NO_STEPS, POINT, Network, load, save
 from experiments.training.loop import MakeRegime, train
 from experiments.training.recipe import Recipe
-from pruning.execution import Choose, masked
+from pruning.execution import ExecutionPolicy, masked
 from pruning.rewind import RewindPoint
 
 log = logging.getLogger("experiments")
@@ -108,7 +108,7 @@ def trained(
     identity = {"from": start.key, "steps": steps} | dict(identity) | _code()
     # More than rounding: each process has a batch norm and a dropout of its own part of a batch
     identity |= {"processes": world_size()}
-    policy: Choose = masked
+    policy: ExecutionPolicy = masked
     if masks is not None or regime is not None:
         policy = setting.execution
         identity |= _execution_part(setting)

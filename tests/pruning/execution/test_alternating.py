@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from pruning import Evidence, Masks, prunable, prune, scorers
 from pruning.allocation import ERK
-from pruning.dynamic import SET, Gradual, Held, Movement, RigL, SoftMask
+from pruning.dynamic import SET, FixedMasks, Gradual, Movement, Regime, RigL, SoftMask
 from pruning.errors import ExecutionError
 from pruning.execution import Execution, dense_execution, masked, sparse, sparse_layers
 
@@ -31,12 +31,12 @@ def loss(model, batch):
     return F.cross_entropy(model(batch[0]), batch[1])
 
 
-def regime_of(name: str, model: nn.Module, optimizer) -> Held:
+def regime_of(name: str, model: nn.Module, optimizer) -> Regime:
     evidence = Evidence(model, prunable(model), list(batches(2)), loss)
     start = prune(scorers.random(evidence), 0.3, allocation=ERK())
     sparse_evidence = Evidence(model, prunable(model), list(batches(2)), loss, masks=start)
     made = {
-        "held": lambda: Held(model, optimizer, start),
+        "held": lambda: FixedMasks(model, optimizer, start),
         "rigl": lambda: RigL(sparse_evidence, optimizer, steps=STEPS, every=7),
         "set": lambda: SET(sparse_evidence, optimizer, steps=STEPS, every=7),
         "gradual": lambda: Gradual(
@@ -225,7 +225,7 @@ def test_outputs_lie_features_first_where_nothing_minds(kind, free, example):
         model = Layouts(kind).double()
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
         masks = prune(scorers.magnitude(Evidence(model, prunable(model))), 0.3)
-        held = Held(model, optimizer, masks)
+        held = FixedMasks(model, optimizer, masks)
         inputs = torch.randn(example, 10, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         execution = Execution(held, choose, inputs)
         for batch in [*batches(6), (torch.randn(5, 10).double(), torch.randint(4, (5,)))]:
@@ -246,7 +246,7 @@ def test_outputs_lie_features_first_where_nothing_minds(kind, free, example):
 def test_a_choice_of_what_cannot_run_sparsely_is_refused_and_masks_hold():
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    held = Held(model, optimizer, prune(scorers.magnitude(Evidence(model, prunable(model))), 0.3))
+    held = FixedMasks(model, optimizer, prune(scorers.magnitude(Evidence(model, prunable(model))), 0.3))
     for name in ("nope.weight", "0", "0.bias"):
         with pytest.raises(ExecutionError, match=rf"^{name}: is no layer that can run sparsely"):
             Execution(held, lambda *_, name=name: (name,), next(batches(1))[0]).ready()
@@ -263,7 +263,7 @@ def test_what_stays_dense_may_be_frozen(frozen):
         model[2].weight.requires_grad_(False)
     optimizer = torch.optim.SGD(trained, lr=0.1)
     masks = prune(scorers.magnitude(Evidence(model, prunable(model, frozen=True))), 0.3)
-    held = Held(model, optimizer, masks)
+    held = FixedMasks(model, optimizer, masks)
     execution = Execution(held, lambda *_: ("0.weight", "4.weight"), next(batches(1))[0])
     before = model[2].weight.detach() * masks["2.weight"]
     for batch in batches(3):
@@ -281,10 +281,10 @@ def test_arguments_that_are_something_else_are_refused():
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     masks = prune(scorers.magnitude(Evidence(model, prunable(model))), 0.3)
-    held = Held(model, optimizer, masks)
+    held = FixedMasks(model, optimizer, masks)
     with pytest.raises(ExecutionError, match="Masks: is no regime"):
         Execution(masks, sparse, None)
-    with pytest.raises(ExecutionError, match="choose='auto': give one of"):
+    with pytest.raises(ExecutionError, match="policy='auto': give one of"):
         Execution(held, "auto", None)
 
 
@@ -293,7 +293,7 @@ def test_a_network_without_a_layer_that_can_says_so_once(caplog):
     model = network().bfloat16()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     masks = prune(scorers.magnitude(Evidence(model, prunable(model))), 0.3)
-    execution = Execution(Held(model, optimizer, masks), sparse, torch.randn(2, 10).bfloat16())
+    execution = Execution(FixedMasks(model, optimizer, masks), sparse, torch.randn(2, 10).bfloat16())
     for _ in range(2):
         execution.ready()
         execution.dense()

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pruning import Masks
-from pruning.dynamic import Held
+from pruning.dynamic import FixedMasks
 from pruning.execution import Execution
 from pruning.execution.cutting import CutConv2d, CutLinear, cut_dead, restore_dead
 from pruning.structure import trace
@@ -109,7 +109,7 @@ def test_a_training_ends_in_the_same_weights(name, optimizer):
         model, shape = network(name)
         masks = masks_with_dead_units(model, 3, 0.5)
         made = OPTIMIZERS[optimizer](model.parameters())
-        held = Held(model, made, masks)
+        held = FixedMasks(model, made, masks)
         inputs = torch.randn(6, *shape, dtype=torch.float64)
         execution = None if choose is None else Execution(held, choose, inputs, trace(model, inputs))
         g = torch.Generator().manual_seed(1)
@@ -228,7 +228,7 @@ def test_activations_that_are_looked_at_are_worked_out_unless_a_structure_says_t
     x, seen = torch.randn(5, 4), []
     model[1].register_forward_hook(lambda module, args, output: seen.append(output))
     model(x)
-    execution = Execution(Held(model, optimizer, Masks({"2.weight": mask})), lambda *_: (), x)
+    execution = Execution(FixedMasks(model, optimizer, Masks({"2.weight": mask})), lambda *_: (), x)
     execution.ready()
     assert type(model[2]) is CutLinear
     model(x)

@@ -14,8 +14,8 @@ from pruning.masks import Masks
 from pruning.parameters import first_names, named
 
 
-class Held:
-    """Masks that hold as they are; the other regimes of this package are this, and change them.
+class Regime:
+    """Masks on a network in training: the base of all regimes, which hold masks or change them.
 
     In a training loop of one's own:
 
@@ -161,6 +161,10 @@ def _initial(optimizer: Optimizer, group: Mapping[str, Any], key: str) -> float:
     if isinstance(optimizer, torch.optim.Adagrad) and key == "sum":
         return float(group["initial_accumulator_value"])
     return 0.0
+
+
+class FixedMasks(Regime):
+    """Masks that hold as they are, to the end of the training."""
 
 
 def starting(evidence: Evidence) -> Masks:
