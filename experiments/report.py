@@ -29,6 +29,7 @@ from experiments.records.runs import State, states
 from experiments.records.values import Value, add_options, chosen, recall
 from experiments.results import figures, statistics
 from experiments.results.comparison import Comparison, comparisons
+from experiments.results.exclusions import exclusions
 from experiments.results.figures.axes import TIMES, percent, ratio
 from experiments.results.gallery import FigureOptions, gallery
 from experiments.results.intervals import INTERVALS, Interval, described, written
@@ -46,13 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         frame = records.read(asked.folder)
         with _settled():
             value = chosen(frame, asked)
+            left_out = exclusions(frame, value)
             summary = statistics.summarise(frame, value, asked.interval)
             dense = statistics.dense(frame, value, asked.interval)
             compared, refused = _compared(frame, value, asked)
             wanted = FigureOptions(value, asked.interval, compared, asked.x, asked.store)
             paths, skipped = gallery(frame, wanted, output)
             known, unknown = _states(asked.folder)
-            html = render(frame, known, asked.folder, output, value, compared, refused, asked.interval)
+            html = render(frame, known, asked.folder, output, value, compared, refused, asked.interval, left_out)
         page = output / "report.html"
         page.write_text(html, encoding="utf-8")
     except PruningError as error:
@@ -65,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     console.print(table(summary, dense, value, console.encoding, asked.interval))
     for line in (
-        *_diverged(frame),
+        *(f"left out: {line}" for line in left_out),
         *(f"not compared: {reason}" for reason in refused),
         *(f"not drawn: {line}" for line in skipped),
         *unknown,
@@ -107,16 +109,6 @@ def _compared(frame: pd.DataFrame, value: Value, asked: argparse.Namespace) -> t
     if asked.baseline and not found:
         raise RecordsError(refused[0])
     return found, refused
-
-
-def _diverged(frame: pd.DataFrame) -> list[str]:
-    """A line for every network whose training diverged, by the first run that has it."""
-    rows = statistics.diverged(frame)
-    once = rows.drop_duplicates("network") if "network" in rows else rows
-    return [
-        f"diverged at step {row['diverged']:.0f}: run {row['run']}, level {row['level']}"
-        for row in once.to_dict("records")
-    ]
 
 
 def table(
