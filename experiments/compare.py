@@ -26,7 +26,7 @@ from rich.text import Text
 from experiments import records
 from experiments.records.values import add_options, chosen
 from experiments.results.comparison import TESTS, Comparison, comparisons
-from experiments.results.exclusions import exclusions
+from experiments.results.exclusions import exclusions, measured
 from experiments.results.intervals import INTERVALS, described
 from experiments.results.wording import (
     COLLAPSED,
@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         frame = records.read(asked.folder)
         value = chosen(frame, asked)
-        left_out = exclusions(frame, value)
+        frame, others = measured(frame, value)
+        left_out = [*others, *exclusions(frame, value)]
         options = {"test": asked.test, "interval": asked.interval, "alpha": asked.alpha}
         options["within"] = None if asked.within is None else asked.within / value.scale
         found, refused = comparisons(frame, asked.baseline, value, **options)

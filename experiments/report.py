@@ -29,7 +29,7 @@ from experiments.records.runs import State, states
 from experiments.records.values import Value, add_options, chosen, recall
 from experiments.results import figures, statistics
 from experiments.results.comparison import Comparison, comparisons
-from experiments.results.exclusions import exclusions
+from experiments.results.exclusions import exclusions, measured
 from experiments.results.figures.axes import TIMES, percent, ratio
 from experiments.results.gallery import FigureOptions, gallery
 from experiments.results.intervals import INTERVALS, Interval, described, written
@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         frame = records.read(asked.folder)
         with _settled():
             value = chosen(frame, asked)
-            left_out = exclusions(frame, value)
+            frame, others = measured(frame, value)
+            left_out = [*others, *exclusions(frame, value)]
             summary = statistics.summarise(frame, value, asked.interval)
             dense = statistics.dense(frame, value, asked.interval)
             compared, refused = _compared(frame, value, asked)

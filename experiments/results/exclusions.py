@@ -1,17 +1,21 @@
-"""Rows that count in no mean, each named in a line: of networks that diverged, and of metrics that are not finite."""
+"""Rows that count in no mean, each named in a line: of networks that diverged, of metrics that are not finite, and of
+tasks without the metric.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from experiments.configuration.targets import short_name
 from experiments.records import as_dicts
-from experiments.records.values import Value
+from experiments.records.values import UNDESCRIBED, Value
 from pruning.errors import RecordsError
 
 
@@ -68,6 +72,34 @@ def check_counted(rows: pd.DataFrame, frame: pd.DataFrame, value: Value, otherwi
     raise RecordsError(f"no pruned network counts: {'; '.join(lines)}: {fix}" if lines else otherwise)
 
 
+def measured(frame: pd.DataFrame, value: Value) -> tuple[pd.DataFrame, list[str]]:
+    """The rows of the runs that have `value`, and a line for the other runs of each task and data set.
+
+    Of a value that is no metric, as "removed_bytes", pruned networks that lack it are left out too. Where no run has
+    it, all rows stay: who reads the column raises.
+    """
+    there = _has(frame, value)
+    of_run = there.groupby(frame["run"]).transform("any")
+    if not of_run.any():
+        return frame, []
+    others: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in as_dicts(frame[~of_run]):
+        others[_task(row)].append(row)
+    lines = [f"{_runs(rows)} of {task}: no {value.column}, but {_metrics(rows[0])}" for task, rows in others.items()]
+    lacking = of_run & ~there & (frame["level"] > 0)
+    if lacking.any():
+        lines.append(f"{lacking.sum()} rows of {_runs(as_dicts(frame[lacking]))}: no {value.column}")
+    return frame[of_run & ~lacking], lines
+
+
+def _has(frame: pd.DataFrame, value: Value) -> pd.Series:
+    """Whether each row has `value`: it says so of a metric, or there is something in the column."""
+    there = pd.Series(value.column in frame, frame.index) & ~_missing(frame, value)
+    if value.metric is None or not value.part or "metrics" not in frame:
+        return there
+    return _describes(frame, value).where(frame["metrics"].map(lambda cell: isinstance(cell, list)), there)
+
+
 def _describes(frame: pd.DataFrame, value: Value) -> pd.Series:
     """Whether each row says that it has the metric of `value`."""
     if value.metric is None or not value.part or "metrics" not in frame:
@@ -80,3 +112,22 @@ def _missing(frame: pd.DataFrame, value: Value) -> pd.Series:
     """Whether each row lacks a finite `value`."""
     cells = frame[value.column] if value.column in frame else pd.Series(None, frame.index, dtype=object)
     return cells.map(lambda cell: cell is None or (is_number(cell) and not math.isfinite(cell))).astype(bool)
+
+
+def _task(row: Mapping[str, Any]) -> str:
+    """ "Regression on diabetes"."""
+    task = row["config"].get("task") if isinstance(row.get("config"), Mapping) else None
+    name = f"{short_name(task)} on " if isinstance(task, Mapping) and "_target_" in task else ""
+    return f"{name}{row.get('data')}"
+
+
+def _metrics(row: Mapping[str, Any]) -> str:
+    """ "r2, mse and loss"."""
+    cell = row.get("metrics")
+    *others, last = [one["name"] for one in cell] if isinstance(cell, list) else [one.name for one in UNDESCRIBED]
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def _runs(rows: list[dict[str, Any]]) -> str:
+    count = len({row["run"] for row in rows})
+    return f"{count} run" if count == 1 else f"{count} runs"

@@ -9,9 +9,9 @@ import pytest
 
 from experiments import compare, records, report
 from experiments import run as app
-from experiments.records.values import resolve
+from experiments.records.values import resolve, resolve_metric
 from experiments.results.comparison import comparisons, differences, overall
-from experiments.results.exclusions import counted, exclusions
+from experiments.results.exclusions import counted, exclusions, measured
 from experiments.results.gallery import FigureOptions, gallery
 from experiments.results.statistics import dense, points, summarise
 from experiments.results.tracked import results
@@ -157,6 +157,59 @@ def test_a_metric_that_is_not_finite_is_left_out_as_what_it_is(tmp_path, capsys)
     assert "left out: run snip-1: test_perplexity is not finite (level 2)" in capsys.readouterr().out.splitlines()
     with pytest.raises(RecordsError, match=r"test_perplexity is not finite .*: choose another --metric"):
         points(table.assign(test_perplexity=math.nan))
+
+
+# Other tasks
+
+
+def mixed() -> pd.DataFrame:
+    regression = sweep("r2", data="diabetes", config={"task": {"_target_": "experiments.tasks.Regression"}})
+    regression = regression.assign(run=regression["run"] + "-r", dense=regression["dense"] + "-r")
+    return pd.concat([sweep(), regression], ignore_index=True)
+
+
+@pytest.mark.parametrize("option", [["--metric", "accuracy"], ["--value", "test_accuracy"]])
+def test_runs_of_another_task_are_left_out_with_a_line(tmp_path, capsys, option):
+    alone, both = written(sweep(), tmp_path / "alone"), written(mixed(), tmp_path / "both")
+    line = "left out: 9 runs of Regression on diabetes: no test_accuracy, but r2, mse, mae and loss"
+    for main, more in ((report.main, ["--output"]), (compare.main, ["--baseline", "magnitude"])):
+        texts = []
+        for folder in (alone, both):
+            assert main([str(folder), *option, *more, *([str(tmp_path / "out")] if more[0] == "--output" else [])]) == 0
+            texts.append(capsys.readouterr().out.splitlines())
+        assert line in texts[1]
+        assert [text for text in texts[1] if text != line] == texts[0]
+
+
+def test_the_other_way_round_and_a_metric_that_none_has(tmp_path, capsys):
+    table = mixed()
+    left, lines = measured(table, resolve_metric(table, "r2"))
+    assert set(left["data"]) == {"diabetes"}
+    assert lines == ["9 runs of digits: no test_r2, but accuracy and loss"]
+    assert measured(table, resolve(table, "density"))[1] == []
+    folder = written(table, tmp_path)
+    assert report.main([str(folder), "--metric", "f1"]) == 1
+    assert capsys.readouterr().err == (
+        "error: no metric 'f1' in these rows; choose among accuracy, loss, r2, mse, mae\n"
+    )
+
+
+def test_a_column_that_dense_networks_lack_is_averaged_without_them(tmp_path, capsys):
+    table = sweep()
+    table["removed_bytes"] = [
+        None if level == 0 else 100.0 + seed for level, seed in zip(table["level"], table["seed"], strict=True)
+    ]
+    control = [row | {"run": row["run"], "control": "small_dense", "removed_bytes": None} for row in as_rows(table)]
+    folder = written(pd.concat([table.assign(control=None), frame(*control)], ignore_index=True), tmp_path)
+    assert report.main([str(folder), "--value", "removed_bytes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "left out: 18 rows of 9 runs: no removed_bytes" in lines
+    assert not any(" dense " in line for line in lines)
+    assert sum("101.0000" in line for line in lines) == 6
+
+
+def as_rows(table: pd.DataFrame) -> list[dict]:
+    return table[table["level"] > 0].to_dict("records")
 
 
 # Runs

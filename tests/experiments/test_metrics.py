@@ -138,7 +138,10 @@ def test_an_unknown_metric_is_one_line_with_close_names(tmp_path, capsys):
     folder = written(perplexities(), tmp_path)
     for main, more in ((report.main, []), (compare.main, ["--baseline", "magnitude"])):
         assert main([str(folder), "--metric", "perplexty", *more]) == 1
-        assert capsys.readouterr().err == "error: no metric 'perplexty' in these rows; did you mean perplexity?\n"
+        assert capsys.readouterr().err == (
+            "error: no metric 'perplexty' in these rows; did you mean perplexity? They have perplexity, "
+            "token_accuracy, loss\n"
+        )
     with pytest.raises(SystemExit):
         report.main([str(folder), "--metric", "loss", "--value", "macs"])
 
