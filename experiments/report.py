@@ -12,6 +12,7 @@ running.
 
 import argparse
 import gc
+import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -66,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # A pipe has no width of its own: 120 columns cut nothing off and fit most pagers.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    console.print(table(summary, dense, value, console.encoding, asked.interval))
+    shares = statistics.start_shares(frame)
+    console.print(table(summary, dense, value, console.encoding, asked.interval, shares))
     for line in (
         *(f"left out: {line}" for line in left_out),
         *(f"not compared: {reason}" for reason in refused),
@@ -118,9 +120,10 @@ def table(
     value: Value | str | None = None,
     encoding: str = "utf-8",
     interval: str = "t",
+    shares: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Table:
     """Dense networks on top, then for every density the methods side by side: mean and interval of the value that
-    `summary` remembers, unless another is given.
+    `summary` remembers, unless another is given. `shares` are those of `statistics.start_shares`; None: dense is whole.
 
     Asked is the requested density; what follows is realised, which differs where units are coarse. A cell like the one
     above it within a group is left empty.
@@ -139,18 +142,24 @@ def table(
         return written(scale * row.mean, scale * row.low, scale * row.high, interval, digits, sign)
 
     for name, found in dense.items():
-        result.add_row("1", "1", "0 %", f"1{times}", Text(name), str(found.n), mean(found))
+        density = 1.0 if shares is None else shares[name]["density"]
+        compression = 1 / density if density else math.inf
+        result.add_row("1", *_sizes(density, compression, times), Text(name), str(found.n), mean(found))
     groups = {float(str(requested)): rows for requested, rows in summary.groupby("requested_density")}
     for requested, rows in sorted(groups.items(), reverse=True):
         result.add_section()
         asked, above = f"{requested:.4g}", ["", "", ""]
         points: Iterable[Any] = rows.itertuples()
         for row in points:
-            got = [f"{row.density:.4g}", percent(row.density), ratio(row.compression, times)]
+            got = _sizes(row.density, row.compression, times)
             shown = ["", "", ""] if got == above else got
             result.add_row(asked, *shown, Text(row.method), str(row.n), mean(row))
             asked, above = "", got
     return result
+
+
+def _sizes(density: float, compression: float, times: str) -> list[str]:
+    return [f"{density:.4g}", percent(density), ratio(compression, times)]
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

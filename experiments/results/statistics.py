@@ -150,6 +150,17 @@ def dense(frame: pd.DataFrame, value: Value | str | None = None, interval: str =
     return intervals
 
 
+def start_shares(frame: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """The mean `density` and `macs` (remaining / original) of the networks of level 0, for every set-up: below 1 where
+    they are of another run, which pruned them.
+    """
+    start = start_of(frame)
+    shares = {"density": _numeric_column(start, "density")}
+    shares["macs"] = _numeric_column(start, "macs") / _numeric_column(start, "dense_macs")
+    means = pd.DataFrame(shares).fillna(1.0).groupby(start["setup"].to_numpy()).mean()
+    return {str(setup): {str(name): float(of) for name, of in row.items()} for setup, row in means.iterrows()}
+
+
 def start_of(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of the dense networks, each once. Their `setup` (`labels.setups`) is their `method` too."""
     labelled = setups(frame)
