@@ -21,7 +21,7 @@ from experiments.results.figures.difference import difference
 from experiments.results.gallery import FigureOptions, gallery
 from experiments.results.page import data
 from experiments.results.tracked import results
-from experiments.running.jobs import check_objective, objectives
+from experiments.running.jobs import check_directions, objectives
 from experiments.tasks import Classification, LanguageModelling, Regression
 from pruning.errors import ConfigurationError, RecordsError
 from tests.experiments.rows import frame, row, start
@@ -410,11 +410,13 @@ def test_an_objective_may_be_a_metric_and_goes_its_way(monkeypatch):
     assert objectives([found], ["perplexity", "macs"]) == (9.0, 5.0)
     with pytest.raises(ConfigurationError, match="objective=perplexty: rows have no such column"):
         objectives([found], ["perplexty"])
+    metrics = LanguageModelling().all_metrics()
     for direction, fails in (("maximize", True), ("minimize", False), (None, False)):
         monkeypatch.setattr("experiments.running.jobs._directions", lambda count, way=direction: [way] * count)
-        check_objective(["macs"], found)
-        if fails:
-            with pytest.raises(ConfigurationError, match=r"objective=perplexity: .* hydra.sweeper.direction=minimize"):
-                check_objective(["perplexity"], found)
-        else:
-            check_objective(["perplexity"], found)
+        check_directions(["macs"], metrics)
+        for name in ("perplexity", "validation_perplexity", "test_perplexity"):
+            if fails:
+                with pytest.raises(ConfigurationError, match=rf"objective={name}: .* hydra.sweeper.direction=minimize"):
+                    check_directions([name], metrics)
+            else:
+                check_directions([name], metrics)
