@@ -30,7 +30,7 @@ from experiments.results.tracked import results
 from experiments.running import jobs, stages
 from experiments.running.controls import check as check_controls
 from experiments.running.controls import controls
-from experiments.running.jobs import JobError, check_objective, jobs_failed
+from experiments.running.jobs import JobError, check_directions, check_objective, jobs_failed
 from experiments.running.levels import Level, evaluate
 from experiments.running.setting import Setting
 from experiments.runtime.errors import report_error
@@ -113,6 +113,7 @@ def _parts(setting: Setting) -> Callable[[float | None], tuple[float | None, ...
     """Check everything that can be wrong before hours of training rather than after, and return the schedule."""
     config = setting.config
     read_code(config.as_dict(), "experiments.running.stages", "experiments.running.levels")
+    check_directions(config.objective, setting.task.all_metrics())
     for group in ("scorer", "compensate", "dynamic"):
         if getattr(config, group):
             instantiate(group, getattr(config, group))
@@ -157,20 +158,27 @@ def main() -> int:
     except JobError as error:
         return jobs_failed(error, since)
     except (PruningError, HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra's own are all three
-        cause = f": {error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
-        unknown = re.match(r"Could not override '(.+?)'", str(error))
-        plugin = re.search(r"Could not find '(hydra/(?:launcher|sweeper))/(\w+)'", str(error))
-        if plugin and plugin[2] in PLUGINS:
-            return report_error(f"{plugin[1]}={plugin[2]}: {missing(PLUGINS[plugin[2]])}")
-        if unknown:
-            return report_error(
-                f"{unknown[1]}: is no field of this configuration: `--cfg job` lists them all; in a sweep, an option "
-                f"that only the swept choices have is set by ++{unknown[1]}="
-            )
-        return report_error(f"{error}{cause}")
+        return report_error(_reason(error))
     except KeyboardInterrupt:
         return report_error("interrupted: what is finished is kept, repeat the command to continue")
     return 0
+
+
+def _reason(error: Exception) -> str:
+    """Why Hydra, or what it runs, failed, and what to do about it."""
+    cause = f": {error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
+    unknown = re.match(r"Could not override '(.+?)'", str(error))
+    plugin = re.search(r"Could not find '(hydra/(?:launcher|sweeper))/(\w+)'", str(error))
+    if plugin and plugin[2] in PLUGINS:
+        return f"{plugin[1]}={plugin[2]}: {missing(PLUGINS[plugin[2]])}"
+    if unknown:
+        return (
+            f"{unknown[1]}: is no field of this configuration: `--cfg job` lists them all; in a sweep, an option "
+            f"that only the swept choices have is set by ++{unknown[1]}="
+        )
+    if str(error).startswith("No trials are completed"):  # Optuna's own, where any number of them may fail
+        return "every trial of this search failed, as reported above: fix and repeat it"
+    return f"{error}{cause}"
 
 
 def command() -> NoReturn:

@@ -136,7 +136,9 @@ class Basis:
         kinds = {f"{type(module).__module__}.{type(module).__qualname__}" for module in model.modules()}
         known = [{"_target_": kind} for kind in sorted(kinds) if "<locals>" not in kind]
         code = digests(known, WITHOUT_EFFECT)
-        return [content_of_tensors(model.state_dict()), json.dumps(form, sort_keys=True, default=str), code]
+        masks = getattr(model, "starting_masks", None)
+        found = [content_of_tensors(model.state_dict()), json.dumps(form, sort_keys=True, default=str), code]
+        return [*found, content_of_tensors(masks)] if masks is not None else found
 
     @made_from("device")
     def device(self) -> torch.device:
@@ -176,8 +178,15 @@ class Basis:
         return model
 
     def prunable(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """The parameters that may be pruned."""
-        return prunable(model, self.config.include, self.config.exclude)
+        """The parameters that may be pruned. Raises `ConfigurationError` if the model brings masks, but none of one."""
+        found = prunable(model, self.config.include, self.config.exclude)
+        masks = getattr(model, "starting_masks", None)
+        without = [] if masks is None else [name for name in found if name not in masks]
+        if without:
+            raise ConfigurationError(
+                f"{without[0]}: has no mask in the run that the model is from: set include and exclude as there"
+            )
+        return found
 
     @made_from("execution")
     def execution(self) -> ExecutionPolicy:

@@ -22,7 +22,9 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.configuration import Configuration, validate
 from experiments.configuration.targets import short_name
 from experiments.records.fields import BOOKKEEPING
+from experiments.records.metrics import Metric
 from experiments.records.runs import record_state, repetitions, states
+from experiments.records.values import PARTS
 from experiments.running.setting import Setting
 from experiments.runtime import processes
 from experiments.runtime.errors import line, report_error
@@ -71,37 +73,37 @@ def objectives(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> float
     for name in names:
         value = last[_column(name, last)]
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ConfigurationError(f"objective={name}: is {value!r} in the last row; choose among {_numeric(last)}")
+            step = last.get("diverged")
+            why = "" if step is None else f", as training diverged at step {step:.0f}"
+            raise ConfigurationError(
+                f"objective={name}: is {value!r} in the last row{why}; choose among {_numeric(last)}"
+            )
         found.append(float(value))
     return found[0] if len(found) == 1 else tuple(found)
 
 
 def check_objective(names: Sequence[str], row: Mapping[str, Any]) -> None:
-    """Raise `ConfigurationError` for a name that no row will have, and for a search that goes the wrong way; any row
-    shows it, the dense network's too.
-    """
-    for name, direction in zip(names, _directions(len(names)), strict=True):
-        column = _column(name, row)
-        if column not in row:
+    """Raise `ConfigurationError` for a name that no row will have; any row shows it, the dense network's too."""
+    for name in names:
+        if _column(name, row) not in row:
             raise ConfigurationError(f"objective={name}: rows have no such column; choose among {_numeric(row)}")
-        better = _better(column, row)
-        if direction is not None and better is not None and direction != better:
-            raise ConfigurationError(
-                f"objective={name}: to {direction} it is to search for the worst: set hydra.sweeper.direction={better}"
-            )
+
+
+def check_directions(names: Sequence[str], metrics: Sequence[Metric]) -> None:
+    """Raise `ConfigurationError` for a search of the worst of one of the task's `metrics`; it takes no training."""
+    for name, direction in zip(names, _directions(len(names)), strict=True):
+        for metric in metrics:
+            better = "maximize" if metric.higher_is_better else "minimize"  # in Optuna's words
+            if name in (metric.name, *(f"{part}_{metric.name}" for part in PARTS)) and direction not in (None, better):
+                raise ConfigurationError(
+                    f"objective={name}: to {direction} it is to search for the worst: set "
+                    f"hydra.sweeper.direction={better}"
+                )
 
 
 def _column(name: str, row: Mapping[str, Any]) -> str:
     """The column that an objective names, by itself or as a metric."""
     return f"validation_{name}" if name not in row and f"validation_{name}" in row else name
-
-
-def _better(column: str, row: Mapping[str, Any]) -> str | None:
-    """Direction in which a column gets better, in Optuna's words; None where the row does not describe it."""
-    for metric in row.get("metrics") or []:
-        if column in (f"validation_{metric['name']}", f"test_{metric['name']}"):
-            return "maximize" if metric["higher_is_better"] else "minimize"
-    return None
 
 
 def _directions(count: int) -> list[str | None]:

@@ -77,7 +77,8 @@ def evaluate(setting: Setting, network: Network, level: Level, dense_network: Ne
                 for part, data in parts.items()
                 for metric, value in measured(seen.task, model, data).items()
             },
-            **_removed(seen, model, held if removed else None),
+            # Of a network that diverged no outputs can be compared
+            **_removed(seen, model, held if removed and network.history["diverged"] is None else None),
         }
         (folder / _ROW).write_text(json.dumps(row, allow_nan=False))
 

@@ -52,7 +52,8 @@ class Trained:
         masks: at its end.
         end: a rewind point of its end, if the recipe asks for one.
         sparse: the weights that ran sparsely.
-        diverged: the first step whose loss was not finite, where the last epoch's was not either.
+        diverged: the first step whose loss was not finite, where the last epoch's was not either and no better epoch is
+            kept.
     """
 
     epochs: list[Epoch]

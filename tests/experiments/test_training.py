@@ -110,6 +110,19 @@ def test_zero_epochs_leave_the_network_but_mask_it():
     assert torch.equal(weights(model), before)
 
 
+@pytest.mark.parametrize(("lost", "best"), [(0, True), (2, True), (2, False)])
+def test_a_training_diverged_unless_an_epoch_before_is_kept(lost, best):
+    """A network whose outputs are NaN has an accuracy too, of the first class: it is no better epoch."""
+    data, model = examples(), network()
+    blown_up = recipe(factor=lambda progress: 1.0 if progress < lost / 3 else 1e30, best_on_validation=best)
+    found = train(model, data, data, blown_up, TASK, accelerator("cpu"))
+    assert [math.isfinite(epoch.loss) for epoch in found.epochs] == [epoch < lost for epoch in range(3)]
+    kept = best and lost > 0
+    assert bool(weights(model).isfinite().all()) == kept
+    assert (found.diverged is None) == kept
+    assert kept or 5 * lost < found.diverged <= 5 * lost + 5
+
+
 def test_best_on_validation_ends_with_the_best_epoch_of_this_training():
     data, other, model = examples(30), examples(30, seed=11), network()
     wild = recipe(epochs=6, count=30, optimizer=partial(torch.optim.SGD, lr=1.0), best_on_validation=True)

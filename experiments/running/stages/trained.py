@@ -13,7 +13,7 @@ from experiments.running.conditions import conditions
 from experiments.runtime.processes import world_size
 from experiments.store import Artefact
 from experiments.store.identity import EXECUTION, STRUCTURE, code
-from experiments.store.networks import NO_STEPS, POINT, Network, load, save
+from experiments.store.networks import MASKS, NO_STEPS, POINT, Network, load, save
 from experiments.training.loop import MakeRegime, train
 from experiments.training.recipe import Recipe
 from pruning.execution import ExecutionPolicy, masked
@@ -32,14 +32,20 @@ TRAINED = (
 
 
 def initial(setting: Basis, draw: str = "initial weights") -> Network:
-    """The network at its initialisation; another `draw` is another initialisation with the same seed."""
+    """The network at its initialisation; another `draw` is another initialisation with the same seed.
+
+    It is under the `starting_masks` of its model, which that of another run may have.
+    """
     setting = setting.only("seed", "model")
     identity = {"draw": draw} | _code()
 
     def make(folder: Path) -> None:
-        save(folder, setting.new_model(draw), None, NO_STEPS, [], None, conditions(setting.whole.as_dict()))
+        model = setting.new_model(draw)
+        masks = getattr(model, "starting_masks", None)
+        save(folder, model, masks, NO_STEPS, [], None, conditions(setting.whole.as_dict()))
 
-    return Network(setting.obtain("initial", identity, make))
+    found = setting.obtain("initial", identity, make)
+    return Network(found, found if found.has(MASKS) else None)
 
 
 def dense(setting: Basis) -> Network:
