@@ -78,6 +78,16 @@ def test_rewind_puts_weights_schedule_optimizer_and_data_back(tmp_path, training
         assert saved.step == first
 
 
+def test_a_rewind_point_is_of_its_step_whichever_epoch_before_was_the_best(tmp_path):
+    options = ("optimizer.lr=0.02", "training.epochs=4", "recovery.to=3ep", "recovery=rewind")
+    best = setting_of(tmp_path, *options, "training.best_on_validation=true")
+    epochs = stages.dense(best).history["history"]
+    assert epochs[2]["validation"] < max(epoch["validation"] for epoch in epochs[:2])
+    found = [weights(stages.rewind_point(one).weights) for one in (best, setting_of(tmp_path, *options))]
+    for name, value in found[0].items():
+        assert torch.equal(value, found[1][name])
+
+
 def test_lr_rewind_keeps_the_weights_and_replays_the_schedule(tmp_path, trainings):
     options = (*DECAYING, "density=0.3", "recovery=lr_rewind", "recovery.to=1ep")
     run(tmp_path, *options)

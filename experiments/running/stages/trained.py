@@ -67,7 +67,9 @@ def _dense(setting: Basis, kind: str, stop: int) -> Network:
 def _plainly(setting: Basis, kind: str, start: Network, stop: int, title: str) -> Network:
     total = setting.total_steps
     setting = training_view(setting, start)
-    recipe = replace(setting.recipe(range(stop), setting.learning_rate, total), keep_end=kind == "point")
+    recipe = setting.recipe(range(stop), setting.learning_rate, total)
+    if kind == "point":  # of that step itself, whichever epoch before was the best
+        recipe = replace(recipe, keep_end=True, best_on_validation=False)
     return Network(trained(setting, kind, {}, start, recipe, title), start.masks)
 
 
