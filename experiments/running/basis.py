@@ -23,7 +23,7 @@ from experiments.runtime.processes import on_cpu
 from experiments.runtime.progress import Progress, progress
 from experiments.runtime.seeding import seeded
 from experiments.store import Artefact, Store
-from experiments.store.identity import WITHOUT_EFFECT, part
+from experiments.store.identity import WITHOUT_EFFECT, identity_of
 from experiments.store.sources import digests
 from experiments.tasks import Task
 from experiments.training.batches import steps_per_epoch
@@ -70,13 +70,14 @@ class Basis:
 
     @property
     def fields(self) -> frozenset[str]:
-        """The fields that a view may read, all of which the key of its result holds."""
+        """The fields that a view may read: those taken, and those in the key of what it starts from."""
         return (self.taken or frozenset()) | self.inherited
 
     def only(self, *fields: str, after: Iterable[str] = ()) -> Self:
         """The same for a stage that takes these `fields`, and goes on from a result whose key holds those of `after`.
 
-        Raises `UndeclaredFieldError` for a view that does not have them itself.
+        The stage adds that key to its identity: `after` may be read, but `identity` does not have it. Raises
+        `UndeclaredFieldError` for a view that does not have the fields itself.
         """
         for name in fields:
             if self.taken is not None and not covers(self.fields | FREE, name):
@@ -88,7 +89,7 @@ class Basis:
         weights that come from files.
         """
         assert self.taken is not None
-        found = part(self.whole.as_dict(), *sorted(self.taken))
+        found = identity_of(self.whole.as_dict(), *sorted(self.taken))
         if covers(self.taken, "data.load"):
             found["content of data"] = self.only("data.load").content
         if covers(self.taken, "model") and self._reads_files:

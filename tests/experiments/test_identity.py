@@ -20,7 +20,7 @@ from experiments.running.conditions import conditions
 from experiments.running.parts import made_from
 from experiments.running.setting import Setting
 from experiments.store import Artefact, Store, sources, syntax
-from experiments.store.identity import WITHOUT_EFFECT, part
+from experiments.store.identity import WITHOUT_EFFECT, identity_of
 from experiments.store.inventory import _parents
 from experiments.store.networks import Network
 from pruning.errors import ConfigurationError
@@ -385,7 +385,8 @@ def test_networks_of_several_processes_are_others(tmp_path, monkeypatch):
 
 def test_the_folder_of_a_loader_of_ones_own_counts(tmp_path, monkeypatch):
     name = own(tmp_path, monkeypatch, "def pictures(folder): pass\n")
-    found = [part({"data": {"load": {"_target_": f"{name}.pictures", "folder": f}}}, "data.load") for f in "ab"]
+    loaders = [{"load": {"_target_": f"{name}.pictures", "folder": folder}} for folder in "ab"]
+    found = [identity_of({"data": loader}, "data.load") for loader in loaders]
     assert found[0] != found[1]
 
 
