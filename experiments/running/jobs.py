@@ -42,11 +42,11 @@ class JobError(PruningError):
 
 
 def job(run: Callable[[Setting, Path, str], Rows], config: DictConfig) -> float | tuple[float, ...] | None:
-    """`run` in a folder of its own; the values that the configuration names as `objective`, for sweepers that search.
+    """Call `run` in a folder of its own and return what `objectives` makes of its rows, for sweepers that search.
 
     A user's error is reported here, in the process where it happened. A run then ends with code 1; a sweep too, after
-    its other jobs. Where several processes train together, one that fails ends them all: the
-    others would wait for it, or take its next job for the present one.
+    its other jobs. Where several processes train together, one that fails ends them all: the others would wait for it,
+    or take its next job for the present one.
     """
     try:
         checked = validate(config)
@@ -145,11 +145,7 @@ def _prepared(run: Callable[[Setting, Path, str], Rows], config: Configuration) 
     launcher = _launcher()
     at_once = _parallel_jobs(launcher)
     torch.set_num_threads(_threads(at_once, launcher) if config.threads == "auto" else int(config.threads))
-    plain = config.as_dict()
-    ignored = BOOKKEEPING - {"seed", "density", "controls"}
-    identity = {key: value for key, value in plain.items() if key not in ignored}
-    parts = (short_name(config.scorer), short_name(config.model), config.data["name"], f"seed{config.seed}")
-    name = "-".join((*parts, identity_key(identity)[:8]))
+    name = _run_name(config)
     folder = Path(config.folder) / name
     setting = Setting(config, Store(Path(config.store)), alone=at_once == 1)
     processes.join(config.device)
@@ -158,7 +154,7 @@ def _prepared(run: Callable[[Setting, Path, str], Rows], config: Configuration) 
         return run(setting, folder, name)
     folder.mkdir(parents=True, exist_ok=True)
     with record_state(folder, _command(), hardware()):
-        text = OmegaConf.to_yaml(OmegaConf.create(plain))
+        text = OmegaConf.to_yaml(OmegaConf.create(config.as_dict()))
         written = folder / "config.yaml"
         if not written.exists() or written.read_text() != text:  # a finished run may lie where nobody can write
             written.write_text(text)
@@ -183,6 +179,14 @@ def _prepared(run: Callable[[Setting, Path, str], Rows], config: Configuration) 
         finally:
             log.removeHandler(logfile)
             logfile.close()
+
+
+def _run_name(config: Configuration) -> str:
+    """Name of a run and its folder, in words and a digest of all that makes its rows what they are."""
+    ignored = BOOKKEEPING - {"seed", "density", "controls"}
+    identity = {key: value for key, value in config.as_dict().items() if key not in ignored}
+    words = (short_name(config.scorer), short_name(config.model), config.data["name"], f"seed{config.seed}")
+    return "-".join((*words, identity_key(identity)[:8]))
 
 
 def _warned(others: Callable[..., None], message: Warning | str, category: type[Warning], *where: Any) -> None:

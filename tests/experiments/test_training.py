@@ -23,6 +23,7 @@ from experiments.training.recipe import Recipe
 from experiments.training.state import TrainingState
 from pruning import Evidence, prunable, prune, scorers
 from pruning.dynamic import RigL
+from pruning.errors import DataError
 
 TASK = Classification(classes=3)
 
@@ -63,6 +64,13 @@ def test_the_loop_is_the_loop_written_out():
             done += 1
     assert done == total
     torch.testing.assert_close(weights(model), weights(twin), rtol=1e-6, atol=1e-7)
+
+
+def test_an_augmentation_of_data_without_inputs_is_refused():
+    inputs, targets = (examples()[name] for name in ("inputs", "targets"))
+    data = Examples(pixels=inputs, targets=targets)
+    with pytest.raises(DataError, match=r"the data have pixels, targets: set data\.augment=null"):
+        train(network(), data, data, recipe(augment=lambda images, noise: images), TASK, accelerator("cpu"))
 
 
 @pytest.mark.parametrize("parts", [2, 3, 5])

@@ -73,7 +73,9 @@ def _dense(setting: Basis, kind: str, stop: int) -> Network:
 def _plainly(setting: Basis, kind: str, start: Network, stop: int, title: str) -> Network:
     total = setting.total_steps
     setting = training_view(setting, start)
-    recipe = replace(setting.recipe(range(stop), setting.learning_rate, total), keep_end=kind == "point")
+    recipe = setting.recipe(range(stop), setting.learning_rate, total)
+    if kind == "point":  # of that step itself, whichever epoch before was the best
+        recipe = replace(recipe, keep_end=True, best_on_validation=False)
     return Network(trained(setting, kind, {}, start, recipe, title), start.masks)
 
 
@@ -102,7 +104,7 @@ def trained(
         setting: the view of this training.
         kind: of the artefact.
         identity: what its result depends on besides the view, `start` and the steps of `recipe`.
-        start: where it stands in the history of networks.
+        start: the network before it, whose key, masks, and epochs and seconds until now count.
         recipe: how it is trained, made from the view.
         title: what its progress says of it.
         begin: the model that the training begins with; None: that of `start`.
@@ -142,9 +144,9 @@ def trained(
         if found.end is not None:
             found.end.save(folder / POINT)
         final = None if found.masks is None else found.masks.to("cpu")
-        course = {"steps": len(recipe.steps), "position": recipe.steps.stop, "epoch_steps": setting.epoch_steps}
+        length = {"steps": len(recipe.steps), "position": recipe.steps.stop, "epoch_steps": setting.epoch_steps}
         under = conditions(setting.whole.as_dict(), setting.device, found.sparse)
-        save(folder, model.to("cpu"), final, course, list(map(asdict, found.epochs)), start, under, found.diverged)
+        save(folder, model.to("cpu"), final, length, list(map(asdict, found.epochs)), start, under, found.diverged)
 
     return setting.obtain(kind, identity, make)
 
