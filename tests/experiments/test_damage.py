@@ -16,6 +16,7 @@ from experiments.report import table
 from experiments.results import statistics
 from experiments.results.checklist import checklist
 from experiments.results.comparison import comparisons
+from experiments.results.exclusions import exclusions, measured
 from experiments.results.figures.layers import layer_densities
 from experiments.results.figures.training import losses
 from experiments.results.gallery import FigureOptions, gallery
@@ -52,7 +53,8 @@ def refusal(work: Callable[[], Any]) -> str:
 
 def read_by_all(folder: Path) -> None:
     """What commands work out of rows; each may refuse them."""
-    frame = records.read(folder)
+    frame, _ = measured(records.read(folder), resolve(records.read(folder)))
+    exclusions(frame, resolve(frame))
     final = statistics.points(frame)
     found, _ = comparisons(frame, "magnitude")
     for comparison in found:
