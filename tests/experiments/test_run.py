@@ -1,6 +1,5 @@
 """The Hydra app from end to end, on small digits: rows, resuming, sharing, order of operations, and users' mistakes."""
 
-import os
 import shlex
 import shutil
 import subprocess
@@ -27,6 +26,7 @@ from experiments.store.networks import Network, load
 from experiments.training.batches import steps_per_epoch
 from pruning.errors import AllocationError, ArtefactError, ConfigurationError, MaskError
 from pruning.recovery import compensate
+from tests import commands
 from tests.experiments.running import ROOT, SMALL, configured, own, run, setting_of, timeless
 
 
@@ -37,16 +37,9 @@ def exit_code() -> int:
         return error.code
 
 
-def command(folder: Path, *overrides: str, flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+def command(folder: Path, *overrides: str, flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     places = (f"folder={folder}/runs", f"store={folder}/store")
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.run", *flags, *SMALL, *places, *overrides],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    return commands.command(ROOT, "-m", "experiments.run", *flags, *SMALL, *places, *overrides)
 
 
 def test_one_shot_densities_branch_from_one_network_and_one_scoring(tmp_path, monkeypatch):
@@ -190,10 +183,12 @@ def test_a_repetition_that_fails_loses_no_row_whatever_bookkeeping_it_has(tmp_pa
     assert records.read(tmp_path / "run")["test_accuracy"].tolist() == [row["test_accuracy"] for row in rows]
 
 
-def test_the_sweep_command_and_its_repetition(tmp_path):
+def test_the_sweep_command_and_its_repetition(tmp_path, monkeypatch):
+    """First in this process, then in another one, where sets have another order."""
     overrides = ("scorer=magnitude,random", "seed=0,1", "density=[0.5,0.1]")
-    done = command(tmp_path, *overrides, flags=("-m",))
-    assert done.returncode == 0, done.stderr
+    places = (f"folder={tmp_path}/runs", f"store={tmp_path}/store")
+    monkeypatch.setattr(sys, "argv", ["run", "-m", *SMALL, *places, *overrides])
+    assert exit_code() == 0
     frame = records.read(tmp_path / "runs")
     assert len(frame) == 2 * 2 * 3
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*.safetensors")}
@@ -448,9 +443,7 @@ def test_a_job_that_fails_leaves_the_others_of_its_sweep(tmp_path):
     words = shlex.split(found["failed"].command)
     assert words[:3] == ["python", "-m", "experiments.run"]
     assert "allocation.minimum=100000" in words
-    alone = subprocess.run(
-        [sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True, check=False
-    )  # the command repeats that run, and its failure
+    alone = commands.command(ROOT, *words[1:])  # it repeats that run, and its failure
     assert (alone.returncode, len(alone.stderr.splitlines())) == (1, 1)
     assert found["failed"].reason in alone.stderr
 
