@@ -1,6 +1,5 @@
 """The README's own words, run as written."""
 
-import os
 import re
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from torch import nn
 from experiments import records
 from experiments.configuration import CONF
 from pruning import Evidence, prunable, prune, scorers
+from tests.commands import command
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -37,17 +37,10 @@ def written(folder: Path, title: str) -> None:
         path.write_text(block)
 
 
-def shell(folder: Path, command: str, *more: str) -> subprocess.CompletedProcess:
-    words = command.split()
+def shell(folder: Path, line: str, *more: str) -> subprocess.CompletedProcess[str]:
+    words = line.split()
     assert words[0] == "python"
-    return subprocess.run(
-        [sys.executable, *words[1:], *more],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return command(folder, *words[1:], *more)
 
 
 @pytest.mark.parametrize("title", ["Your own scorer", "Your own model"])
@@ -160,8 +153,8 @@ def test_the_commands_of_the_lottery_ticket_are_known(tmp_path, more):
     assert done.returncode == 0, done.stderr
     kept = records.read(tmp_path / "runs" / "lottery_ticket")["kept"].unique().tolist()
     assert kept == [266200, 213060, 170538]
-    for command in blocks("When a run is killed", "bash")[0].strip().splitlines():
-        done = shell(tmp_path, command.split("#")[0])
+    for line in blocks("When a run is killed", "bash")[0].strip().splitlines():
+        done = shell(tmp_path, line.split("#")[0])
         assert done.returncode == 0, done.stderr
 
 

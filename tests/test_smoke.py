@@ -2,10 +2,7 @@
 
 import importlib
 import json
-import os
 import pkgutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +10,8 @@ import pytest
 import experiments
 import pruning
 from experiments import records
+from tests.commands import command
 
-ROOT = Path(__file__).parents[1]
 MODULES = sorted(
     module.name
     for package in (pruning, experiments)
@@ -28,15 +25,8 @@ def test_it_can_be_imported(name):
     importlib.import_module(name)
 
 
-def command(folder: Path, *words: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", *words],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def output(folder: Path, *words: str) -> str:
+    done = command(folder, "-m", *words)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -47,13 +37,13 @@ def test_the_application_from_a_sweep_to_its_report(tmp_path):
     often = ("checkpoint.steps=5", "checkpoint.seconds=null")
     rewound = ("recovery=rewind", "recovery.to=7it", "controls=[reinit]", "density=[0.5,0.2]", "optimizer=adamw")
     sweep = ("scorer=magnitude,snip", "seed=0,1")
-    command(tmp_path, "experiments.run", "-m", *small, *often, *rewound, *sweep)
+    output(tmp_path, "experiments.run", "-m", *small, *often, *rewound, *sweep)
     frame = records.read(tmp_path / "runs" / "smoke")
     assert len(frame) == 4 * (1 + 2 * 2)
     assert frame[frame["level"] == 1]["density"].round(2).eq(0.5).all()
-    command(tmp_path, "experiments.report", "runs/smoke")
+    output(tmp_path, "experiments.report", "runs/smoke")
     for name in ("report.html", "accuracy_compression.png"):
         assert (tmp_path / "runs" / "smoke" / name).stat().st_size > 10_000
-    assert "snip against magnitude" in command(tmp_path, "experiments.compare", "runs/smoke", "--baseline", "magnitude")
-    assert "0 damaged" in command(tmp_path, "experiments.store", "verify")
+    assert "snip against magnitude" in output(tmp_path, "experiments.compare", "runs/smoke", "--baseline", "magnitude")
+    assert "0 damaged" in output(tmp_path, "experiments.store", "verify")
     assert json.loads(next((tmp_path / "runs" / "smoke").rglob("state.json")).read_text())["state"] == "done"

@@ -1,6 +1,5 @@
 """What `pip install` brings is all that runs, and nothing else."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from experiments.report import main as report
 from experiments.run import command as run
 from experiments.status import main as status
 from experiments.store.__main__ import main as store
+from tests.commands import command
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("experiments", "pruning")
@@ -56,15 +56,8 @@ def pip(folder: Path, *words: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def call(installed: Path, folder: Path, *words: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, *words],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def call(installed: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return command(folder, *words, path=installed)
 
 
 def test_a_wheel_holds_code_and_what_it_reads_and_nothing_else(wheel):

@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import resource
 import signal
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 
 from experiments.benchmarks import lottery, measuring, report, scoring, smaller, startup, sweep, training_step
 from experiments.training import loop as training
+from tests.commands import ROOT, command
 
 structure = pytest.importorskip("experiments.benchmarks.structure")
 structure_peer = pytest.importorskip("experiments.benchmarks.structure_peer")
@@ -94,12 +96,14 @@ def test_startup(capsys):
     assert command / found["torch_seconds"] == pytest.approx(ratio, rel=0.02)
 
 
-def test_sweep(capsys):
+def test_sweep(capsys, monkeypatch):
+    """Its command as a process, though not one from nothing, as it would be to measure it."""
+    monkeypatch.setattr(sweep, "subprocess", SimpleNamespace(run=lambda words, **_: command(ROOT, *words[1:])))
     arguments = ("--rounds", "1", "--jobs", "1", "--epochs", "1", "--data", "digits", "--contenders", "single")
     lines, found = run(sweep, capsys, *arguments)
     assert len(lines) == 4
-    _, job, _, command, _ = lines[3].rsplit(maxsplit=4)
-    assert 0 < float(job) < float(command)
+    _, job, _, whole, _ = lines[3].rsplit(maxsplit=4)
+    assert 0 < float(job) < float(whole)
     assert found == {"throughput": {"single": 1.0}, "whole_command": {"single": 1.0}}
 
 

@@ -1,10 +1,8 @@
 """What needs no extra works without all of them; what needs one says which in a line."""
 
 import importlib
-import os
 import re
 import subprocess
-import sys
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from experiments import data, models, records
 from experiments.configuration.targets import instantiate
 from experiments.runtime.extras import EXTRAS, PLUGINS
 from pruning.errors import PruningError
+from tests.commands import command
 from tests.experiments.hiding import hidden
 from tests.experiments.running import ROOT, SMALL
 
@@ -23,6 +22,7 @@ SETUP.read(ROOT / "setup.cfg")
 BARE = """
 import runpy, sys
 import hydra_plugins
+from tests.commands import command
 from tests.experiments.hiding import hidden
 hydra_plugins.__path__ = [{plugins!r}]
 module, *sys.argv[1:] = {words!r}
@@ -38,14 +38,8 @@ def bare(folder: Path, *words: str) -> subprocess.CompletedProcess:
     ours = Path(importlib.import_module("hydra_plugins.hydra_joblib_launcher").__path__[0])
     if not (plugins / ours.name).exists():
         (plugins / ours.name).symlink_to(ours)
-    return subprocess.run(
-        [sys.executable, "-c", BARE.format(plugins=str(plugins), words=list(words), packages=[*EXTRAS])],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    code = BARE.format(plugins=str(plugins), words=list(words), packages=[*EXTRAS])
+    return command(folder, "-c", code, libraries=("torch",))
 
 
 def test_extras_are_those_of_setup():

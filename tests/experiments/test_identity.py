@@ -1,8 +1,6 @@
 """What a stage uses is in its identity: every field that it reads, and all code of ours that it runs."""
 
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -24,6 +22,7 @@ from experiments.store.identity import WITHOUT_EFFECT, identity_of
 from experiments.store.inventory import _parents
 from experiments.store.networks import Network
 from pruning.errors import ConfigurationError
+from tests.commands import command
 from tests.experiments.running import ROOT, SMALL, configured, own, run, timeless
 
 ELSEWHERE = {"data.load.folder": "where the files of a known set lie"}
@@ -280,14 +279,7 @@ def test_masks_made_by_other_code_are_made_again_and_dense_networks_are_not(tmp_
 
     def rows() -> list[dict[str, Any]]:
         options = (*SMALL, "training.epochs=1", "density=0.3", "recovery.epochs=1", "name=same")
-        done = subprocess.run(
-            [sys.executable, "-m", "experiments.run", *options],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)},
-        )
+        done = command(tmp_path, "-m", "experiments.run", *options, path=tmp_path)
         assert done.returncode == 0, done.stderr
         return records.read(tmp_path / "runs" / "same").to_dict("records")
 

@@ -1,9 +1,8 @@
 """One sweep through every launcher: the same rows; and what happens to the others when one of its jobs fails."""
 
-import os
 import shlex
 import subprocess
-import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -20,11 +19,11 @@ from experiments.records.runs import record_state, states
 from experiments.running import jobs
 from experiments.running.jobs import JobError, objectives
 from pruning.errors import ConfigurationError, PruningError
+from tests.commands import command
 from tests.experiments.running import ROOT, SMALL, setting_of
 
 SWEEP = ("scorer=magnitude,random", "seed=0", "density=[0.5,0.1]")
 LAUNCHERS = {
-    "basic": (),
     "joblib": ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
     "submitit": ("hydra/launcher=submitit_local",),
     "ray": (
@@ -35,16 +34,15 @@ LAUNCHERS = {
 }
 
 
-def launched(folder: Path, *overrides: str) -> subprocess.CompletedProcess:
+def launched(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     places = (f"folder={folder}/runs", f"store={folder}/store")
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.run", "-m", *SMALL, *places, *overrides],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"},
-    )
+    return command(ROOT, "-m", "experiments.run", "-m", *SMALL, *places, *overrides)
+
+
+@pytest.fixture(autouse=True)
+def ray_is_discreet(monkeypatch):
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_TMPDIR", tempfile.gettempdir())
 
 
 def timeless(folder: Path) -> pd.DataFrame:
@@ -61,7 +59,7 @@ def basic(tmp_path_factory) -> pd.DataFrame:
     return timeless(folder)
 
 
-@pytest.mark.parametrize("launcher", [name for name in LAUNCHERS if name != "basic"])
+@pytest.mark.parametrize("launcher", ["submitit", "ray"])
 def test_every_launcher_makes_the_same_rows(launcher, basic, tmp_path):
     done = launched(tmp_path, *SWEEP, *LAUNCHERS[launcher])
     assert done.returncode == 0, done.stderr
@@ -69,18 +67,21 @@ def test_every_launcher_makes_the_same_rows(launcher, basic, tmp_path):
     assert [state.state for state in states(tmp_path / "runs")] == ["done", "done"]
 
 
-def test_a_job_that_fails_in_another_process_leaves_the_others(tmp_path):
-    sweep = ("allocation.minimum=100000,0", "density=0.5", *LAUNCHERS["joblib"])
-    done = launched(tmp_path, *sweep)
+def test_a_job_that_fails_in_another_process_leaves_the_others(basic, tmp_path):
+    """And the others make the same rows as with every launcher."""
+    done = launched(tmp_path, *SWEEP, "allocation.minimum=100000,0", *LAUNCHERS["joblib"])
     assert done.returncode == 1
     assert "Traceback" not in done.stderr.splitlines()[-1]
-    assert sorted(records.read(tmp_path / "runs").groupby("run")["level"].max()) == [0, 1]
-    found = {state.state: state for state in states(tmp_path / "runs")}
-    assert set(found) == {"failed", "done"}
+    last = records.read(tmp_path / "runs").groupby("run")["level"].max()
+    assert sorted(last) == [0, 0, 2, 2]
+    frame = timeless(tmp_path)
+    pd.testing.assert_frame_equal(frame[frame["run"].isin(last.index[last == 2])].reset_index(drop=True), basic)
+    found = {name: [state for state in states(tmp_path / "runs") if state.state == name] for name in ("failed", "done")}
+    assert [len(of) for of in found.values()] == [2, 2]
     told = done.stderr.splitlines()
-    assert found["failed"].command in told[-2]
+    assert {state.command for state in found["failed"]} == {line.strip() for line in told[-4:-1] if "python -m" in line}
     assert "minimum=100000" in told[-3]
-    assert told[-1].startswith("error: 1 of the runs in ")
+    assert told[-1].startswith("error: 2 of the runs in ")
 
 
 def test_a_search_sees_validation_and_outlives_its_failures(tmp_path):
@@ -181,9 +182,7 @@ def test_the_command_of_a_job_of_an_experiment_that_is_a_sweep_repeats_that_job_
     assert done.returncode == 0, done.stderr
     (state,) = states(tmp_path / "runs")
     words = shlex.split(state.command)
-    again = subprocess.run(
-        [sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ
-    )
+    again = command(ROOT, *words[1:])
     assert again.returncode == 0, again.stderr
     assert len(states(tmp_path / "runs")) == 1
 

@@ -5,8 +5,6 @@ import io
 import math
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -18,6 +16,7 @@ from experiments.report import main, table
 from experiments.results import statistics
 from experiments.results.figures.axes import TIMES
 from experiments.results.gallery import FigureOptions, gallery
+from tests.commands import command
 
 ACCURACY = {0.5: 0.96, 0.1: 0.93, 0.01: 0.5}
 
@@ -192,17 +191,20 @@ def test_arguments_that_do_not_exist_end_with_status_2(capsys):
     assert caught.value.code == 2
 
 
+CLOSED = """
+import os, runpy, sys
+end, begin = os.pipe()
+os.close(end)
+os.dup2(begin, 1)
+runpy.run_module("experiments.report", run_name="__main__", alter_sys=True)
+"""
+
+
 def test_the_command_through_a_pipe_that_closes_early(tmp_path):
     """`python -m experiments.report FOLDER | head -1`: no traceback, and the files are there."""
     sweep(tmp_path)
-    command = [sys.executable, "-m", "experiments.report", str(tmp_path)]
-    root = Path(__file__).parents[2]
-    process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    process.stdout.close()
-    told = process.stderr.read()
-    assert not re.search("Traceback|BrokenPipe", told), told
-    process.stderr.close()
-    process.wait(60)
+    done = command(tmp_path, "-c", CLOSED, str(tmp_path))
+    assert not re.search("Traceback|BrokenPipe", done.stderr), done.stderr
     with (tmp_path / "accuracy_sparsity.csv").open() as file:
         assert len(list(csv.reader(file))) == 8
 

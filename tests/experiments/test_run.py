@@ -1,6 +1,5 @@
 """The Hydra app from end to end, on small digits: rows, resuming, sharing, order of operations, and users' mistakes."""
 
-import os
 import shlex
 import shutil
 import subprocess
@@ -27,7 +26,8 @@ from experiments.store.networks import Network, load
 from experiments.training.batches import steps_per_epoch
 from pruning.errors import AllocationError, ArtefactError, ConfigurationError, MaskError
 from pruning.recovery import compensate
-from tests.experiments.running import ROOT, SMALL, configured, own, run, setting_of, timeless
+from tests import commands
+from tests.experiments.running import ROOT, SMALL, composed, configured, own, run, setting_of, timeless
 
 
 def exit_code() -> int:
@@ -37,16 +37,9 @@ def exit_code() -> int:
         return error.code
 
 
-def command(folder: Path, *overrides: str, flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+def command(folder: Path, *overrides: str, flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     places = (f"folder={folder}/runs", f"store={folder}/store")
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.run", *flags, *SMALL, *places, *overrides],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    return commands.command(ROOT, "-m", "experiments.run", *flags, *SMALL, *places, *overrides)
 
 
 def test_one_shot_densities_branch_from_one_network_and_one_scoring(tmp_path, monkeypatch):
@@ -135,11 +128,17 @@ def test_the_dense_network_depends_on_all_that_determines_it(tmp_path, change):
     assert stages.dense(plain).key != stages.dense(changed).key
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory) -> Path:
+    """A folder of many runs, which train the network that they all begin with once."""
+    return tmp_path_factory.mktemp("shared")
+
+
 @pytest.mark.parametrize("scorer", sorted(path.stem for path in (CONF / "scorer").glob("*.yaml")))
 @pytest.mark.parametrize("rounds", [1, 2])
-def test_every_scorer_runs_one_shot_and_in_rounds(tmp_path, scorer, rounds):
+def test_every_scorer_runs_one_shot_and_in_rounds(shared, scorer, rounds):
     schedule = ["schedule=exponential", f"schedule.rounds={rounds}"]
-    rows = run(tmp_path, f"scorer={scorer}", "density=0.2", *schedule)
+    rows = run(shared, f"scorer={scorer}", "density=0.2", *schedule)
     wanted = round(0.2 * rows[0]["prunable"])
     if rows[0]["config"]["allocation"]["_target_"].endswith("PerRow"):  # which rounds row by row
         shapes = [line["shape"] for line in rows[0]["layers"]]
@@ -149,19 +148,19 @@ def test_every_scorer_runs_one_shot_and_in_rounds(tmp_path, scorer, rounds):
 
 @pytest.mark.parametrize("granularity", sorted(path.stem for path in (CONF / "granularity").glob("*.yaml")))
 @pytest.mark.parametrize("allocation", sorted(path.stem for path in (CONF / "allocation").glob("*.yaml")))
-def test_every_granularity_and_allocation_composes(tmp_path, granularity, allocation):
+def test_every_granularity_and_allocation_composes(shared, granularity, allocation):
     density = "null" if allocation in ("n_of_m", "rates") else "0.5"
     overrides = [f"granularity={granularity}", f"allocation={allocation}", f"density={density}"]
     overrides += ["allocation.rate=0.5"] if allocation == "rates" else []
     if granularity in ("vectors", "channels") and allocation in ("per_row", "n_of_m"):
         with pytest.raises(AllocationError, match="two dimensions"):
-            run(tmp_path, *overrides)
+            run(shared, *overrides)
         return
     if granularity != "channels" and allocation in ("macs", "parameters"):
         with pytest.raises(ConfigurationError, match="granularity=channels"):
-            run(tmp_path, *overrides)
+            run(shared, *overrides)
         return
-    rows = run(tmp_path, *overrides)
+    rows = run(shared, *overrides)
     assert 0.0 < rows[-1]["density"] < 1.0
     if granularity == "weights":
         assert rows[-1]["density"] == pytest.approx(0.5, abs=0.01)
@@ -190,10 +189,12 @@ def test_a_repetition_that_fails_loses_no_row_whatever_bookkeeping_it_has(tmp_pa
     assert records.read(tmp_path / "run")["test_accuracy"].tolist() == [row["test_accuracy"] for row in rows]
 
 
-def test_the_sweep_command_and_its_repetition(tmp_path):
+def test_the_sweep_command_and_its_repetition(tmp_path, monkeypatch):
+    """First in this process, then in another one, where sets have another order."""
     overrides = ("scorer=magnitude,random", "seed=0,1", "density=[0.5,0.1]")
-    done = command(tmp_path, *overrides, flags=("-m",))
-    assert done.returncode == 0, done.stderr
+    places = (f"folder={tmp_path}/runs", f"store={tmp_path}/store")
+    monkeypatch.setattr(sys, "argv", ["run", "-m", *SMALL, *places, *overrides])
+    assert exit_code() == 0
     frame = records.read(tmp_path / "runs")
     assert len(frame) == 2 * 2 * 3
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*.safetensors")}
@@ -309,6 +310,23 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path, monke
     assert "No space left on device" in error[0]
     assert not list((tmp_path / "store" / "unfinished").iterdir())
     assert not list((tmp_path / "store").rglob("manifest.json"))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("scorer=snip", "density=[0.5,0.1]", "seed=3"),
+        ("recovery.epochs=2", "recovery=rewind", "recovery.to=7it", "controls=[reinit]"),
+        ("training.epochs=9", "experiment=lottery_ticket", "~data.classes", "+data.outputs=4"),
+        ("dynamic=rigl", "++dynamic.every=5", "data={name: other}", "schedule=exponential", "schedule.rounds=2"),
+    ],
+    ids=str,
+)
+def test_configurations_of_these_tests_are_what_hydra_composes(overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        whole = compose("config", overrides=list(overrides))
+    assert composed(*overrides) == whole
 
 
 def test_densities_are_sorted_and_checked():
@@ -448,9 +466,7 @@ def test_a_job_that_fails_leaves_the_others_of_its_sweep(tmp_path):
     words = shlex.split(found["failed"].command)
     assert words[:3] == ["python", "-m", "experiments.run"]
     assert "allocation.minimum=100000" in words
-    alone = subprocess.run(
-        [sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True, check=False
-    )  # the command repeats that run, and its failure
+    alone = commands.command(ROOT, *words[1:])  # it repeats that run, and its failure
     assert (alone.returncode, len(alone.stderr.splitlines())) == (1, 1)
     assert found["failed"].reason in alone.stderr
 

@@ -1,8 +1,8 @@
 """Digests of code: they change with what code does, wherever it is imported from, and with nothing else."""
 
 import ast
+import inspect
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from experiments.store import sources, syntax
 from pruning.errors import ConfigurationError
+from tests.commands import command
 from tests.experiments.running import ROOT, forget, own
 
 PLAIN = """
@@ -249,12 +250,19 @@ def test_digests_do_not_depend_on_the_place(tmp_path, monkeypatch):
     assert found[0] == found[1]
 
 
-ASK = """
+def digests_of_ours() -> list[str]:
+    return [
+        str(sources.digests([{"_target_": name} for name in ("pruning.scorers.obs", "torch.optim.SGD")])),
+        sources.digest(["experiments.running.stages.trained"]),
+        sources.digest(["experiments.running.stages.masks"]),
+    ]
+
+
+ASK = f"""
 from experiments.store import sources
 print(sources.__file__)
-print(sources.digests([{"_target_": name} for name in ("pruning.scorers.obs", "torch.optim.SGD")]))
-print(sources.digest(["experiments.running.stages.trained"]))
-print(sources.digest(["experiments.running.stages.masks"]))
+{inspect.getsource(digests_of_ours)}
+print(*digests_of_ours(), sep="\\n")
 """
 
 
@@ -263,22 +271,23 @@ def test_our_packages_count_where_they_are_installed_and_have_the_same_digests(t
     for name in ("pruning", "experiments"):
         shutil.copytree(ROOT / name, installed / name, ignore=shutil.ignore_patterns("__pycache__"))
 
-    def ask(place: Path) -> list[str]:
-        environment = {"PYTHONPATH": str(place), "PATH": "", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", ASK]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-        return done.stdout.splitlines()
+    def ask() -> list[str]:
+        done = command(tmp_path, "-c", ASK, path=installed)
+        assert done.returncode == 0, done.stderr
+        place, *found = done.stdout.splitlines()
+        assert str(installed) in place
+        return found
 
-    here, there = ask(ROOT), ask(installed)
-    assert str(installed) in there[0]
-    assert here[1:] == there[1:]
-    assert "pruning.scorers.obs" in there[1]
-    assert "torch" not in there[1]
+    forget()
+    here, there = digests_of_ours(), ask()
+    assert here == there
+    assert "pruning.scorers.obs" in there[0]
+    assert "torch" not in there[0]
     file = installed / "pruning" / "selection" / "threshold.py"
     file.write_text(file.read_text() + "\nCHANGED = 1\n")
-    edited = ask(installed)
-    assert edited[1:3] == here[1:3]  # neither scorers nor trainings select
-    assert edited[3] != here[3]
+    edited = ask()
+    assert edited[:2] == here[:2]  # neither scorers nor trainings select
+    assert edited[2] != here[2]
 
 
 def test_files_that_python_cannot_read_count_as_they_are(tmp_path, monkeypatch):

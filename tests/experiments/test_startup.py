@@ -1,14 +1,11 @@
 """What a command imports before it does anything: counted, as seconds differ from machine to machine."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from experiments.records.runs import record_state
-from tests.experiments.running import ROOT
+from tests.commands import command as run_command
 
 SLOW = ("pandas", "matplotlib", "plotly", "torchvision", "torchmetrics", "transformers", "accelerate", "sklearn")
 SLOW += ("scipy", "mlxtend", "jinja2", "wandb", "tensorboard", "timm", "onnx", "ray", "optuna", "submitit", "triton")
@@ -32,14 +29,7 @@ def imported(folder: Path, command: str, code: int = 0) -> set[str]:
         f"sys.argv[1:] = {words}\n"
         f"runpy.run_module({module!r}, run_name='__main__', alter_sys=True)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_command(folder, "-c", script, libraries=("torch",))
     assert done.returncode == code, done.stderr
     return set((folder / "modules").read_text().split())
 

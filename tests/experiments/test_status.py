@@ -1,9 +1,8 @@
 """States of runs: what happened, seen from outside, also where the process was killed."""
 
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -15,16 +14,8 @@ from experiments.records import runs as state
 from experiments.records.runs import FILE, LOCK, record_state, states
 from experiments.status import main
 from pruning.errors import PruningError
-from tests.experiments.running import ROOT
 
-HOLD = """
-import sys, time
-from pathlib import Path
-from experiments.records.runs import record_state
-with record_state(Path(sys.argv[1]), "python -m experiments.run seed=3"):
-    print("held", flush=True)
-    time.sleep(60)
-"""
+CONTEXT = multiprocessing.get_context("fork")
 
 
 def made(folder: Path, name: str) -> Path:
@@ -32,10 +23,18 @@ def made(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def held(folder: Path) -> subprocess.Popen:
+def held(folder: Path) -> multiprocessing.process.BaseProcess:
     """A process that is at the run of `folder`."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "held\n"
+    begun = CONTEXT.Event()
+
+    def hold() -> None:
+        with record_state(folder, "python -m experiments.run seed=3"):
+            begun.set()
+            time.sleep(60)
+
+    process = CONTEXT.Process(target=hold)
+    process.start()
+    assert begun.wait(60)
     return process
 
 
@@ -52,7 +51,7 @@ def test_done_failed_running_and_cut(tmp_path, capsys):
         assert found["c"].process == process.pid
     finally:
         process.kill()
-        process.wait()
+        process.join()
     found = {one.run: one for one in states(tmp_path)}
     assert found["c"].state == "cut"
     assert (found["b"].reason, found["a"].rows, found["b"].rows) == ("weights: too many", 2, 0)
@@ -94,7 +93,7 @@ def test_another_process_at_the_same_run_is_waited_for(tmp_path, caplog):
     with record_state(tmp_path, "mine"):
         assert time.monotonic() - began > 1.2
         assert states(tmp_path)[0].state == "running"
-    process.wait()
+    process.join()
     assert "waiting for another process" in caplog.text
 
 

@@ -11,7 +11,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,8 +19,8 @@ import pytest
 
 from experiments.store import FORMAT, Artefact, Store, identity_key
 from pruning.errors import ArtefactError
+from tests.commands import command
 
-ROOT = Path(__file__).parents[2]
 CONTEXT = multiprocessing.get_context("fork")
 CONTENT = {f"file{number}": bytes([number]) * (number * 1000 + 1) for number in range(12)}
 
@@ -390,10 +389,12 @@ def test_scratch_space_survives_a_kill_and_goes_in_the_end(tmp_path):
 
 
 FULL = """
-import sys
+import resource, signal, sys
 from pathlib import Path
 from experiments.store import Store
 from pruning.errors import ArtefactError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
 def make(folder):
     for number in range(40):
         (folder / str(number)).write_bytes(bytes(16384))
@@ -406,20 +407,8 @@ for number in range(40):
 """
 
 
-def store_in(folder: Path, limit: int | None = None) -> subprocess.CompletedProcess:
-    def limited() -> None:
-        if limit is not None:
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    return subprocess.run(
-        [sys.executable, "-c", FULL, str(folder)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=limited,  # the child is another program at once
-    )
+def store_in(folder: Path, limit: int = resource.RLIM_INFINITY) -> subprocess.CompletedProcess[str]:
+    return command(folder, "-c", FULL, str(folder), str(limit))
 
 
 def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path):

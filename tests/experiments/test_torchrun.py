@@ -1,5 +1,6 @@
 """Two processes that train one network: the same masks in both, and what one process alone would make of it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -14,48 +15,12 @@ from experiments.training import loop as training
 from experiments.training.loop import _share
 from pruning import Masks
 from pruning.errors import ConfigurationError
-from tests.experiments.running import ROOT, SMALL
-
-WATCHED = """
-import sys
-from pathlib import Path
-from experiments.running import jobs
-from experiments.runtime import processes
-from experiments import run
-from experiments.running.stages import masks as stage
-
-place, made = sys.argv[1], stage.selected
-def watched(*arguments, **options):  # the masks that each process finds by itself
-    masks = made(*arguments, **options)
-    masks.save(Path(place) / f"{masks.kept}-of-{processes.rank()}.safetensors")
-    return masks
-
-stage.selected = watched
-sys.argv = ["run", *sys.argv[2:], f"folder={place}/runs", f"store={place}/store"]
-sys.exit(run.main())
-"""
-
-
-def together(folder: Path, count: int, *overrides: str) -> subprocess.CompletedProcess:
-    script = folder / "watched.py"
-    folder.mkdir(exist_ok=True)
-    script.write_text(WATCHED)
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    return subprocess.run(
-        [sys.executable, *launch, str(script), str(folder), *SMALL, *overrides],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )
-
+from tests.experiments.running import ROOT, SMALL, run
 
 OPTIONS = {
     "taylor": ("scorer=taylor", "density=[0.5,0.1]"),  # device=auto, as users have it
     "classes of different weights": ("task.weights=[1,2,3,4,5,1,1,1,1,0.5]", "density=0.3", "training.batch_size=50"),
-    "rigl, clipped, in parts": (
+    "rigl clipped in parts": (
         "dynamic=rigl",
         "device=cpu",
         "dynamic.every=5",
@@ -64,31 +29,79 @@ OPTIONS = {
         "training.accumulate=3",
     ),
 }
+MISTAKE = ("allocation.minimum=100000", "density=0.5")
+
+WATCHED = """
+import json, sys
+from pathlib import Path
+from experiments.runtime import processes
+from experiments import run
+from experiments.running.stages import masks as stage
+
+made = stage.selected
+def watched(*arguments, **options):  # the masks that each process finds by itself
+    masks = made(*arguments, **options)
+    masks.save(place / f"{masks.kept}-of-{processes.rank()}.safetensors")
+    return masks
+
+stage.selected = watched
+folder, commands = Path(sys.argv[1]), json.loads(sys.argv[2])
+for name, words in commands.items():
+    place = folder / name
+    place.mkdir(exist_ok=True)
+    sys.argv = ["run", *words, f"folder={place}/runs", f"store={place}/store"]
+    code = run.main()
+    print(name, "ends with", code)
+    if code:
+        sys.exit(code)
+"""
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    """All options and in the end the mistake, each in a folder of its name, in two processes that torchrun starts
+    once; and how it ended.
+    """
+    folder = tmp_path_factory.mktemp("together")
+    script = folder / "watched.py"
+    script.write_text(WATCHED)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    commands = {name: [*SMALL, *options] for name, options in (OPTIONS | {"mistake": MISTAKE}).items()}
+    done = subprocess.run(
+        [sys.executable, *launch, str(script), str(folder), json.dumps(commands)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )
+    return folder, done
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-def test_two_processes_are_as_one(tmp_path, options):
-    for name, count in (("one", 1), ("two", 2)):
-        done = together(tmp_path / name, count, *OPTIONS[options])
-        assert done.returncode == 0, done.stderr
-    one, two = (records.read(tmp_path / name / "runs") for name in ("one", "two"))
+def test_two_processes_are_as_one(together, tmp_path, options):
+    folder, done = together[0] / options, together[1]
+    assert done.stdout.count(f"{options} ends with 0\n") == 2, done.stderr
+    run(tmp_path, *OPTIONS[options])
+    one, two = records.read(tmp_path / "run"), records.read(folder / "runs")
     assert one["processes"].tolist() == [1] * len(one)
     assert two["processes"].tolist() == [2] * len(two)
     assert two["kept"].tolist() == one["kept"].tolist()
     assert two["test_accuracy"].tolist() == pytest.approx(one["test_accuracy"].tolist(), abs=0.003)  # one of 360
     assert two["test_loss"].tolist() == pytest.approx(one["test_loss"].tolist(), rel=1e-4)
     if options == "taylor":
-        found = sorted((tmp_path / "two").glob("*-of-*.safetensors"))
+        found = sorted(folder.glob("*-of-*.safetensors"))
         assert len(found) == 4  # two densities, two processes
         for first, second in zip(found[::2], found[1::2], strict=True):
             a, b = Masks.load(first), Masks.load(second)
             assert all(torch.equal(a[name], b[name]) for name in a)
-        stored = sorted((tmp_path / "two" / "store" / "masks").glob(f"*/{MASKS}"))
+        stored = sorted((folder / "store" / "masks").glob(f"*/{MASKS}"))
         assert len(stored) == 2
 
 
-def test_a_mistake_ends_all_processes(tmp_path):
-    done = together(tmp_path, 2, "allocation.minimum=100000", "density=0.5")
+def test_a_mistake_ends_all_processes(together):
+    _, done = together
     assert done.returncode != 0
     assert "minimum=100000" in done.stderr
 

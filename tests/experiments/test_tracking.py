@@ -4,8 +4,6 @@ import json
 import logging
 import math
 import struct
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +19,8 @@ from experiments.tracking.base import numbers
 from experiments.tracking.wandb import tags
 from pruning import Masks
 from pruning.errors import ConfigurationError
-from tests.experiments.running import ROOT, configured, setting_of
+from tests.commands import command
+from tests.experiments.running import configured, setting_of
 
 wandb = pytest.importorskip("wandb")
 wandb_internal_pb2 = pytest.importorskip("wandb.proto.wandb_internal_pb2")
@@ -180,9 +179,8 @@ tracking.leave(3)
 """
 
 
-def test_a_tracker_that_hangs_does_not_keep_the_process():
-    command = [sys.executable, "-c", HANGING]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+def test_a_tracker_that_hangs_does_not_keep_the_process(tmp_path):
+    done = command(tmp_path, "-c", HANGING, timeout=60)
     assert done.returncode == 3
     assert "nothing for 0.2 s" in done.stderr
 
