@@ -78,7 +78,7 @@ def tensors(examples: Examples) -> Dataset[Any]:
 
 def level(setting: Setting, folder: Path) -> float:
     """A level by the project's own stages, in an empty store; its test accuracy."""
-    setting = replace(setting, store=Store(folder), loaded=setting.splits)
+    setting = replace(setting, store=Store(folder))
     start = stages.initial(setting)
     pruned = stages.prune(setting, start, DENSITY, lambda network: stages.score(setting, network))
     ticket = stages.recover(setting, pruned, DENSITY)

@@ -73,7 +73,7 @@ def _run(
     torch.manual_seed(seed)
     model = setting.new_model()
     shared = {"format": records.FORMAT, "run": run, "scorer": run.split("-", maxsplit=1)[0], "model": "lenet_300_100"}
-    shared |= {"data": "digits", "seed": seed, "config": setting.config | {"seed": seed}, "control": None}
+    shared |= {"data": "digits", "seed": seed, "config": setting.config.as_dict() | {"seed": seed}, "control": None}
     shared |= {"versions": {"torch": torch.__version__}, "threads": 1, "latency_ms": None, "epochs": EPOCHS}
     dense = ""
     for level, density in enumerate([1.0, *densities]):

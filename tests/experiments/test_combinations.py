@@ -1,6 +1,7 @@
 """Every task with every kind of control, unit, execution and recovery: rows against the networks that they describe."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -73,7 +74,8 @@ def setting_of(folder, task: str, kind: str) -> Setting:
     options, replaced, more = TASKS[task]
     kinds = [option.replace("{}", "".join(f",{name}" for name in more)) for option in KINDS[kind]]
     shared = ["density=0.3", "optimizer.lr=0.01", "training.batch_size=32", "scoring.batch_size=32"]
-    return Setting(configured(*options, *shared, *kinds, f"store={folder}/store") | replaced, Store(folder / "store"))
+    config = replace(configured(*options, *shared, *kinds, f"store={folder}/store"), **replaced)
+    return Setting(config, Store(folder / "store"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -83,7 +85,7 @@ def test_rows_say_what_their_networks_are(folder, task, kind):
         pytest.importorskip("transformers")
     setting = setting_of(folder, task, kind)
     rows = app.run(setting, folder / f"{task} {kind}", "name")
-    controls = setting.config["controls"]
+    controls = setting.config.controls
     tickets = [row for row in rows if row["control"] is None]
     assert [row["control"] for row in rows] == [None] * len(tickets) + controls
     assert len(tickets) == (3 if kind == "rewind" else 2)
@@ -95,7 +97,7 @@ def test_rows_say_what_their_networks_are(folder, task, kind):
         assert all(
             math.isfinite(row[f"{part}_{one['name']}"]) for part in ("validation", "test") for one in row["metrics"]
         )
-        assert (row["latency_ms"] is None) == (setting.config["latency"] is None)
+        assert (row["latency_ms"] is None) == (setting.config.latency is None)
         if row["control"] != "small_dense":
             agrees(row, setting, folder / "store")
     ticket = tickets[-1]
@@ -107,7 +109,7 @@ def test_rows_say_what_their_networks_are(folder, task, kind):
         else:
             assert counts[0] == counts[1]
         same = row["control"] == "shuffle"
-        assert row["total_epochs"] == (ticket["total_epochs"] if same else setting.config["training"]["epochs"])
+        assert row["total_epochs"] == (ticket["total_epochs"] if same else setting.config.training.epochs)
     if "channels" not in kind:
         assert ticket["kept"] == round(0.3 * ticket["prunable"])
 
@@ -144,7 +146,7 @@ def test_sparse_execution_measures_what_masked_does(folder, task):
     found = {}
     for kind in ("weights", "sparse"):
         setting = setting_of(folder, task, kind)
-        config = setting.config | {"controls": [], "latency": None}
+        config = replace(setting.config, controls=[], latency=None)
         found[kind] = app.run(Setting(config, setting.store), folder / f"{task} {kind} alone", "name")[-1]
     assert found["sparse"]["sparse"]
     assert not found["weights"]["sparse"]

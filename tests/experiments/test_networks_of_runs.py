@@ -1,5 +1,7 @@
 """Networks of another run as models: what that run removed stays away, and densities are of its original network."""
 
+from dataclasses import replace
+
 import pytest
 
 from experiments import records, report
@@ -27,7 +29,7 @@ def again(folder, name: str, *more: str) -> list[dict]:
     """The rows of a run of the last level of the run `name`."""
     model = {"_target_": "experiments.running.models.model_of_run", "folder": str(folder / name), "level": None}
     model |= {"store": str(folder / "store")}
-    config = configured(f"store={folder}/store", *more) | {"model": model}
+    config = replace(configured(f"store={folder}/store", *more), model=model)
     return app.run(Setting(config, Store(folder / "store")), folder / "again" / name, "again")
 
 
@@ -121,6 +123,6 @@ def test_other_masks_of_the_same_weights_are_another_start(tmp_path, monkeypatch
     model = {"_target_": f"{own(tmp_path, monkeypatch, OWN)}.pruned", "file": str(tmp_path / "kept")}
     for kept in (160, 320):
         (tmp_path / "kept").write_text(str(kept))
-        config = configured("density=[0.1]", "when=pretrained", "scorer=random") | {"model": model}
+        config = replace(configured("density=[0.1]", "when=pretrained", "scorer=random"), model=model)
         rows = app.run(Setting(config, Store(tmp_path / "store")), tmp_path / str(kept), "own")
         assert [row["kept"] for row in rows] == [kept, 64]
