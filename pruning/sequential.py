@@ -232,15 +232,14 @@ def _replaced(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 @contextmanager
 def _without_cache(model: nn.Module) -> Iterator[None]:
     """Keep no keys and values of earlier passes: a block that runs twice would find its own."""
-    configs = {
-        id(c): c for module in model.modules() if getattr(c := getattr(module, "config", None), "use_cache", None)
-    }
+    every = [getattr(module, "config", None) for module in model.modules()]
+    caching: list[Any] = [config for config in every if getattr(config, "use_cache", False)]
     try:
-        for config in configs.values():
+        for config in caching:
             config.use_cache = False
         yield
     finally:
-        for config in configs.values():
+        for config in caching:
             config.use_cache = True
 
 
