@@ -6,8 +6,8 @@
     python -m experiments.compare runs/tokens --baseline magnitude --metric token_accuracy
 
 Differences are paired: the same seed, the same dense network, the same density. Runs that do not share them are not
-compared but refused. Below the table it is said in words what is significant and what is not. Set-ups (models, data,
-trainings of the dense networks) are compared one by one.
+compared but refused; networks that diverged are left out, and named. Below the table it is said in words what is
+significant and what is not. Set-ups (models, data, trainings of the dense networks) are compared one by one.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from rich.text import Text
 from experiments import records
 from experiments.records.values import add_options, chosen
 from experiments.results.comparison import TESTS, Comparison, comparisons
+from experiments.results.exclusions import exclusions, measured
 from experiments.results.intervals import INTERVALS, described
 from experiments.results.wording import (
     COLLAPSED,
@@ -46,11 +47,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         frame = records.read(asked.folder)
         value = chosen(frame, asked)
+        frame, others = measured(frame, value)
+        left_out = [*others, *exclusions(frame, value)]
         options = {"test": asked.test, "interval": asked.interval, "alpha": asked.alpha}
         options["within"] = None if asked.within is None else asked.within / value.scale
         found, refused = comparisons(frame, asked.baseline, value, **options)
         for comparison in found:
             _print(comparison, f"{comparison.setup}: " if len(found) + len(refused) > 1 else "", asked)
+        for line in left_out:  # beside a table for a paper, not in it
+            print(f"left out: {line}", file=sys.stdout if asked.format == "text" else sys.stderr)
     except PruningError as error:
         return report_error(str(error))
     except OSError as error:

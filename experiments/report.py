@@ -12,6 +12,7 @@ running.
 
 import argparse
 import gc
+import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from experiments.records.runs import State, states
 from experiments.records.values import Value, add_options, chosen, recall
 from experiments.results import figures, statistics
 from experiments.results.comparison import Comparison, comparisons
+from experiments.results.exclusions import exclusions, measured
 from experiments.results.figures.axes import TIMES, percent, ratio
 from experiments.results.gallery import FigureOptions, gallery
 from experiments.results.intervals import INTERVALS, Interval, described, written
@@ -46,13 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         frame = records.read(asked.folder)
         with _settled():
             value = chosen(frame, asked)
+            frame, others = measured(frame, value)
+            left_out = [*others, *exclusions(frame, value)]
             summary = statistics.summarise(frame, value, asked.interval)
             dense = statistics.dense(frame, value, asked.interval)
             compared, refused = _compared(frame, value, asked)
             wanted = FigureOptions(value, asked.interval, compared, asked.x, asked.store)
             paths, skipped = gallery(frame, wanted, output)
             known, unknown = _states(asked.folder)
-            html = render(frame, known, asked.folder, output, value, compared, refused, asked.interval)
+            html = render(frame, known, asked.folder, output, value, compared, refused, asked.interval, left_out)
         page = output / "report.html"
         page.write_text(html, encoding="utf-8")
     except PruningError as error:
@@ -63,9 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # A pipe has no width of its own: 120 columns cut nothing off and fit most pagers.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    console.print(table(summary, dense, value, console.encoding, asked.interval))
+    shares = statistics.start_shares(frame)
+    console.print(table(summary, dense, value, console.encoding, asked.interval, shares))
     for line in (
-        *_diverged(frame),
+        *(f"left out: {line}" for line in left_out),
         *(f"not compared: {reason}" for reason in refused),
         *(f"not drawn: {line}" for line in skipped),
         *unknown,
@@ -109,25 +114,16 @@ def _compared(frame: pd.DataFrame, value: Value, asked: argparse.Namespace) -> t
     return found, refused
 
 
-def _diverged(frame: pd.DataFrame) -> list[str]:
-    """A line for every network whose training diverged, by the first run that has it."""
-    rows = statistics.diverged(frame)
-    once = rows.drop_duplicates("network") if "network" in rows else rows
-    return [
-        f"diverged at step {row['diverged']:.0f}: run {row['run']}, level {row['level']}"
-        for row in once.to_dict("records")
-    ]
-
-
 def table(
     summary: pd.DataFrame,
     dense: Mapping[str, Interval],
     value: Value | str | None = None,
     encoding: str = "utf-8",
     interval: str = "t",
+    shares: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Table:
     """Dense networks on top, then for every density the methods side by side: mean and interval of the value that
-    `summary` remembers, unless another is given.
+    `summary` remembers, unless another is given. `shares` are those of `statistics.start_shares`; None: dense is whole.
 
     Asked is the requested density; what follows is realised, which differs where units are coarse. A cell like the one
     above it within a group is left empty.
@@ -146,18 +142,24 @@ def table(
         return written(scale * row.mean, scale * row.low, scale * row.high, interval, digits, sign)
 
     for name, found in dense.items():
-        result.add_row("1", "1", "0 %", f"1{times}", Text(name), str(found.n), mean(found))
+        density = 1.0 if shares is None else shares[name]["density"]
+        compression = 1 / density if density else math.inf
+        result.add_row("1", *_sizes(density, compression, times), Text(name), str(found.n), mean(found))
     groups = {float(str(requested)): rows for requested, rows in summary.groupby("requested_density")}
     for requested, rows in sorted(groups.items(), reverse=True):
         result.add_section()
         asked, above = f"{requested:.4g}", ["", "", ""]
         points: Iterable[Any] = rows.itertuples()
         for row in points:
-            got = [f"{row.density:.4g}", percent(row.density), ratio(row.compression, times)]
+            got = _sizes(row.density, row.compression, times)
             shown = ["", "", ""] if got == above else got
             result.add_row(asked, *shown, Text(row.method), str(row.n), mean(row))
             asked, above = "", got
     return result
+
+
+def _sizes(density: float, compression: float, times: str) -> list[str]:
+    return [f"{density:.4g}", percent(density), ratio(compression, times)]
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -30,7 +30,7 @@ from experiments.results.tracked import results
 from experiments.running import jobs, stages
 from experiments.running.controls import check as check_controls
 from experiments.running.controls import controls
-from experiments.running.jobs import JobError, check_objective, jobs_failed
+from experiments.running.jobs import JobError, check_directions, check_objective, jobs_failed
 from experiments.running.levels import Level, evaluate
 from experiments.running.setting import Setting
 from experiments.runtime.errors import report_error
@@ -44,6 +44,9 @@ from pruning.errors import ConfigurationError, PruningError
 
 log = logging.getLogger("experiments")
 ConfigStore.instance().store(name="schema", node=Configuration)
+
+Schedule = Callable[[float | None], tuple[float | None, ...]]
+"""From the density that is asked for to the densities of all rounds, that of the dense network first."""
 
 
 def run(setting: Setting, folder: Path, name: str) -> list[dict[str, Any]]:
@@ -65,7 +68,8 @@ def _levels(setting: Setting, folder: Path, name: str, tracker: Guarded) -> list
     config = setting.config
     plain = config.as_dict()
     rows: list[dict[str, Any]] = []
-    schedule = _parts(setting)
+    schedule: Schedule = instantiate("schedule", config.schedule)
+    _check_before_training(setting, schedule)
 
     def report(row: dict[str, Any]) -> None:
         rows.append({"format": records.FORMAT, "run": name, **row, "config": plain})
@@ -85,34 +89,29 @@ def _levels(setting: Setting, folder: Path, name: str, tracker: Guarded) -> list
     dense = stages.dense(setting)
     report(evaluate(setting, dense, Level(0, 0, 0, 1.0, 1.0), dense))
     check_objective(config.objective, rows[0])
+    pruned_in_training = stages.reaches_density_while_training(config)
     for target in densities(config.density):
         network = stages.initial(setting) if config.when == "init" else dense
         steps = schedule(target)[1:]
         for number, density in enumerate(steps, start=1):
-            begun = (
-                network
-                if stages.reaches_density_while_training(config)
-                else stages.prune(setting, network, density, scoring)
-            )
-            network = begun
-            if (
-                number == len(steps)
-                or config.recovery.rounds == "every"
-                or stages.reaches_density_while_training(config)
-            ):
-                level = Level(next(numbers), number, len(steps), density, target)
-                network = stages.recover(setting, begun, density, title=str(level))
-                ticket = evaluate(setting, network, level, dense)
-                report(ticket)
-                for row in controls(setting, Network(begun.weights, network.masks), ticket, level, dense):
-                    report(row)
+            if not pruned_in_training:
+                network = stages.prune(setting, network, density, scoring)
+                if number < len(steps) and config.recovery.rounds == "last":
+                    continue
+            begun, level = network, Level(next(numbers), number, len(steps), density, target)
+            network = stages.recover(setting, begun, density, title=str(level))
+            ticket = evaluate(setting, network, level, dense)
+            report(ticket)
+            for row in controls(setting, Network(begun.weights, network.masks), ticket, level, dense):
+                report(row)
     return rows
 
 
-def _parts(setting: Setting) -> Callable[[float | None], tuple[float | None, ...]]:
-    """Check everything that can be wrong before hours of training rather than after, and return the schedule."""
+def _check_before_training(setting: Setting, schedule: Schedule) -> None:
+    """Make and check everything that can be wrong, before hours of training rather than after."""
     config = setting.config
     read_code(config.as_dict(), "experiments.running.stages", "experiments.running.levels")
+    check_directions(config.objective, setting.task.all_metrics())
     for group in ("scorer", "compensate", "dynamic"):
         if getattr(config, group):
             instantiate(group, getattr(config, group))
@@ -121,7 +120,6 @@ def _parts(setting: Setting) -> Callable[[float | None], tuple[float | None, ...
         if own is not None and target not in (None, own):
             raise ConfigurationError(f"density={target:g}: this allocation keeps {own:g} of all: set density=null")
     _ = setting.granularity
-    schedule: Callable[[float | None], tuple[float | None, ...]] = instantiate("schedule", config.schedule)
     for target in densities(config.density):
         schedule(target)
     if config.recovery.learning_rate == "replay" and setting.rewind_step > setting.total_steps:
@@ -139,7 +137,6 @@ def _parts(setting: Setting) -> Callable[[float | None], tuple[float | None, ...
     setting.prunable(model)
     check_fit(setting.task, model, setting.splits, f"model={short_name(config.model)}")
     setting.learning_rate(0.0)
-    return schedule
 
 
 def job(config: DictConfig) -> float | tuple[float, ...] | None:
@@ -157,20 +154,27 @@ def main() -> int:
     except JobError as error:
         return jobs_failed(error, since)
     except (PruningError, HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra's own are all three
-        cause = f": {error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
-        unknown = re.match(r"Could not override '(.+?)'", str(error))
-        plugin = re.search(r"Could not find '(hydra/(?:launcher|sweeper))/(\w+)'", str(error))
-        if plugin and plugin[2] in PLUGINS:
-            return report_error(f"{plugin[1]}={plugin[2]}: {missing(PLUGINS[plugin[2]])}")
-        if unknown:
-            return report_error(
-                f"{unknown[1]}: is no field of this configuration: `--cfg job` lists them all; in a sweep, an option "
-                f"that only the swept choices have is set by ++{unknown[1]}="
-            )
-        return report_error(f"{error}{cause}")
+        return report_error(_reason(error))
     except KeyboardInterrupt:
         return report_error("interrupted: what is finished is kept, repeat the command to continue")
     return 0
+
+
+def _reason(error: Exception) -> str:
+    """Why Hydra, or what it runs, failed, and what to do about it."""
+    cause = f": {error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
+    unknown = re.match(r"Could not override '(.+?)'", str(error))
+    plugin = re.search(r"Could not find '(hydra/(?:launcher|sweeper))/(\w+)'", str(error))
+    if plugin and plugin[2] in PLUGINS:
+        return f"{plugin[1]}={plugin[2]}: {missing(PLUGINS[plugin[2]])}"
+    if unknown:
+        return (
+            f"{unknown[1]}: is no field of this configuration: `--cfg job` lists them all; in a sweep, an option "
+            f"that only the swept choices have is set by ++{unknown[1]}="
+        )
+    if str(error).startswith("No trials are completed"):  # Optuna's own, where any number of them may fail
+        return "every trial of this search failed, as reported above: fix and repeat it"
+    return f"{error}{cause}"
 
 
 def command() -> NoReturn:

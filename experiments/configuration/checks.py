@@ -1,7 +1,7 @@
-"""The configuration: its schema, and the checks that a schema cannot make. Hydra composes it, nothing else reads YAML.
+"""Checks of a configuration that its schema cannot make. Hydra composes it, nothing else reads YAML.
 
-A field that is not here is an error on the command line, also with a plus sign. Groups whose options depend on their
-target (scorer, model, …) are open: their targets' own signatures are checked instead, before anything is computed.
+Groups whose options depend on their target (scorer, model, …) are open in the schema: the signatures of their targets
+are checked instead, before anything is computed.
 """
 
 import math
@@ -20,14 +20,16 @@ from pruning.rewind import step_of
 
 _GROUPS = (
     *("scorer", "granularity", "allocation", "schedule", "learning_rate", "model", "task", "optimizer", "tracker"),
-    "execution",
+    *("execution",),
 )
+"""Groups that always have a target."""
 
 T = TypeVar("T")
 
 
 def validate(config: DictConfig) -> Configuration:
-    """Check `config` and return it, resolved; model and task get what the data's YAML declares and they ask for.
+    """Check `config` and return it, resolved. Facts of the data (shape, classes, …) complete model and task where these
+    have a parameter of that name.
 
     Raises `ConfigurationError`, naming the field.
     """
@@ -76,6 +78,7 @@ def _typed(schema: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
 
 
 def _check_values(config: Configuration) -> None:
+    """Raise `ConfigurationError` for a value that no run could use."""
     clip = config.training.clip
     if clip is not None and clip <= 0:
         raise ConfigurationError(f"training.clip={clip}: give the largest gradient norm, above 0, or null")

@@ -17,12 +17,12 @@ Group = dict[str, Any]
 
 
 def one_of(*choices: str, default: str) -> Any:
-    """A field with these choices."""
+    """Declare a field with these choices."""
     return field(default=default, metadata={"choices": choices})
 
 
 def at_least(least: int, default: float | None) -> Any:
-    """A number that is not smaller than `least`."""
+    """Declare a number that is not smaller than `least`."""
     return field(default=default, metadata={"least": least})
 
 
@@ -58,8 +58,8 @@ class Recovery:
     `learning_rate`: train `epochs` more at the `last` rate times `factor`; or `replay` the training from `to` to its
     end, whatever `epochs` says.
     `to`: "500it" (optimizer steps) or "2ep" (epochs). `rounds`: after `every` round, or only after the `last` of a
-    density. `batchnorm_batches`: batches from which the statistics of batch norm are
-    estimated again, right after the pruning.
+    density. `batchnorm_batches`: batches from which the statistics of batch norm are estimated again, right after the
+    pruning.
     """
 
     weights: str = one_of("keep", "rewind", default="keep")

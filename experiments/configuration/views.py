@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 if TYPE_CHECKING:
     from experiments.configuration.schema import Configuration
@@ -45,6 +45,16 @@ class _View:
     def get(self, name: str, default: Any = None) -> Any:
         """As of a mapping."""
         return self._read(name, self._values.get(name, default))
+
+    def __iter__(self) -> NoReturn:
+        raise self._undeclared("its names are")
+
+    def __bool__(self) -> bool:
+        raise self._undeclared("whether it is empty is")
+
+    def _undeclared(self, what: str) -> UndeclaredFieldError:
+        group = self._prefix.removesuffix(".") or "configuration"
+        return UndeclaredFieldError(f"{group}: {what} read by a stage whose identity does not hold it: take it whole")
 
     def _read(self, name: str, value: Any) -> Any:
         path = f"{self._prefix}{name}"

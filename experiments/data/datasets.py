@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -84,12 +86,13 @@ class DatasetExamples:
                 if isinstance(found, _Failure):
                     raise DataError(found.text)
                 yield tree_map(lambda rows: rows.to(self.device, non_blocking=self.pinned), found)
-        except RuntimeError as error:
-            if "worker" not in str(error):
+        except (RuntimeError, OSError) as error:
+            if isinstance(error, RuntimeError) and "worker" not in str(error):
                 raise
             reason = " ".join(str(error).split())
             raise DataError(
-                f"{type(self.dataset).__name__}: {reason}: give the workers more memory, or fewer of them"
+                f"{type(_origin(self.dataset, 0)[0]).__name__}: a worker that reads ahead died or did not start "
+                f"({reason}), as where memory runs out: set fewer workers, or workers=0, which says more"
             ) from error
 
 
@@ -112,17 +115,23 @@ class _Reader(Dataset[Any]):
         return len(self.dataset)
 
     def __getitem__(self, positions: Sequence[int]) -> Batch | _Failure:
-        name, place = type(_origin(self.dataset, 0)[0]).__name__, ""
+        name, place, fix = type(_origin(self.dataset, 0)[0]).__name__, "", ": correct it, or leave this example out"
         try:
             examples = []
             for position in positions:
                 place = f"example {_origin(self.dataset, position)[1]}"
                 examples.append(_read(self.dataset, position, self.noise))
-            place = f"examples {positions[0]} … as a batch"
+            place, fix = (
+                f"examples {_origin(self.dataset, positions[0])[1]} … as a batch",
+                ": give a collate that joins them",
+            )
             return _named(self.collate(examples), len(positions))
-        except Exception as error:  # whatever a user's data raise
-            kind = "" if isinstance(error, DataError) else f"{type(error).__name__}: "
-            return _Failure(f"{name}: {place}: {kind}{' '.join(str(error).split())}")
+        except DataError as error:
+            return _Failure(f"{name}: {place}: {error}")
+        except (Exception, SystemExit) as error:  # whatever a user's data raise
+            at = traceback.extract_tb(error.__traceback__)[-1]
+            kind = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+            return _Failure(f"{name}: {place}: {kind} ({Path(at.filename).name}, line {at.lineno}){fix}")
 
 
 def _origin(dataset: Any, position: int) -> tuple[Any, int]:

@@ -10,6 +10,7 @@ from torch import nn
 
 from experiments.models.names import unknown_name
 from experiments.models.shapes import image_shape
+from experiments.runtime.errors import kind_and_message
 from experiments.runtime.extras import missing
 from pruning.errors import ModelError
 
@@ -90,7 +91,9 @@ def _missing(package: str, name: str) -> ModelError:
 
 
 def _refused(package: str, name: str, error: Exception) -> ModelError:
-    return ModelError(f"{name}: {package} cannot build it so ({_line(error)}): check the further arguments of model")
+    return ModelError(
+        f"{name}: {package} cannot build it so ({kind_and_message(error)}): check the further arguments of model"
+    )
 
 
 def _set_channels(model: nn.Module, channels: int) -> None:
@@ -121,14 +124,10 @@ def _checked(model: nn.Module, name: str, shape: Sequence[int], outputs: int) ->
             logits = model(torch.zeros(1, *shape))
     except (RuntimeError, AssertionError, ValueError, TypeError, IndexError, ZeroDivisionError) as error:
         raise ModelError(
-            f"{name}: cannot read images of shape {list(shape)} ({_line(error)}): "
+            f"{name}: cannot read images of shape {list(shape)} ({kind_and_message(error)}): "
             "use larger images, another model, or its own size argument (+model.img_size=32)"
         ) from error
     if not isinstance(logits, torch.Tensor) or list(logits.shape) != [1, outputs]:
         given = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise ModelError(f"{name}: gives {given} for one image, not [1, {outputs}]: choose a model that classifies")
     return model.train()
-
-
-def _line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())

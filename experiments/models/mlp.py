@@ -56,7 +56,7 @@ def mlp(
         ModelError: a shape, width, activation or initialisation that does not exist.
     """
     shape = example_shape("mlp", shape, outputs)
-    if not all(is_count(width) for width in hidden):
+    if not all(is_count(size) for size in hidden):
         raise ModelError(f"mlp: hidden={list(hidden)} are no widths: give positive integers, such as [300, 100], or []")
     widths = [prod(shape), *scaled("mlp", width, *hidden)]
     if activation not in ACTIVATIONS:

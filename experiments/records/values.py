@@ -145,8 +145,9 @@ def resolve_metric(frame: pd.DataFrame, name: str) -> Value:
     known = _described(frame)
     names = list(dict.fromkeys(metric.name for metrics in known for metric in metrics))
     if name not in names:
-        close = difflib.get_close_matches(name, names, n=3) or names
-        raise RecordsError(f"no metric {name!a} in these rows; did you mean {' or '.join(close)}?")
+        close = difflib.get_close_matches(name, names, n=3)
+        hint = f"did you mean {' or '.join(close)}? They have" if close else "choose among"
+        raise RecordsError(f"no metric {name!a} in these rows; {hint} {', '.join(names)}")
     return Value(f"test_{name}", _agreed(name, known), "test")
 
 

@@ -12,6 +12,7 @@ from scipy import stats
 from experiments.records import require
 from experiments.records.values import Value, remember, resolve
 from experiments.results import curves
+from experiments.results.exclusions import check_counted, counted, reasons
 from experiments.results.intervals import INTERVALS
 from experiments.results.labels import methods, setups
 from experiments.results.statistics import group, points, summarise_points
@@ -41,6 +42,7 @@ class Comparison:
         value: what is compared.
         differences, overall, summary: what the functions of these names return.
         unpaired: the methods that have no density and seed in common with the baseline; they are in `summary` alone.
+        left_out: the methods without a network that counts, as all diverged (see `exclusions`).
     """
 
     setup: str
@@ -50,6 +52,7 @@ class Comparison:
     overall: pd.DataFrame
     summary: pd.DataFrame
     unpaired: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
 
 
 def comparisons(
@@ -65,22 +68,31 @@ def comparisons(
     """Every set-up of `frame` by itself, and a line for each that cannot be compared, which says why.
 
     `baseline` is a method's label, within its set-up or over the whole `frame`, or the beginning of one. Options are
-    those of `differences` and `overall`.
+    those of `differences` and `overall`. Set-ups without a pruned network that counts (see `exclusions`) are in
+    neither; raises `RecordsError` where there is no other.
     """
     found, refused = [], []
     value = resolve(frame, value)
+    left = counted(frame[frame["level"] > 0], value)
+    check_counted(left, frame, value, "no pruned level in these rows, only dense networks; let the runs go on")
     whole = methods(frame)
     options: dict[str, Any] = {"test": test, "interval": interval, "alpha": alpha}
-    parts = by_setup(frame)
+    parts = {setup: rows for setup, rows in by_setup(frame).items() if rows.index.isin(left.index).any()}
     for setup, rows in parts.items():
         try:
             final = points(rows, value)
             means = summarise_points(final, rows, value, interval)
-            names = list(means["method"].unique())
+            names, labels = list(means["method"].unique()), methods(rows)
+            lost = tuple(name for name in labels[reasons(rows, value) != ""].unique() if name not in names)
             if len(names) == 1:
-                raise RecordsError(f"{names[0]} is the only method, so there is nothing to compare: run another scorer")
-            meant = methods(rows)[whole[rows.index] == baseline]
-            name = str(meant.iloc[0]) if len(meant) else resolved(baseline, names)
+                why = f", as nothing is left of {'; '.join(lost)}" if lost else ""
+                raise RecordsError(
+                    f"{names[0]} is the only method{why}, so there is nothing to compare: run another scorer"
+                )
+            meant = labels[whole[rows.index] == baseline]
+            name = str(meant.iloc[0]) if len(meant) else resolved(baseline, [*names, *lost])
+            if name in lost:
+                raise RecordsError(f"{name}: none of its networks counts: choose a baseline among: {'; '.join(names)}")
             paired = _differences(final, name, value, **options)
             if paired.empty:
                 raise RecordsError(f"{name}: none of its runs can be paired by seed and density: repeat its runs")
@@ -89,7 +101,7 @@ def comparisons(
             refused.append(f"{setup}: {error}" if len(parts) > 1 else str(error))
         else:
             unpaired = tuple(method for method in names if method not in set(paired["method"]))
-            found.append(Comparison(setup, name, value, paired, area, means, unpaired))
+            found.append(Comparison(setup, name, value, paired, area, means, unpaired, lost))
     return found, refused
 
 
@@ -107,7 +119,8 @@ def differences(
     `frame` holds one set-up (see `by_setup`); `baseline` is a method's label, or the beginning of one alone ("taylor"
     for "taylor (form=abs)"). The baseline itself is among the rows, with differences of zero.
 
-    Columns: `method`, `requested_density`, `density` and `density_base` (realised, of both), `n` (pairs), `mean`,
+    Columns: `method`, `requested_density`, `density` and `density_base` (realised, of both), `n` (pairs), `unpaired`
+    (seeds that one of both has there and the other lacks, as those that diverged), `mean`,
     `std`, `low`, `high` of the differences in the unit of `value` (95 %, by `interval`), `p` of the two-sided test that
     they are zero ("t": Student's paired test; "wilcoxon": the signed-rank test, exact for few pairs), `p_holm` = p
     corrected for the densities of that method (Holm 1979), and `verdict`: "higher" or "lower" where p_holm < `alpha`,
@@ -178,8 +191,10 @@ def _differences(
     densities = {column: pairs[column].to_numpy(dtype=float) for column in ("density", "density_base")}
     minus_baseline = pairs[value.column].to_numpy(dtype=float) - pairs[f"{value.column}_base"].to_numpy(dtype=float)
     found: dict[str, list[dict[str, Any]]] = {}
+    seeds = {point: set(final["seed"].to_numpy()[at]) for point, at in group(final).items()}
     for (method, requested), at in group(pairs).items():
         row = {"method": method, "requested_density": float(requested)}
+        row |= {"unpaired": len(seeds[method, requested] ^ seeds[baseline, requested])}
         row |= {column: float(of[at].mean()) for column, of in densities.items()}
         found.setdefault(method, []).append(row | _difference(minus_baseline[at], test, interval))
     if final["method"].nunique() > 1 and set(found) == {baseline}:

@@ -8,6 +8,7 @@ import pandas as pd
 from scipy import integrate
 
 from experiments.records.values import Value, resolve
+from experiments.results.exclusions import counted
 
 LOST = 0.9
 """A run collapsed where this share of what the dense network has beyond chance is gone."""
@@ -29,11 +30,13 @@ def collapsed(points: pd.DataFrame, frame: pd.DataFrame, value: Value | str | No
 
 
 def own_dense(points: pd.DataFrame, frame: pd.DataFrame, value: Value | str | None = None) -> pd.Series:
-    """The value of the dense network that each of the `points` started from; NaN where `frame` lacks it."""
-    column = resolve(frame, value).column
-    if "dense" not in frame or column not in frame:
+    """The value of the dense network that each of the `points` started from; NaN where it diverged, or `frame` lacks
+    it.
+    """
+    value = resolve(frame, value)
+    if "dense" not in frame or value.column not in frame:
         return pd.Series(math.nan, index=points.index)
-    start = frame[frame["level"] == 0].drop_duplicates("dense").set_index("dense")[column]
+    start = counted(frame[frame["level"] == 0], value).drop_duplicates("dense").set_index("dense")[value.column]
     return points["dense"].map(start).astype(float)
 
 

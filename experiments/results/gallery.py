@@ -58,7 +58,8 @@ def gallery(frame: pd.DataFrame, options: FigureOptions, output: Path) -> tuple[
     written, skipped = [], []
     for x in options.axes or available_axes(summary):
         figure = figures.accuracy(summary, dense, x, value, options.interval)
-        written += figures.save(figure, output / f"{value.stem}_{x}", with_dense(summary, dense))
+        numbers = with_dense(summary, dense, statistics.start_shares(frame))
+        written += figures.save(figure, output / f"{value.stem}_{x}", numbers)
     others: dict[str, Callable[[], Drawn]] = {}
     for place, comparison in enumerate(options.compared, start=1):
         name = f"{value.stem}_difference" + (f"_{place}" if len(options.compared) > 1 else "")
@@ -91,10 +92,15 @@ def available_axes(summary: pd.DataFrame) -> list[figures.X]:
     return found
 
 
-def with_dense(summary: pd.DataFrame, dense: Mapping[str, Interval]) -> pd.DataFrame:
-    """The summary with the dense networks as its first rows."""
-    whole = {"requested_density": 1.0, "density": 1.0, "sparsity": 0.0, "compression": 1.0, "macs": 1.0}
-    rows = [{"method": name, **whole, **vars(interval)} for name, interval in dense.items()]
+def with_dense(
+    summary: pd.DataFrame, dense: Mapping[str, Interval], shares: Mapping[str, Mapping[str, float]]
+) -> pd.DataFrame:
+    """The summary with the dense networks as its first rows; `shares` are those of `statistics.start_shares`."""
+    rows = []
+    for name, interval in dense.items():
+        density = shares[name]["density"]
+        size = {**shares[name], "sparsity": 1 - density, "compression": 1 / density if density else math.inf}
+        rows.append({"method": name, "requested_density": 1.0, **size, **vars(interval)})
     return pd.DataFrame([*rows, *summary.to_dict("records")], columns=summary.columns)
 
 

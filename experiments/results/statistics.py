@@ -4,7 +4,6 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import pandas as pd
 from experiments.records import as_dicts, require
 from experiments.records.values import Value, remember, resolve
 from experiments.results.curves import collapsed
+from experiments.results.exclusions import check_counted, counted, is_number
 from experiments.results.intervals import INTERVALS, Interval
 from experiments.results.labels import methods, setups
 from pruning.errors import RecordsError
@@ -30,27 +30,28 @@ def points(frame: pd.DataFrame, value: Value | str | None = None) -> pd.DataFram
     """The rows that count, one for every method, requested density and seed, with their `method` (`labels.methods`).
 
     What counts is the last round of each density's chain (`round == rounds`), level 0 not among them. Where all runs of
-    a method head for one and the same density, every evaluated round of their chains is a point of its own. Sorted by
-    method, then from dense to sparse.
+    a method head for one and the same density, every evaluated round of their chains is a point of its own. Networks
+    that diverged do not count, nor a metric that is not finite (see `exclusions`). Sorted by method, then from dense to
+    sparse.
 
     The same seed found twice counts once where all that was measured agrees (two sweeps that share a density), and
     raises `RecordsError` where it does not: averaging both would count one seed as two. It also raises for no
-    finished level, and a `value` that is missing or is no finite number in some row. For None that is the headline
-    metric of the rows, in the test part (see `values.resolve`).
+    level that counts, and a `value` that is no finite number for another reason. For None that is the headline metric
+    of the rows, in the test part (see `values.resolve`).
     """
     value = resolve(frame, value)
     require(frame, ["run", "level"])
     pruned = frame[frame["level"] > 0]
-    if pruned.empty:
-        raise RecordsError("no pruned level in these rows, only dense networks; let the runs go on")
+    check_counted(pruned, frame, value, "no pruned level in these rows, only dense networks; let the runs go on")
     require(pruned, ["round", "rounds", "requested_density", "density"])
     pruned = pruned.assign(method=methods(frame)[frame["level"] > 0])
     last = pruned["round"] == pruned["rounds"]
     if "target_density" in pruned:
         last |= pruned.groupby("method")["target_density"].transform("nunique", dropna=False) == 1
     final = pruned[last]
-    if final.empty:
-        raise RecordsError("no level in these rows is the last round of its chain; let the runs go on")
+    check_counted(final, frame, value, "no level in these rows is the last round of its chain; let the runs go on")
+    final = counted(final, value)
+    check_counted(final, frame, value, "")
     _numbers(final, value.column)
     curves = dict.fromkeys(zip(final["method"], final["requested_density"], strict=True))
     ordered = sorted(curves, key=lambda point: (natural(point[0]), -point[1]))
@@ -122,17 +123,22 @@ def dense(frame: pd.DataFrame, value: Value | str | None = None, interval: str =
 
     Usually that is one, {"dense": Interval}; a frame with several models, data sets or trainings has more (see
     `labels.setups`), since their mean would be meaningless. The networks are identified by their key ("dense"):
-    four scorers that start from the same three networks give n = 3.
+    four scorers that start from the same three networks give n = 3. Those that diverged do not count, nor those without
+    a value that is no metric, as "removed_bytes"; a set-up with no other has no interval.
 
     Raises `RecordsError` for no level 0, one network with two values, and two networks of one set-up and seed.
     """
-    column = resolve(frame, value).column
+    value = resolve(frame, value)
+    column = value.column
     require(frame, ["run", "level"])
     start = frame[frame["level"] == 0]
     if start.empty:
         raise RecordsError("no dense network (level 0) in these rows; repeat the runs, or add the folder that has it")
     require(start, ["dense"])
     start = start.assign(setup=setups(frame)[frame["level"] == 0])
+    start = counted(start, value)
+    if value.metric is None and column in start:
+        start = start.dropna(subset=[column])
     _numbers(start, column)
 
     intervals = {}
@@ -142,6 +148,17 @@ def dense(frame: pd.DataFrame, value: Value | str | None = None, interval: str =
         networks = _each_once(networks, "seed", str(setup))
         intervals[str(setup)] = INTERVALS[interval](networks[column].astype(float).tolist())
     return intervals
+
+
+def start_shares(frame: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """The mean `density` and `macs` (remaining / original) of the networks of level 0, for every set-up: below 1 where
+    they are of another run, which pruned them.
+    """
+    start = start_of(frame)
+    shares = {"density": _numeric_column(start, "density")}
+    shares["macs"] = _numeric_column(start, "macs") / _numeric_column(start, "dense_macs")
+    means = pd.DataFrame(shares).fillna(1.0).groupby(start["setup"].to_numpy()).mean()
+    return {str(setup): {str(name): float(of) for name, of in row.items()} for setup, row in means.iterrows()}
 
 
 def start_of(frame: pd.DataFrame) -> pd.DataFrame:
@@ -157,36 +174,20 @@ def natural(text: str) -> list[Any]:
     return [float(part) if place % 2 else part for place, part in enumerate(parts)]
 
 
-def diverged(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows whose network's training had no finite loss from the step in "diverged" on."""
-    return frame[frame["diverged"].notna()] if "diverged" in frame else frame.iloc[:0]
-
-
 def _numbers(rows: pd.DataFrame, column: str) -> None:
     """Raise where `column` is not a finite number in each of the rows, and name the first run where it is not."""
     if column not in rows.columns:
         known = ", ".join(sorted(str(name) for name in rows.columns if _numeric(rows[name])))
         raise RecordsError(f'no column "{column}" in these rows; choose one of {known}')
-    steps = rows["diverged"] if "diverged" in rows else [None] * len(rows)
-    for run, level, cell, step in zip(rows["run"], rows["level"], rows[column], steps, strict=True):
-        if not _is_number(cell) or not math.isfinite(cell):
-            why = (
-                "missing, or the network diverged"
-                if step is None or pd.isna(step)
-                else f"the network diverged at step {step:.0f}"
-            )
+    for run, level, cell in zip(rows["run"], rows["level"], rows[column], strict=True):
+        if not is_number(cell) or not math.isfinite(cell):
             raise RecordsError(
-                f"run {run}, level {level}: {column} is {cell!r}, not a finite number "
-                f"({why}); repeat this run, or move it away"
+                f"run {run}, level {level}: {column} is {cell!r}, not a finite number; repeat this run, or move it away"
             )
 
 
 def _numeric(column: Iterable[Any]) -> bool:
-    return all(map(_is_number, column))
-
-
-def _is_number(cell: Any) -> bool:
-    return not isinstance(cell, (bool, np.bool_)) and isinstance(cell, Real)
+    return all(map(is_number, column))
 
 
 _COSTS = ("macs", "dense_macs", "latency_ms", "total_epochs")

@@ -93,6 +93,9 @@ def words(comparison: Comparison, test: str = "t", alpha: float = 0.05) -> list[
             why = "one pair has no spread" if (untested["n"] == 1).all() else "no spread to test with"
             parts.append(f"no test at {_list(untested)} ({why})")
         sentence = f"{method} against {baseline}: {'; '.join(part for part in parts if part)}."
+        alone = rows[rows["unpaired"] > 0]
+        for count, lacking in alone.groupby("unpaired"):
+            sentence += f" {count} {'seed has' if count == 1 else 'seeds have'} no pair at {_list(lacking)}."
         ratios = (rows["density"] / rows["density_base"]).to_numpy()
         if (abs(ratios - 1) > UNLIKE).any():
             far = rows.iloc[np.nanargmax(abs(ratios - 1))]
@@ -107,6 +110,8 @@ def words(comparison: Comparison, test: str = "t", alpha: float = 0.05) -> list[
         sentences.append(sentence)
     for method in comparison.unpaired:
         sentences.append(f"{method} is not compared: it shares no seed at any density with {baseline}.")
+    for method in comparison.left_out:
+        sentences.append(f"{method} is not compared: none of its networks counts.")
     return sentences
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ from experiments.runtime.processes import on_cpu
 from experiments.runtime.progress import Progress, progress
 from experiments.runtime.seeding import seeded
 from experiments.store import Artefact, Store
-from experiments.store.identity import WITHOUT_EFFECT, part
+from experiments.store.identity import WITHOUT_EFFECT, identity_of
 from experiments.store.sources import digests
 from experiments.tasks import Task
 from experiments.training.batches import steps_per_epoch
@@ -69,13 +70,14 @@ class Basis:
 
     @property
     def fields(self) -> frozenset[str]:
-        """The fields that a view may read, all of which the key of its result holds."""
+        """The fields that a view may read: those taken, and those in the key of what it starts from."""
         return (self.taken or frozenset()) | self.inherited
 
     def only(self, *fields: str, after: Iterable[str] = ()) -> Self:
         """The same for a stage that takes these `fields`, and goes on from a result whose key holds those of `after`.
 
-        Raises `UndeclaredFieldError` for a view that does not have them itself.
+        The stage adds that key to its identity: `after` may be read, but `identity` does not have it. Raises
+        `UndeclaredFieldError` for a view that does not have the fields itself.
         """
         for name in fields:
             if self.taken is not None and not covers(self.fields | FREE, name):
@@ -87,7 +89,7 @@ class Basis:
         weights that come from files.
         """
         assert self.taken is not None
-        found = part(self.whole.as_dict(), *sorted(self.taken))
+        found = identity_of(self.whole.as_dict(), *sorted(self.taken))
         if covers(self.taken, "data.load"):
             found["content of data"] = self.only("data.load").content
         if covers(self.taken, "model") and self._reads_files:
@@ -96,8 +98,18 @@ class Basis:
 
     def obtain(self, kind: str, identity: Mapping[str, Any], make: Callable[[Path], None]) -> Artefact:
         """The artefact of this view's identity and of `identity` besides; made first where it is not there."""
-        found = self.store.obtain(kind, {**identity, **self.identity()}, make)
+        found = self.store.obtain(kind, self._identity_with(identity), make)
         return replace(found, fields=self.fields)
+
+    def _identity_with(self, identity: Mapping[str, Any]) -> dict[str, Any]:
+        """This view's identity and `identity` besides, neither of which may replace a part of the other."""
+        own = self.identity()
+        twice = sorted(own.keys() & identity.keys())
+        if twice:
+            raise ValueError(
+                f"identity: {', '.join(twice)} would stand for two things: name those of the stage otherwise"
+            )
+        return {**identity, **own}
 
     @made_from("data.load")
     def splits(self) -> Splits:
@@ -123,10 +135,13 @@ class Basis:
 
     @property
     def _reads_files(self) -> bool:
-        """Whether initial weights may depend on more than their arguments and the seed: only our own are known."""
-        module = get_object(self.whole.model["_target_"]).__module__
-        drawn = module.startswith("experiments.models.") and module != "experiments.models.pretrained"
-        return self.whole.when == "pretrained" or not drawn
+        """Whether initial weights may depend on more than their arguments and the seed: only our own are known, and
+        those not where they hand arguments on to a library, which may read a checkpoint.
+        """
+        make = get_object(self.whole.model["_target_"])
+        ours = inspect.isfunction(make) and make.__module__.startswith("experiments.models.")
+        hands_on = ours and any(p.kind is p.VAR_KEYWORD for p in inspect.signature(make).parameters.values())
+        return self.whole.when == "pretrained" or hands_on or not ours
 
     @made_from("model", "seed")
     def initial_content(self) -> list[Any]:
@@ -136,7 +151,9 @@ class Basis:
         kinds = {f"{type(module).__module__}.{type(module).__qualname__}" for module in model.modules()}
         known = [{"_target_": kind} for kind in sorted(kinds) if "<locals>" not in kind]
         code = digests(known, WITHOUT_EFFECT)
-        return [content_of_tensors(model.state_dict()), json.dumps(form, sort_keys=True, default=str), code]
+        masks = getattr(model, "starting_masks", None)
+        found = [content_of_tensors(model.state_dict()), json.dumps(form, sort_keys=True, default=str), code]
+        return [*found, content_of_tensors(masks)] if masks is not None else found
 
     @made_from("device")
     def device(self) -> torch.device:
@@ -164,7 +181,7 @@ class Basis:
         often = self.config.checkpoint
         if often.seconds is None and often.steps is None:
             return None
-        place = self.store.scratch(kind, {**identity, **self.identity()}) / "checkpoint.safetensors"
+        place = self.store.scratch(kind, self._identity_with(identity)) / "checkpoint.safetensors"
         return Checkpoints(place, often.seconds, often.steps)
 
     def new_model(self, draw: str = "initial weights") -> nn.Module:
@@ -176,8 +193,15 @@ class Basis:
         return model
 
     def prunable(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """The parameters that may be pruned."""
-        return prunable(model, self.config.include, self.config.exclude)
+        """The parameters that may be pruned. Raises `ConfigurationError` if the model brings masks, but none of one."""
+        found = prunable(model, self.config.include, self.config.exclude)
+        masks = getattr(model, "starting_masks", None)
+        without = [] if masks is None else [name for name in found if name not in masks]
+        if without:
+            raise ConfigurationError(
+                f"{without[0]}: has no mask in the run that the model is from: set include and exclude as there"
+            )
+        return found
 
     @made_from("execution")
     def execution(self) -> ExecutionPolicy:

@@ -57,6 +57,19 @@ def check(setting: Setting) -> None:
     wanted = "small_dense" in setting.config.controls
     if wanted and "width" not in inspect.signature(get_object(target)).parameters:
         raise ConfigurationError(f"controls=small_dense: {target} has no option width: leave this control out")
+    for control in setting.config.controls:
+        if control in ("reinit", "random"):
+            _check_new(setting, control)
+
+
+def _check_new(setting: Setting, control: str) -> None:
+    """Raise `ConfigurationError` where a control's new weights would be the old ones, as of a model from files."""
+    drawn = (setting.prunable(setting.new_model(draw)) for draw in ("initial weights", f"weights of {control}"))
+    for (name, one), other in zip(*(found.items() for found in drawn), strict=True):
+        if torch.equal(one, other[1]) and one.min() < one.max():
+            raise ConfigurationError(
+                f"controls={control}: {name} has the same weights at every draw of the model: leave this control out"
+            )
 
 
 def _small_dense(setting: Setting, ticket: dict[str, Any], level: Level, dense: Network) -> Iterator[dict[str, Any]]:

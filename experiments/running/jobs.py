@@ -22,7 +22,9 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.configuration import Configuration, validate
 from experiments.configuration.targets import short_name
 from experiments.records.fields import BOOKKEEPING
+from experiments.records.metrics import Metric
 from experiments.records.runs import record_state, repetitions, states
+from experiments.records.values import PARTS
 from experiments.running.setting import Setting
 from experiments.runtime import processes
 from experiments.runtime.errors import line, report_error
@@ -40,11 +42,11 @@ class JobError(PruningError):
 
 
 def job(run: Callable[[Setting, Path, str], Rows], config: DictConfig) -> float | tuple[float, ...] | None:
-    """`run` in a folder of its own; the values that the configuration names as `objective`, for sweepers that search.
+    """Call `run` in a folder of its own and return what `objectives` makes of its rows, for sweepers that search.
 
     A user's error is reported here, in the process where it happened. A run then ends with code 1; a sweep too, after
-    its other jobs. Where several processes train together, one that fails ends them all: the
-    others would wait for it, or take its next job for the present one.
+    its other jobs. Where several processes train together, one that fails ends them all: the others would wait for it,
+    or take its next job for the present one.
     """
     try:
         checked = validate(config)
@@ -71,37 +73,37 @@ def objectives(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> float
     for name in names:
         value = last[_column(name, last)]
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ConfigurationError(f"objective={name}: is {value!r} in the last row; choose among {_numeric(last)}")
+            step = last.get("diverged")
+            why = "" if step is None else f", as training diverged at step {step:.0f}"
+            raise ConfigurationError(
+                f"objective={name}: is {value!r} in the last row{why}; choose among {_numeric(last)}"
+            )
         found.append(float(value))
     return found[0] if len(found) == 1 else tuple(found)
 
 
 def check_objective(names: Sequence[str], row: Mapping[str, Any]) -> None:
-    """Raise `ConfigurationError` for a name that no row will have, and for a search that goes the wrong way; any row
-    shows it, the dense network's too.
-    """
-    for name, direction in zip(names, _directions(len(names)), strict=True):
-        column = _column(name, row)
-        if column not in row:
+    """Raise `ConfigurationError` for a name that no row will have; any row shows it, the dense network's too."""
+    for name in names:
+        if _column(name, row) not in row:
             raise ConfigurationError(f"objective={name}: rows have no such column; choose among {_numeric(row)}")
-        better = _better(column, row)
-        if direction is not None and better is not None and direction != better:
-            raise ConfigurationError(
-                f"objective={name}: to {direction} it is to search for the worst: set hydra.sweeper.direction={better}"
-            )
+
+
+def check_directions(names: Sequence[str], metrics: Sequence[Metric]) -> None:
+    """Raise `ConfigurationError` for a search of the worst of one of the task's `metrics`; it takes no training."""
+    for name, direction in zip(names, _directions(len(names)), strict=True):
+        for metric in metrics:
+            better = "maximize" if metric.higher_is_better else "minimize"  # in Optuna's words
+            if name in (metric.name, *(f"{part}_{metric.name}" for part in PARTS)) and direction not in (None, better):
+                raise ConfigurationError(
+                    f"objective={name}: to {direction} it is to search for the worst: set "
+                    f"hydra.sweeper.direction={better}"
+                )
 
 
 def _column(name: str, row: Mapping[str, Any]) -> str:
     """The column that an objective names, by itself or as a metric."""
     return f"validation_{name}" if name not in row and f"validation_{name}" in row else name
-
-
-def _better(column: str, row: Mapping[str, Any]) -> str | None:
-    """Direction in which a column gets better, in Optuna's words; None where the row does not describe it."""
-    for metric in row.get("metrics") or []:
-        if column in (f"validation_{metric['name']}", f"test_{metric['name']}"):
-            return "maximize" if metric["higher_is_better"] else "minimize"
-    return None
 
 
 def _directions(count: int) -> list[str | None]:
@@ -143,11 +145,7 @@ def _prepared(run: Callable[[Setting, Path, str], Rows], config: Configuration) 
     launcher = _launcher()
     at_once = _parallel_jobs(launcher)
     torch.set_num_threads(_threads(at_once, launcher) if config.threads == "auto" else int(config.threads))
-    plain = config.as_dict()
-    ignored = BOOKKEEPING - {"seed", "density", "controls"}
-    identity = {key: value for key, value in plain.items() if key not in ignored}
-    parts = (short_name(config.scorer), short_name(config.model), config.data["name"], f"seed{config.seed}")
-    name = "-".join((*parts, identity_key(identity)[:8]))
+    name = _run_name(config)
     folder = Path(config.folder) / name
     setting = Setting(config, Store(Path(config.store)), alone=at_once == 1)
     processes.join(config.device)
@@ -156,7 +154,7 @@ def _prepared(run: Callable[[Setting, Path, str], Rows], config: Configuration) 
         return run(setting, folder, name)
     folder.mkdir(parents=True, exist_ok=True)
     with record_state(folder, _command(), hardware()):
-        text = OmegaConf.to_yaml(OmegaConf.create(plain))
+        text = OmegaConf.to_yaml(OmegaConf.create(config.as_dict()))
         written = folder / "config.yaml"
         if not written.exists() or written.read_text() != text:  # a finished run may lie where nobody can write
             written.write_text(text)
@@ -181,6 +179,14 @@ def _prepared(run: Callable[[Setting, Path, str], Rows], config: Configuration) 
         finally:
             log.removeHandler(logfile)
             logfile.close()
+
+
+def _run_name(config: Configuration) -> str:
+    """Name of a run and its folder, in words and a digest of all that makes its rows what they are."""
+    ignored = BOOKKEEPING - {"seed", "density", "controls"}
+    identity = {key: value for key, value in config.as_dict().items() if key not in ignored}
+    words = (short_name(config.scorer), short_name(config.model), config.data["name"], f"seed{config.seed}")
+    return "-".join((*words, identity_key(identity)[:8]))
 
 
 def _warned(others: Callable[..., None], message: Warning | str, category: type[Warning], *where: Any) -> None:

@@ -15,7 +15,7 @@ from experiments.running.conditions import device_name
 from experiments.running.setting import Setting
 from experiments.store.identity import EXECUTION, STRUCTURE, code
 from experiments.store.networks import Network, finite, load
-from experiments.tasks import evaluate as measured
+from experiments.tasks import evaluate as evaluate_task
 from pruning import Masks
 from pruning.cost import cost, latency
 from pruning.execution.crossover import processor
@@ -50,36 +50,7 @@ def evaluate(setting: Setting, network: Network, level: Level, dense_network: Ne
         identity |= {"timed on": [processor(), device_name(setting.device), torch.get_num_threads()]}
 
     def make(folder: Path) -> None:
-        model = load(seen.new_model(), network).to(seen.device)
-        dense = Masks.dense(seen.prunable(model)).to("cpu")
-        held = network.load_masks()
-        masks = dense if held is None else held
-        counts = cost(model, masks, _inputs(seen, 1))
-        masks = Masks({name: masks[name] for name in dense})  # of coupled channels, not biases and norms
-        table = masks.table()
-        smallest = min(table, key=lambda line: line.density)
-        parts = {"validation": seen.splits.validation, "test": seen.splits.test}
-        row = {
-            "density": masks.density,
-            "prunable": masks.total,
-            "kept": masks.kept,
-            "parameters": counts.parameters,
-            "nonzero": counts.nonzero,
-            "dense_macs": counts.dense_macs,
-            "macs": counts.macs,
-            "smallest_density": smallest.density,
-            "smallest_layer": smallest.name,
-            "emptied": list(masks.emptied),
-            "layers": [asdict(line) for line in table],
-            "bytes": network.stored_bytes(model),
-            **{
-                f"{part}_{metric}": finite(value)
-                for part, data in parts.items()
-                for metric, value in measured(seen.task, model, data).items()
-            },
-            **_removed(seen, model, held if removed else None),
-        }
-        (folder / _ROW).write_text(json.dumps(row, allow_nan=False))
+        (folder / _ROW).write_text(json.dumps(_measure(seen, network, removed), allow_nan=False))
 
     row = seen.obtain("rows", identity, make).json(_ROW)
     history = network.history
@@ -114,6 +85,40 @@ def evaluate(setting: Setting, network: Network, level: Level, dense_network: Ne
     }
 
 
+def _measure(setting: Setting, network: Network, removed: bool) -> dict[str, Any]:
+    """Densities, costs and metrics of `network`; also those of the smaller one, where its channels are `removed`."""
+    model = load(setting.new_model(), network).to(setting.device)
+    dense = Masks.dense(setting.prunable(model)).to("cpu")
+    held = network.load_masks()
+    masks = dense if held is None else held
+    counts = cost(model, masks, _inputs(setting, 1))
+    masks = Masks({name: masks[name] for name in dense})  # of coupled channels, not biases and norms
+    table = masks.table()
+    smallest = min(table, key=lambda line: line.density)
+    parts = {"validation": setting.splits.validation, "test": setting.splits.test}
+    return {
+        "density": masks.density,
+        "prunable": masks.total,
+        "kept": masks.kept,
+        "parameters": counts.parameters,
+        "nonzero": counts.nonzero,
+        "dense_macs": counts.dense_macs,
+        "macs": counts.macs,
+        "smallest_density": smallest.density,
+        "smallest_layer": smallest.name,
+        "emptied": list(masks.emptied),
+        "layers": [asdict(line) for line in table],
+        "bytes": network.stored_bytes(model),
+        **{
+            f"{part}_{metric}": finite(value)
+            for part, data in parts.items()
+            for metric, value in evaluate_task(setting.task, model, data).items()
+        },
+        # Of a network that diverged no outputs can be compared
+        **_measure_small(setting, model, held if removed and network.history["diverged"] is None else None),
+    }
+
+
 def _inputs(setting: Setting, count: int) -> Inputs:
     """The inputs of the model for the first examples of the test part."""
     return setting.task.inputs(take(setting.splits.test, count, setting.device))
@@ -126,15 +131,17 @@ def _losses(history: dict[str, Any], epoch_steps: int) -> list[list[float | None
     return [[before + min(epoch["number"] + 1, end), epoch["loss"]] for epoch in history["history"]]
 
 
-def _removed(setting: Setting, model: nn.Module, masks: Masks | None) -> dict[str, Any]:
-    """Remove the channels that `masks` removes, verify the result against the masked network, and measure it."""
+def _measure_small(setting: Setting, model: nn.Module, masks: Masks | None) -> dict[str, Any]:
+    """Remove the channels that `masks` removes (None: none), verify the result against the masked network, and measure
+    its costs.
+    """
     found: dict[str, Any] = {}
     if masks is not None:
         model = model.cpu()
         small = remove(model, masks, setting.structure, verified=False)
         found["removed_difference"] = difference = verify(model, masks, small, setting.structure.inputs)
         if difference > TOLERANCE:
-            remove(model, masks, setting.structure)  # says where
+            remove(model, masks, setting.structure)  # raises, and names the place
         model = small.to(setting.device)
         counts = cost(model, None, _inputs(setting, 1))
         found |= {"removed_parameters": counts.parameters, "removed_bytes": counts.stored_bytes}

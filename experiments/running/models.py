@@ -6,12 +6,15 @@ from torch import nn
 
 from experiments import records
 from experiments.configuration.targets import instantiate
-from experiments.store.retrieval import network_of
+from experiments.store.retrieval import masks_of, network_of
 from pruning.errors import ModelError
 
 
 def model_of_run(folder: str, level: int | None = None, store: str | None = None) -> nn.Module:
-    """The network that another run had at a level, weights and all; removed weights are zero.
+    """The network that another run had at a level, with its weights.
+
+    Its masks, if it was pruned, are its attribute `starting_masks`: a run begins under them, so that removed weights
+    stay away, and densities are of the original network. Ask for less than is left; in rounds, with schedule.start.
 
     Args:
         folder: of that run, or of a sweep with one run.
@@ -28,5 +31,7 @@ def model_of_run(folder: str, level: int | None = None, store: str | None = None
     found = [row for row in rows if level is None or row["level"] == level]
     if not found:
         raise ModelError(f"{folder}: has no level {level}: give one from 0 to {max(row['level'] for row in rows)}")
-    row = found[-1]
-    return network_of(row, instantiate("model", row["config"]["model"]), None if store is None else Path(store))
+    row, place = found[-1], None if store is None else Path(store)
+    model = network_of(row, instantiate("model", row["config"]["model"]), place)
+    model.starting_masks = masks_of(row, place)  # type: ignore[assignment]  # a plain attribute, no module
+    return model

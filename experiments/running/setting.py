@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
+
+from hydra.utils import get_object
 
 from experiments.configuration.targets import instantiate, short_name
 from experiments.data.examples import take
@@ -27,8 +30,10 @@ class Setting(Basis):
     """All that the stages of a run share."""
 
     def narrowed(self, width: float) -> Setting:
-        """The same setting with all hidden widths of the model multiplied by `width`."""
-        model = self.whole.model | {"width": width * self.whole.model.get("width", 1.0)}
+        """The same setting with all hidden widths of the model multiplied by `width`, an option that it has."""
+        target = get_object(self.whole.model["_target_"])
+        given = {"width": inspect.signature(target).parameters["width"].default} | self.whole.model
+        model = given | {"width": width * given["width"]}
         return replace(self, whole=replace(self.whole, model=model), made={"splits": self.splits})
 
     @made_from(*_TRACED)

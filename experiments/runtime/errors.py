@@ -9,6 +9,11 @@ def report_error(message: str) -> int:
     return 1
 
 
+def kind_and_message(error: Exception) -> str:
+    """The type and message of an error in one line: "ValueError: not a number"."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
 def line(error: Exception) -> str:
     """The message of an error in one line, with how to fix it."""
     if isinstance(error, OSError):

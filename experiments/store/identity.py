@@ -11,7 +11,7 @@ WITHOUT_EFFECT = (
     *(f"experiments.store.{name}" for name in ("artefacts", "manifest", "inventory")),  # their format is in every key
     *(f"experiments.records.{name}" for name in ("rows", "columns", "values", "runs", "fields")),  # as is that of rows
     "experiments.running.conditions",  # stands beside results
-    *(f"experiments.runtime.{name}" for name in ("extras", "progress", "locks")),  # words, and waiting
+    *(f"experiments.runtime.{name}" for name in ("errors", "extras", "progress", "locks")),  # words, and waiting
     "pruning.errors",  # classes and words of what fails, and then has no result
 )
 """Modules of ours that stages use and that change no result."""
@@ -23,8 +23,10 @@ STRUCTURE = ("pruning.structure",)
 """Coupled units: counts where they are pruned, or cut out of layers."""
 
 
-def part(config: Mapping[str, Any], *fields: str) -> dict[str, Any]:
-    """These fields ("model", "recovery.factor"), nested as in the configuration, and the code behind their targets."""
+def identity_of(config: Mapping[str, Any], *fields: str) -> dict[str, Any]:
+    """Identity of `fields` ("model", "recovery.factor"): their values, nested as in `config`, and the code behind their
+    targets.
+    """
     found: dict[str, Any] = {}
     for name in fields:
         *groups, last = name.split(".")

@@ -91,17 +91,17 @@ def save(
     folder: Path,
     model: nn.Module,
     masks: Masks | None,
-    course: Mapping[str, int],
+    length: Mapping[str, int],
     epochs: Sequence[Mapping[str, Any]],
     start: Network | None,
-    under: Mapping[str, Any],
+    conditions: Mapping[str, Any],
     diverged: int | None = None,
 ) -> None:
     """Save weights (tied ones once, of masked tensors only the kept ones), masks and history.
 
-    `epochs` are those of this training, as plain data; `course` its optimizer steps, their number in an epoch, and the
-    position in the order of the data at which it ended; `under` its conditions; `diverged` the step from which its loss
-    was not finite.
+    `epochs` are those of this training, as plain data; `length` its optimizer steps, their number in an epoch, and the
+    position in the order of the data at which it ended; `conditions` those of `experiments.running.conditions`;
+    `diverged` the step from which its loss was not finite.
     """
     tied = _tied(model)
     state: dict[str, Tensor] = {
@@ -116,14 +116,14 @@ def save(
         raise OSError(f"{folder / WEIGHTS}: cannot be written ({error})") from error
     history = [{key: finite(value) for key, value in epoch.items()} for epoch in epochs]
     before = {"total_epochs": 0, "total_seconds": 0.0} if start is None else start.history
-    passes, seconds = course["steps"] / course["epoch_steps"], sum(epoch["seconds"] for epoch in epochs)
+    passes, seconds = length["steps"] / length["epoch_steps"], sum(epoch["seconds"] for epoch in epochs)
     record = {
         "epochs": passes,
         "total_epochs": before["total_epochs"] + passes,
-        "position": course["position"],
+        "position": length["position"],
         "seconds": round(seconds, 3),
         "total_seconds": round(before["total_seconds"] + seconds, 3),
-        **under,
+        **conditions,
         "diverged": diverged,
         "history": history,
     }

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from experiments.data.examples import Batch, Data, Examples, rows_of
+from experiments.data.examples import Batch, Data, rows_of
 from experiments.records.metrics import Metric, share
-from experiments.tasks.task import Task, widened
+from experiments.tasks.task import Task, targets_of, widened
 from pruning.errors import ConfigurationError, DataError, ModelError
 from pruning.evidence import output_tensor
 
@@ -95,9 +95,7 @@ class Classification(Task):
 
     def check(self, data: Data, batch: Batch) -> None:
         """Class indices from 0, in all examples that are in memory."""
-        targets = data[self.targets] if isinstance(data, Examples) and self.targets in data else batch.get(self.targets)
-        if not isinstance(targets, Tensor):
-            raise DataError(f"task=classification: no column {self.targets} in the data; they have {', '.join(batch)}")
+        targets = targets_of("classification", self, data, batch)
         if targets.dtype != torch.int64 or targets.dim() != 1:
             other = "regression" if targets.is_floating_point() and targets.dim() == 1 else "multilabel"
             also = f", or set task={other}" if targets.is_floating_point() or targets.dim() != 1 else ""

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from experiments.data.examples import Batch, Data, rows_of
-from experiments.records.metrics import Metric, share
-from experiments.tasks.language_modelling import IGNORED, PERPLEXITY, check_tokens, perplexity, token_accuracy
-from experiments.tasks.task import Task, widened
+from experiments.tasks.tokens import IGNORED, TokenPrediction
 from pruning.errors import ConfigurationError
 from pruning.evidence import output_tensor
 from pruning.inputs import Inputs
-
-if TYPE_CHECKING:
-    import torchmetrics
 
 _NOISE = "masking noise"
 """A column that training adds, so that every epoch hides other tokens."""
@@ -29,7 +23,7 @@ _ODD = (-7046029254386353131, -4658895280553007687, -7723592293110705685)
 
 
 @dataclass(kw_only=True)
-class MaskedLanguageModelling(Task):
+class MaskedLanguageModelling(TokenPrediction):
     """Cross-entropy of tokens that are hidden, by logits [n, tokens, vocabulary]. Devlin et al. 2019, section 3.1.
 
     A share of the tokens is chosen; of these 80 % become the mask token, 10 % a random one, 10 % stay. In training the
@@ -40,16 +34,12 @@ class MaskedLanguageModelling(Task):
         mask_token: the id of the mask token.
         share: of the tokens that are chosen, in (0, 1).
         special: ids that are never chosen, as those of padding, beginning and end.
-        tokens: the column of ids, int64 [n, tokens].
     """
 
     vocabulary: int
     mask_token: int
     share: float = 0.15
     special: Sequence[int] = ()
-    tokens: str = "input_ids"
-    targets: str = "labels"
-    evaluation_batch: int = 16
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,36 +49,23 @@ class MaskedLanguageModelling(Task):
                 f"below {self.vocabulary}"
             )
 
-    def described(self) -> tuple[Metric, ...]:
-        """The exponential of the mean loss of hidden tokens, and how often the likeliest one is right."""
-        return (PERPLEXITY, share("token_accuracy"))
-
     def inputs(self, batch: Batch) -> Inputs:
         """The batch with hidden tokens."""
         hidden, _ = self._hidden(batch)
         shown = {name: column for name, column in batch.items() if name != _NOISE}
         return super().inputs(shown | {self.tokens: hidden})
 
-    def loss(self, outputs: Any, batch: Batch, training: bool = False) -> Tensor:
-        """The sum over the tokens that were chosen."""
-        logits, labels = self.predictions(outputs, batch)
-        return F.cross_entropy(widened(logits), labels, ignore_index=IGNORED, reduction="sum")
-
     def count(self, batch: Batch) -> Tensor:
         """The tokens that were chosen."""
-        return (self._hidden(batch)[1] != IGNORED).sum()
-
-    def measures(self) -> dict[str, torchmetrics.Metric]:
-        """Measures of torchmetrics."""
-        return {"token_accuracy": token_accuracy()}
+        return (self.labels(batch) != IGNORED).sum()
 
     def predictions(self, outputs: Any, batch: Batch) -> tuple[Tensor, ...]:
         """Logits [n · tokens, vocabulary], and the token that was there, int64, -100 where none was chosen."""
-        return output_tensor(outputs).flatten(0, 1), self._hidden(batch)[1].flatten()
+        return output_tensor(outputs).flatten(0, 1), self.labels(batch).flatten()
 
-    def derived(self, loss: float) -> dict[str, float]:
-        """exp(loss), infinite beyond what rows hold."""
-        return {"perplexity": perplexity(loss)}
+    def labels(self, batch: Batch) -> Tensor:
+        """Token that was there, at each position that was chosen, -100 elsewhere: int64 [n, tokens]."""
+        return self._hidden(batch)[1]
 
     def augment(self, batch: Batch, generator: torch.Generator) -> Batch:
         """The batch with random numbers that hide other tokens in every epoch."""
@@ -97,7 +74,7 @@ class MaskedLanguageModelling(Task):
 
     def check(self, data: Data, batch: Batch) -> None:
         """Token ids."""
-        check_tokens("masked_language_modelling", batch, self.tokens, lambda batch: self._hidden(batch)[1])
+        self.check_tokens("masked_language_modelling", batch)
 
     def _hidden(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Tokens as the model sees them, and labels: -100 where none was chosen."""

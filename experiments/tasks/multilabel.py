@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from experiments.data.examples import Batch, Data, Examples
+from experiments.data.examples import Batch, Data
 from experiments.records.metrics import Metric, share
-from experiments.tasks.task import Task, widened
+from experiments.tasks.task import Task, targets_of, widened
 from pruning.errors import ConfigurationError, DataError
 from pruning.evidence import output_tensor
 
@@ -74,9 +74,7 @@ class Multilabel(Task):
 
     def check(self, data: Data, batch: Batch) -> None:
         """Zeros and ones, in all examples that are in memory."""
-        targets = data[self.targets] if isinstance(data, Examples) and self.targets in data else batch.get(self.targets)
-        if not isinstance(targets, Tensor):
-            raise DataError(f"task=multilabel: no column {self.targets} in the data; they have {', '.join(batch)}")
+        targets = targets_of("multilabel", self, data, batch)
         if targets.dim() != 2 or targets.shape[1] != self.labels or not bool(((targets == 0) | (targets == 1)).all()):
             raise DataError(
                 f"task=multilabel: {self.targets} are {targets.dtype} {list(targets.shape)}: give zeros and ones, [n, "

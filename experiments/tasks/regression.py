@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from experiments.data.examples import Batch, Data
 from experiments.records.metrics import Metric
-from experiments.tasks.task import Task
+from experiments.tasks.task import Task, targets_of
 from pruning.errors import ConfigurationError, DataError, ModelError
 from pruning.evidence import output_tensor
 
@@ -92,9 +92,7 @@ class Regression(Task):
 
     def check(self, data: Data, batch: Batch) -> None:
         """Floats, `outputs` an example."""
-        targets = batch.get(self.targets)
-        if not isinstance(targets, Tensor):
-            raise DataError(f"task=regression: no column {self.targets} in the data; they have {', '.join(batch)}")
+        targets = targets_of("regression", self, data, batch)
         if not targets.is_floating_point():
             raise DataError(
                 f"task=regression: {self.targets} are {targets.dtype}: give floats, or set task=classification"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from experiments.data.examples import Batch, Data, Examples, Splits, chunks, consecutive, rows_of, take
 from experiments.records.metrics import LOSS, Metric
+from experiments.runtime.errors import kind_and_message
 from experiments.tasks.metric import value_of
 from pruning.errors import ConfigurationError, DataError, ModelError
 from pruning.evidence import output_tensor
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     import torchmetrics
 
 CALLS = ("keywords", "positional", "dictionary")
+
+_FAILURES = (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError)
+"""What a user's model or task raises where it is called with something that it was not written for."""
 
 
 @dataclass(kw_only=True)
@@ -140,6 +144,17 @@ class Task:
         return {metric.name: values[metric.name] for metric in self.all_metrics()}
 
 
+def targets_of(name: str, task: Task, data: Data, batch: Batch) -> Tensor:
+    """The column that `task`, called `name`, predicts: of all examples that are in memory, otherwise those of `batch`.
+
+    Raises `DataError` where there is none.
+    """
+    targets = data[task.targets] if isinstance(data, Examples) and task.targets in data else batch.get(task.targets)
+    if not isinstance(targets, Tensor):
+        raise DataError(f"task={name}: no column {task.targets} in the data; they have {', '.join(batch)}")
+    return targets
+
+
 def call(task: Task, model: nn.Module, batch: Batch) -> Any:
     """The model's outputs."""
     positional, named = arguments(task.inputs(batch))
@@ -161,7 +176,7 @@ def widened(outputs: Tensor) -> Tensor:
 
 
 def counts(task: Task) -> Callable[[Batch], float] | None:
-    """`Evidence.count` of a task; None where examples count 1 each."""
+    """The `count` of a task for `Evidence`; None where examples count 1 each."""
     if type(task).count is Task.count:
         return None
     return lambda batch: float(task.count(batch))
@@ -181,26 +196,28 @@ def check_fit(task: Task, model: nn.Module, splits: Splits, what: str) -> None:
         raise DataError(f"data.load: returns {type(splits).__name__}: give experiments.data.Splits")
     for name in ("test", "validation", "train"):
         data = getattr(splits, name)
-        batch = take(data, 4)
         try:
-            task.check(data, batch)
+            task.check(data, take(data, 4))
         except DataError as error:
             raise DataError(f"{error} (in the {name} part)") from error
+    batch = take(splits.train, 4)
     columns = ", ".join(f"{name} {list(rows.shape)}" for name, rows in batch.items() if isinstance(rows, Tensor))
     with eval_mode(model):
         try:
             outputs = call(task, model, batch)
-        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError) as error:
-            raise ModelError(f"{what}: cannot be called with the data's {columns} ({_line(error)})") from error
+        except _FAILURES as error:
+            raise ModelError(
+                f"{what}: cannot be called with the data's {columns} ({kind_and_message(error)})"
+            ) from error
         try:
             loss = task.loss(outputs, batch)
         except ModelError as error:
             raise ModelError(f"{what}: {error}") from error
-        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError) as error:
+        except _FAILURES as error:
             given = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
             raise ModelError(
                 f"{what}: gives {given} for {columns}, but the loss of task={type(task).__name__} fails "
-                f"({_line(error)})"
+                f"({kind_and_message(error)})"
             ) from error
         _check_own(task, model, batch, loss)
 
@@ -222,12 +239,8 @@ def _check_own(task: Task, model: nn.Module, batch: Batch, loss: Any) -> None:
         raise ConfigurationError(f'{name}: its loss is a mean over the batch: give the sum, as by reduction="sum"')
     try:
         found = task.evaluate(model, Examples(**batch))
-    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
-        raise ConfigurationError(f"{name}: cannot be evaluated ({_line(error)})") from error
+    except _FAILURES as error:
+        raise ConfigurationError(f"{name}: cannot be evaluated ({kind_and_message(error)})") from error
     lacking = [metric.name for metric in metrics if not isinstance(found.get(metric.name), float)]
     if lacking:
         raise ConfigurationError(f"{name}: evaluate() gives no number for {', '.join(lacking)}")
-
-
-def _line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,6 +1,5 @@
 """Weights & Biases."""
 
-import re
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -73,7 +72,7 @@ def tags(config: Mapping[str, Any]) -> list[str]:
     found = []
     for key in ("scorer", "model", "granularity"):
         target = str((config.get(key) or {}).get("_target_", ""))
-        found.append(re.split(r"\.", target)[-1])
+        found.append(target.rpartition(".")[2])
     found += [str((config.get("data") or {}).get("name", "")), str(config.get("when", ""))]
     return [tag[:64] for tag in dict.fromkeys(found) if tag]
 

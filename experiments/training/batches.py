@@ -9,6 +9,7 @@ from experiments.data import Batch, Data
 from experiments.runtime.seeding import derived_seed, generator
 from experiments.tasks import Task
 from experiments.training.recipe import Recipe
+from pruning.errors import DataError
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
@@ -30,6 +31,11 @@ def upcoming(examples: Data, recipe: Recipe, task: Task, steps: range, length: i
         numbers = slice(begin, min(length, steps.stop - epoch * length))
         for number, batch in enumerate(batches(examples, recipe.batch_size, recipe.seed, epoch, numbers), begin):
             if recipe.augment is not None:
+                if "inputs" not in batch:
+                    raise DataError(
+                        f"data.augment: changes the column inputs, and the data have {', '.join(batch)}: set "
+                        "data.augment=null"
+                    )
                 noise = generator(recipe.seed, "augmentation", epoch, number)
                 batch["inputs"] = recipe.augment(batch["inputs"], noise)
             if augmenting:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("experiments")
 
 
-def execution_of(held: Regime, policy: ExecutionPolicy, inputs: Inputs, accelerated: Accelerator) -> Execution:
-    """The execution by `policy`, or masked where sparse kernels are lacking; `inputs` are those of one forward pass."""
+def execution_of(regime: Regime, policy: ExecutionPolicy, inputs: Inputs, accelerated: Accelerator) -> Execution:
+    """The execution of `regime` by `policy`, masked where sparse kernels are lacking; `inputs` of one forward pass."""
     lacking = {
         "half precision": accelerated.mixed_precision != "no",
         "several processes": world_size() > 1,
@@ -32,7 +32,7 @@ def execution_of(held: Regime, policy: ExecutionPolicy, inputs: Inputs, accelera
         reasons = " and ".join(name for name, true in lacking.items() if true)
         log.info("execution: masked, as there is no sparse one for %s", reasons)
         policy = masked
-    return Execution(held, policy, inputs, None if policy is masked else _structure(held.model, inputs))
+    return Execution(regime, policy, inputs, None if policy is masked else _structure(regime.model, inputs))
 
 
 def _structure(model: nn.Module, inputs: Inputs) -> Structure | None:

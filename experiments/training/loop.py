@@ -48,11 +48,12 @@ class Trained:
     """Result of a training, besides the weights of its model.
 
     Attributes:
-        epochs: one after the other.
-        masks: at its end.
+        epochs: their records, in order.
+        masks: at its end; None for dense weights.
         end: a rewind point of its end, if the recipe asks for one.
         sparse: the weights that ran sparsely.
-        diverged: the first step whose loss was not finite, where the last epoch's was not either.
+        diverged: the first step whose loss was not finite, where the last epoch's was not either and no better epoch is
+            kept.
     """
 
     epochs: list[Epoch]
@@ -121,9 +122,9 @@ def train(
     with seeded(recipe.seed, "training", state.step // length):
         if begin is not None:
             begin.restore(optimizer=optimizer, random=True)
-        held = _held(prepared, optimizer, None if masks is None else masks.to(device), regime)
+        masking = _masking(prepared, optimizer, None if masks is None else masks.to(device), regime)
         part = task.inputs(take(examples, -(-recipe.batch_size // recipe.accumulate), device))
-        execution = None if held is None else execution_of(held, policy, part, accelerated)
+        execution = None if masking is None else execution_of(masking, policy, part, accelerated)
         tree = None if checkpoints is None else checkpoints.read(device)
         if tree is not None:
             state = from_tree(tree, model, optimizer, execution, accelerated)
@@ -151,11 +152,11 @@ def train(
         end = RewindPoint.capture(model, optimizer, step=state.step) if recipe.keep_end else None
     if state.best is not None:
         model.load_state_dict(state.best[1])
-    if held is None:
+    if masking is None:
         return Trained(state.epochs, None, end, diverged=state.lost)
-    if recipe.steps and not held.masks.agree(model):
+    if recipe.steps and not masking.masks.agree(model):
         raise MaskError("removed weights came back in training: something writes to them past the optimizer")
-    final = held.finish()
+    final = masking.finish()
     final.apply_(model)
     return Trained(state.epochs, final, end, sparse, state.lost)
 
@@ -172,7 +173,8 @@ def _set_rates(optimizer: Optimizer, base_rates: list[float], factor: float) -> 
         group["lr"] = rate * factor
 
 
-def _held(model: nn.Module, optimizer: Optimizer, masks: Masks | None, regime: MakeRegime | None) -> Regime | None:
+def _masking(model: nn.Module, optimizer: Optimizer, masks: Masks | None, regime: MakeRegime | None) -> Regime | None:
+    """The regime of a training: the one that `regime` makes, or `masks` throughout; None for dense weights."""
     if regime is not None:
         return regime(model, optimizer)
     return None if masks is None else FixedMasks(model, optimizer, masks)

@@ -28,6 +28,7 @@ class Recipe:
         clip: largest norm of the whole gradient, or None.
         best_on_validation: end with the weights of the epoch whose headline metric on the validation part is the best
             of *this* training.
+        augment: from the inputs of a batch and a generator to the inputs that a step sees; None: those of the data.
         keep_end: give back a rewind point of the end.
     """
 

@@ -72,11 +72,12 @@ class TrainingState:
         self, number: int, learning_rate: float, validation: float | None, better: bool, model: nn.Module
     ) -> Epoch:
         """End an epoch, with its validation metric if it was measured, and whether higher is `better`."""
-        if _is_better(validation, None if self.best is None else self.best[0], better):
-            assert validation is not None
-            self.best = validation, {name: value.clone() for name, value in model.state_dict().items()}
         seen = float(self.seen)
         mean = float(all_reduce(self.loss)) / seen if seen else math.nan
+        # Outputs that are NaN have an accuracy too
+        if math.isfinite(mean) and _is_better(validation, None if self.best is None else self.best[0], better):
+            assert validation is not None
+            self.best = validation, {name: value.clone() for name, value in model.state_dict().items()}
         epoch = Epoch(number, learning_rate, mean, validation, self.seconds)
         if not math.isfinite(mean):
             self._not_finite()
@@ -91,8 +92,9 @@ class TrainingState:
 
     @property
     def lost(self) -> int | None:
-        """The first step whose loss was not finite, if the last epoch's was not either."""
-        return self.diverged if self.epochs and not math.isfinite(self.epochs[-1].loss) else None
+        """The first step whose loss was not finite, if the last epoch's was not either and no better one is kept."""
+        kept = self.best is not None or not self.epochs or math.isfinite(self.epochs[-1].loss)
+        return None if kept else self.diverged
 
     def _not_finite(self) -> None:
         if self.diverged is None:

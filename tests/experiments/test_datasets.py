@@ -1,6 +1,9 @@
 """A Dataset through a DataLoader: the same examples in the same order as in memory, whatever the workers."""
 
+import os
 import random
+import signal
+import sys
 from functools import partial
 from itertools import chain
 
@@ -133,15 +136,28 @@ class Broken(Pairs):
         return super().__getitem__(place)
 
 
-class Dying(Pairs):
+class Leaving(Pairs):
     def __getitem__(self, place):
-        import os  # noqa: PLC0415
+        sys.exit() if place == 17 else None
+        return super().__getitem__(place)
 
-        os._exit(9)
+
+class Dying(Pairs):
+    """As the system ends a process that is out of memory."""
+
+    def __getitem__(self, place):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def triples(examples):
     return torch.zeros(len(examples)), torch.zeros(len(examples)), torch.zeros(len(examples))
+
+
+BROKEN = (
+    r"^Broken: example 17: ValueError: no such file: x.png \(test_datasets.py, line \d+\): correct it, or leave this "
+    "example out$"
+)
+LEAVING = r"^Leaving: example 17: SystemExit \(test_datasets.py"
 
 
 @pytest.mark.parametrize(
@@ -149,9 +165,10 @@ def triples(examples):
     [
         (lambda: DatasetExamples(Stream()), "Stream: can only be iterated.*map-style"),
         (lambda: DatasetExamples([]), "list: there are no examples"),
-        (lambda: DatasetExamples(Broken()), "Broken: example 17: ValueError: no such file: x.png"),
-        (lambda: DatasetExamples(Broken(), workers=2), "Broken: example 17: ValueError: no such file: x.png"),
-        (lambda: DatasetExamples(Dying(), workers=1), "Dying: DataLoader worker .* exited unexpectedly"),
+        *((lambda workers=workers: DatasetExamples(Broken(), workers=workers), BROKEN) for workers in (0, 2)),
+        *((lambda workers=workers: DatasetExamples(Leaving(), workers=workers), LEAVING) for workers in (0, 2)),
+        (lambda: split(Dying(), workers=1).train, r"^Dying: a worker .* died .*unexpectedly.*: set fewer"),
+        (lambda: DatasetExamples(Pairs(), collate=lambda found: found[40]), "batch: IndexError.* joins them$"),
         (lambda: DatasetExamples(Pairs(), collate=triples), "as a batch: is tuple: give mappings, or pairs"),
         (lambda: DatasetExamples(Pairs(), collate=lambda found: {"inputs": [str(found)]}), "else than tensors"),
         (lambda: DatasetExamples(Pairs(), collate=lambda found: {"inputs": torch.zeros(3)}), "inputs has 3 rows"),
@@ -206,6 +223,15 @@ def test_the_content_of_a_dataset_is_its_fingerprint_and_what_was_chosen(caplog)
     assert not caplog.text
     assert content_of_data(split(Pairs(0))) != content_of_data(split(Pairs(1)))
     assert "Pairs: is known by its length and 16 examples" in caplog.text
+
+
+def test_workers_that_cannot_be_started_are_one_line(monkeypatch):
+    def start(self):
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr("multiprocessing.process.BaseProcess.start", start)
+    with pytest.raises(DataError, match=r"Pairs: a worker .* did not start \(.*Cannot allocate memory\).* workers=0"):
+        list(batches(DatasetExamples(Pairs(), workers=2), 5, 4, 0))
 
 
 def test_an_error_names_the_example_in_the_whole_data():

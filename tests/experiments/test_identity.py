@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from experiments.running.conditions import conditions
 from experiments.running.parts import made_from
 from experiments.running.setting import Setting
 from experiments.store import Artefact, Store, sources, syntax
-from experiments.store.identity import WITHOUT_EFFECT, part
+from experiments.store.identity import WITHOUT_EFFECT, identity_of
 from experiments.store.inventory import _parents
 from experiments.store.networks import Network
 from pruning.errors import ConfigurationError
@@ -184,6 +185,9 @@ def test_a_stage_reads_what_it_takes_and_what_it_inherits_and_nothing_else(tmp_p
         lambda: view.total_steps,
         lambda: view.only("model"),
         lambda: view.only("recovery"),
+        lambda: list(view.config.recovery),
+        lambda: "factor" in view.config.recovery,
+        lambda: bool(view.config.recovery),
     ):
         with pytest.raises(UndeclaredFieldError):
             read()
@@ -381,7 +385,8 @@ def test_networks_of_several_processes_are_others(tmp_path, monkeypatch):
 
 def test_the_folder_of_a_loader_of_ones_own_counts(tmp_path, monkeypatch):
     name = own(tmp_path, monkeypatch, "def pictures(folder): pass\n")
-    found = [part({"data": {"load": {"_target_": f"{name}.pictures", "folder": f}}}, "data.load") for f in "ab"]
+    loaders = [{"load": {"_target_": f"{name}.pictures", "folder": folder}} for folder in "ab"]
+    found = [identity_of({"data": loader}, "data.load") for loader in loaders]
     assert found[0] != found[1]
 
 
@@ -424,6 +429,25 @@ def test_weights_that_a_model_reads_from_a_file_count(tmp_path, monkeypatch):
         torch.save(layers.state_dict(), tmp_path / "weights.pt")
         found.append(run(tmp_path, *options, f"+model.file={tmp_path}/weights.pt")[0]["test_loss"])
     assert found[0] == found[2] != found[1]
+
+
+def test_a_checkpoint_that_a_library_reads_counts(tmp_path):
+    """Of a model of ours, which hands its path on."""
+    timm = pytest.importorskip("timm")
+    model = {"_target_": "experiments.models.timm_model", "name": "test_resnet", "shape": [1, 32, 32], "outputs": 10}
+    config = replace(configured(), model=model | {"checkpoint_path": str(tmp_path / "weights.pt")})
+    found = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        torch.save(timm.create_model("test_resnet", num_classes=10, in_chans=1).state_dict(), tmp_path / "weights.pt")
+        found.append(stages.initial(Setting(config, Store(tmp_path))).key)
+    assert found[0] != found[1]
+
+
+def test_the_identity_of_a_stage_does_not_replace_that_of_its_fields(tmp_path):
+    view = Setting(configured(), Store(tmp_path)).only("seed")
+    with pytest.raises(ValueError, match="seed would stand for two things"):
+        view.obtain("things", {"seed": 1}, lambda folder: None)
 
 
 def test_data_that_have_changed_train_another_network(tmp_path, monkeypatch):

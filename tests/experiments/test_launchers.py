@@ -10,13 +10,17 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 
 from experiments import records
+from experiments import run as app
+from experiments.configuration import CONF
 from experiments.records.runs import record_state, states
 from experiments.running import jobs
 from experiments.running.jobs import JobError, objectives
 from pruning.errors import ConfigurationError, PruningError
-from tests.experiments.running import ROOT, SMALL
+from tests.experiments.running import ROOT, SMALL, setting_of
 
 SWEEP = ("scorer=magnitude,random", "seed=0", "density=[0.5,0.1]")
 LAUNCHERS = {
@@ -98,6 +102,40 @@ def test_a_search_sees_validation_and_outlives_its_failures(tmp_path):
     assert best["best_value"] == frame.query("level == 1")["validation_accuracy"].max()
 
 
+@pytest.mark.parametrize(
+    ("objective", "direction", "fault"),
+    [
+        ("[accuracy]", "minimize", "objective=accuracy: .* set hydra.sweeper.direction=maximize"),
+        ("[macs,loss]", "[minimize,maximize]", "objective=loss: .* set hydra.sweeper.direction=minimize"),
+        ("[macs,loss]", "minimize", r"objective: 2 columns, but hydra.sweeper.direction=\['minimize'\]: give as many"),
+    ],
+)
+def test_a_search_for_the_worst_is_refused_before_any_training(tmp_path, objective, direction, fault):
+    """By the settings that Optuna's sweeper gives to its jobs."""
+    search = ("hydra/sweeper=optuna", f"hydra.sweeper.direction={direction}", f"objective={objective}", "density=[0.5]")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        whole = compose("config", overrides=[*SMALL, *search], return_hydra_config=True)
+    HydraConfig.instance().set_config(whole)
+    try:
+        setting = setting_of(tmp_path, *search[2:])
+        with pytest.raises(ConfigurationError, match=fault):
+            app.run(setting, tmp_path / "run", "run")
+    finally:
+        HydraConfig.instance().cfg = None
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_search_whose_trials_all_fail_says_so(monkeypatch, capsys):
+    def search(*_, **__):
+        raise ValueError("No trials are completed yet.")
+
+    monkeypatch.setattr("hydra.main", lambda **_: lambda _: search)
+    assert app.main() == 1
+    assert capsys.readouterr().err == (
+        "error: every trial of this search failed, as reported above: fix and repeat it\n"
+    )
+
+
 ROWS = [
     {"level": 0, "a": 1, "b": 2.5, "c": "x", "control": None},
     {"level": 1, "a": 3, "b": 4.5, "c": None, "control": None},
@@ -109,6 +147,13 @@ def test_objectives_are_of_the_last_ticket():
     assert objectives(ROWS, ["a"]) == 3.0
     assert objectives(ROWS, ["b", "a"]) == (4.5, 3.0)
     assert objectives(ROWS, []) is None
+
+
+def test_an_objective_of_a_network_that_diverged_says_so():
+    with pytest.raises(
+        ConfigurationError, match="objective=c: is None in the last row, as training diverged at step 7;"
+    ):
+        objectives([ROWS[1] | {"diverged": 7}], ["c"])
 
 
 @pytest.mark.parametrize("name", ["c", "missing", "control"])

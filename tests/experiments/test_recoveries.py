@@ -22,7 +22,7 @@ from pruning import Masks
 from pruning.errors import ConfigurationError
 from pruning.granularity import Blocks, Vectors, Weights
 from pruning.rewind import RewindPoint
-from tests.experiments.running import configured, run, setting_of, timeless
+from tests.experiments.running import configured, own, run, setting_of, timeless
 
 EPOCH = 22  # optimizer steps
 DECAYING = ("learning_rate=step", "learning_rate.milestones=[0.5]", "training.epochs=2")
@@ -76,6 +76,16 @@ def test_rewind_puts_weights_schedule_optimizer_and_data_back(tmp_path, training
     if first:
         saved = RewindPoint.load(point.weights.file(POINT))
         assert saved.step == first
+
+
+def test_a_rewind_point_is_of_its_step_whichever_epoch_before_was_the_best(tmp_path):
+    options = ("optimizer.lr=0.02", "training.epochs=4", "recovery.to=3ep", "recovery=rewind")
+    best = setting_of(tmp_path, *options, "training.best_on_validation=true")
+    epochs = stages.dense(best).history["history"]
+    assert epochs[2]["validation"] < max(epoch["validation"] for epoch in epochs[:2])
+    found = [weights(stages.rewind_point(one).weights) for one in (best, setting_of(tmp_path, *options))]
+    for name, value in found[0].items():
+        assert torch.equal(value, found[1][name])
 
 
 def test_lr_rewind_keeps_the_weights_and_replays_the_schedule(tmp_path, trainings):
@@ -192,6 +202,15 @@ def test_what_each_control_keeps_of_the_ticket(tmp_path, trainings):
         assert torch.equal(shuffle[2][name][alive["s"]], point[name][alive["s"]])
         assert not bool((reinit[2][name] == point[name])[alive["r"]].any())
         assert not bool((rand[2][name] == point[name])[alive["x"]].any())
+
+
+def test_a_network_is_narrowed_from_the_width_that_it_has(tmp_path, monkeypatch):
+    code = "from torch import nn\ndef net(outputs, width=4.0, **_):\n    return nn.Linear(round(10 * width), outputs)\n"
+    name = own(tmp_path, monkeypatch, code)
+    setting = setting_of(tmp_path, "~model.width", f"model._target_={name}.net")
+    half = setting.narrowed(0.5)
+    widths = [one.new_model().in_features for one in (setting, half, half.narrowed(0.5))]
+    assert widths == [40, 20, 10]
 
 
 @pytest.mark.parametrize("granularity", [Weights(), Vectors(0), Vectors(1), Blocks((2, 3))])

@@ -22,7 +22,7 @@ from experiments.running import stages
 from experiments.running.setting import Setting
 from experiments.running.stages import trained
 from experiments.store import Store
-from experiments.store.identity import part
+from experiments.store.identity import identity_of
 from experiments.store.networks import Network, load
 from experiments.training.batches import steps_per_epoch
 from pruning.errors import AllocationError, ArtefactError, ConfigurationError, MaskError
@@ -483,7 +483,7 @@ def test_what_was_never_trained_is_fine_tuned_from_the_first_epoch(tmp_path):
 def test_where_the_data_lie_does_not_matter(tmp_path):
     setting = Setting(configured("data=mnist", "data.load.folder=here", "model=mlp"), Store(tmp_path))
     other = Setting(configured("data=mnist", "data.load.folder=there", "model=mlp"), Store(tmp_path))
-    assert part(setting.config.as_dict(), "data.load") == part(other.config.as_dict(), "data.load")
+    assert identity_of(setting.config.as_dict(), "data.load") == identity_of(other.config.as_dict(), "data.load")
 
 
 def test_tied_weights_are_stored_once_and_come_back(tmp_path, monkeypatch):

@@ -23,6 +23,7 @@ from experiments.training.recipe import Recipe
 from experiments.training.state import TrainingState
 from pruning import Evidence, prunable, prune, scorers
 from pruning.dynamic import RigL
+from pruning.errors import DataError
 
 TASK = Classification(classes=3)
 
@@ -63,6 +64,13 @@ def test_the_loop_is_the_loop_written_out():
             done += 1
     assert done == total
     torch.testing.assert_close(weights(model), weights(twin), rtol=1e-6, atol=1e-7)
+
+
+def test_an_augmentation_of_data_without_inputs_is_refused():
+    inputs, targets = (examples()[name] for name in ("inputs", "targets"))
+    data = Examples(pixels=inputs, targets=targets)
+    with pytest.raises(DataError, match=r"the data have pixels, targets: set data\.augment=null"):
+        train(network(), data, data, recipe(augment=lambda images, noise: images), TASK, accelerator("cpu"))
 
 
 @pytest.mark.parametrize("parts", [2, 3, 5])
@@ -108,6 +116,19 @@ def test_zero_epochs_leave_the_network_but_mask_it():
     before = weights(model)
     assert train(model, data, data, recipe(epochs=0), TASK, accelerator("cpu")).epochs == []
     assert torch.equal(weights(model), before)
+
+
+@pytest.mark.parametrize(("lost", "best"), [(0, True), (2, True), (2, False)])
+def test_a_training_diverged_unless_an_epoch_before_is_kept(lost, best):
+    """A network whose outputs are NaN has an accuracy too, of the first class: it is no better epoch."""
+    data, model = examples(), network()
+    blown_up = recipe(factor=lambda progress: 1.0 if progress < lost / 3 else 1e30, best_on_validation=best)
+    found = train(model, data, data, blown_up, TASK, accelerator("cpu"))
+    assert [math.isfinite(epoch.loss) for epoch in found.epochs] == [epoch < lost for epoch in range(3)]
+    kept = best and lost > 0
+    assert bool(weights(model).isfinite().all()) == kept
+    assert (found.diverged is None) == kept
+    assert kept or 5 * lost < found.diverged <= 5 * lost + 5
 
 
 def test_best_on_validation_ends_with_the_best_epoch_of_this_training():

@@ -10,6 +10,7 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.results.exclusions import without_diverged
 from experiments.results.figures.style import NO_LABEL, STYLE, WIDTH, label_edges, legend_below, log_ticks, panel_title
 from experiments.results.statistics import start_of
 from pruning.errors import RecordsError
@@ -28,6 +29,7 @@ def losses(points: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
         raise RecordsError("no row has losses: they were written by an older version, repeat the sweep")
     start = start_of(frame)
     points = points.assign(setup=points["dense"].map(dict(zip(start["dense"], start["setup"], strict=True))))
+    start = without_diverged(start)
     rows = []
     whole = pd.concat([start, points])
     for (setup, method, requested), once in whole.groupby(["setup", "method", "requested_density"], sort=False):

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from experiments.records import as_dicts
+from experiments.results.exclusions import without_diverged
 from experiments.results.figures.style import NO_LABEL, STYLE, WIDTH, label_edges, legend_below, log_ticks, panel_title
 from experiments.results.statistics import start_of
 
@@ -31,6 +32,7 @@ def histograms(points: pd.DataFrame, frame: pd.DataFrame, load: Loader) -> pd.Da
     """
     start = start_of(frame)
     points = points.assign(setup=points["dense"].map(dict(zip(start["dense"], start["setup"], strict=True))))
+    start = without_diverged(start)
     groups: dict[tuple[str, str, float], list[np.ndarray]] = {}
     whole = pd.concat([start, points])
     for (setup, method, requested), once in whole.groupby(["setup", "method", "requested_density"], sort=False):
@@ -63,14 +65,15 @@ def weights(histograms: pd.DataFrame) -> Figure:
     colours = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.85, max(1, len(densities))))
     columns = min(2, len(methods))
     down = math.ceil(len(methods) / columns)
-    first = histograms[histograms["method"] == histograms["dense"].iloc[0]]
+    bins = histograms.drop_duplicates("low")
     counts = dict(iter(histograms.groupby(["method", "requested_density"])["count"]))
-    edges = [*first["low"], first["high"].iloc[-1]]
+    edges = [*bins["low"], bins["high"].iloc[-1]]
     with style.context(["default", STYLE]):
         figure = Figure(figsize=(WIDTH, 1), layout="constrained")
         panels = figure.subplots(down, columns, squeeze=False, sharex=True, sharey=True).ravel()
         for panel, method in zip(panels, methods, strict=False):
-            panel.stairs(counts[starts[method], 1.0], edges, fill=True, color="#cccccc")
+            if (starts[method], 1.0) in counts:
+                panel.stairs(counts[starts[method], 1.0], edges, fill=True, color="#cccccc")
             for colour, density in zip(colours, densities, strict=True):
                 if (method, density) in counts:
                     _steps(panel, counts[method, density], edges, colour)

@@ -33,11 +33,13 @@ def render(
     comparisons: Sequence[Comparison] = (),
     refused: Sequence[str] = (),
     interval: str = "t",
+    left_out: Sequence[str] = (),
 ) -> str:
     """The page as HTML, to be written into the folder `output`, from where it links to the rows below `folder`.
 
     `comparisons` and `refused` are what `comparison.comparisons` returns for `interval`; the curves, which the page
-    averages again after filtering, have t-intervals. Raises `RecordsError` where statistics refuse the rows.
+    averages again after filtering, have t-intervals. `left_out` are lines about what counts in no mean (see
+    `results.exclusions`). Raises `RecordsError` where statistics refuse the rows.
     """
     value = resolve(frame, value)
     same, apart = configuration(frame)
@@ -58,6 +60,7 @@ def render(
         counts=_counts(frame, value),
         comparisons=[_shown(comparison, interval) for comparison in comparisons],
         refused=refused,
+        left_out=left_out,
         checks=checklist(frame, value),
         same=same,
         apart=apart,

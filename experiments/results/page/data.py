@@ -17,6 +17,7 @@ from experiments.configuration.targets import short_name
 from experiments.records.runs import State
 from experiments.records.values import Value
 from experiments.results import figures, statistics
+from experiments.results.exclusions import counted, without_diverged
 from experiments.results.figures.layers import layer_densities
 from experiments.results.gallery import available_axes
 from experiments.results.labels import flattened, setups
@@ -32,7 +33,7 @@ def curves(frame: pd.DataFrame, value: Value) -> dict[str, Any]:
     final = statistics.points(frame, value)
     methods = list(dict.fromkeys(final["method"]))
     summary = statistics.summarise_points(final, frame, value)
-    start = frame[frame["level"] == 0].drop_duplicates("dense")
+    start = counted(frame[frame["level"] == 0], value).drop_duplicates("dense").dropna(subset=[value.column])
     labelled = setups(frame)[start.index]
     most = max(2, int(final.groupby(["method", "requested_density"])["seed"].nunique().max()), len(start))
     return {
@@ -59,7 +60,6 @@ def curves(frame: pd.DataFrame, value: Value) -> dict[str, Any]:
                 "cost": _number(row.get("total_epochs")),
                 "value": float(row[value.column]),
                 "run": str(row["run"]),
-                "diverged": _number(row.get("diverged")),
             }
             for row in final.to_dict("records")
         ],
@@ -112,7 +112,7 @@ def runs(frame: pd.DataFrame, states: list[State], folder: Path, output: Path) -
 
 def _diverged(rows: pd.DataFrame) -> str:
     """ "diverged at step 12 (level 1), 7 (level 2)"; nothing where no level did."""
-    found = statistics.diverged(rows)
+    found = rows.drop(without_diverged(rows).index)
     if found.empty:
         return ""
     steps = [f"{step:.0f} (level {level})" for step, level in zip(found["diverged"], found["level"], strict=True)]

@@ -61,8 +61,7 @@
       const x = at.reduce((sum, one) => sum + one, 0) / at.length;
       // the mean of densities, not of ratios, as in the tables
       const density = of.reduce((sum, p) => sum + p.density, 0) / of.length;
-      const diverged = of.filter(p => p.diverged !== null).length;
-      found.push({ requested, density, diverged, x: axis === "compression" ? 1 / density : x, ...meanInterval(of.map(p => data.scale * p.value)) });
+      found.push({ requested, density, x: axis === "compression" ? 1 / density : x, ...meanInterval(of.map(p => data.scale * p.value)) });
     }
     return found.sort((a, b) => a.x - b.x);
   }
@@ -86,7 +85,7 @@
       traces.push({
         x, y: line.map(p => p.mean), mode: "lines+markers", name: escaped(method.name), legendgroup: method.name,
         line: { color: method.colour, width: 2 }, marker: { symbol: method.symbol, size: 8 },
-        customdata: line.map(p => [p.half === null ? "one seed" : "± " + shown(p.half), p.diverged ? p.n + ", " + p.diverged + " diverged" : p.n, format(100 * p.density), format(1 / p.density)]),
+        customdata: line.map(p => [p.half === null ? "one seed" : "± " + shown(p.half), p.n, format(100 * p.density), format(1 / p.density)]),
         hovertemplate: `%{y:.${data.digits}f} %{customdata[0]}, n = %{customdata[1]}<br>%{customdata[2]} % kept (%{customdata[3]}×)`,
       });
       if (document.getElementById("seeds").checked) {
@@ -94,8 +93,8 @@
         traces.push({
           x: there.map(axes[axis].at), y: there.map(p => data.scale * p.value), mode: "markers", showlegend: false,
           legendgroup: method.name, name: escaped(method.name),
-          marker: { symbol: there.map(p => p.diverged === null ? method.symbol + "-open" : "x"), size: 6, color: method.colour },
-          customdata: there.map(p => [p.diverged === null ? p.seed : p.seed + ", diverged at step " + p.diverged, escaped(p.run)]),
+          marker: { symbol: method.symbol + "-open", size: 6, color: method.colour },
+          customdata: there.map(p => [p.seed, escaped(p.run)]),
           hovertemplate: `%{y:.${data.digits}f}, seed %{customdata[0]}<br>%{customdata[1]}`,
         });
       }

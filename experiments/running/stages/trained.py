@@ -13,7 +13,7 @@ from experiments.running.conditions import conditions
 from experiments.runtime.processes import world_size
 from experiments.store import Artefact
 from experiments.store.identity import EXECUTION, STRUCTURE, code
-from experiments.store.networks import NO_STEPS, POINT, Network, load, save
+from experiments.store.networks import MASKS, NO_STEPS, POINT, Network, load, save
 from experiments.training.loop import MakeRegime, train
 from experiments.training.recipe import Recipe
 from pruning.execution import ExecutionPolicy, masked
@@ -32,14 +32,20 @@ TRAINED = (
 
 
 def initial(setting: Basis, draw: str = "initial weights") -> Network:
-    """The network at its initialisation; another `draw` is another initialisation with the same seed."""
+    """The network at its initialisation; another `draw` is another initialisation with the same seed.
+
+    It is under the `starting_masks` of its model, which that of another run may have.
+    """
     setting = setting.only("seed", "model")
     identity = {"draw": draw} | _code()
 
     def make(folder: Path) -> None:
-        save(folder, setting.new_model(draw), None, NO_STEPS, [], None, conditions(setting.whole.as_dict()))
+        model = setting.new_model(draw)
+        masks = getattr(model, "starting_masks", None)
+        save(folder, model, masks, NO_STEPS, [], None, conditions(setting.whole.as_dict()))
 
-    return Network(setting.obtain("initial", identity, make))
+    found = setting.obtain("initial", identity, make)
+    return Network(found, found if found.has(MASKS) else None)
 
 
 def dense(setting: Basis) -> Network:
@@ -67,7 +73,9 @@ def _dense(setting: Basis, kind: str, stop: int) -> Network:
 def _plainly(setting: Basis, kind: str, start: Network, stop: int, title: str) -> Network:
     total = setting.total_steps
     setting = training_view(setting, start)
-    recipe = replace(setting.recipe(range(stop), setting.learning_rate, total), keep_end=kind == "point")
+    recipe = setting.recipe(range(stop), setting.learning_rate, total)
+    if kind == "point":  # of that step itself, whichever epoch before was the best
+        recipe = replace(recipe, keep_end=True, best_on_validation=False)
     return Network(trained(setting, kind, {}, start, recipe, title), start.masks)
 
 
@@ -96,7 +104,7 @@ def trained(
         setting: the view of this training.
         kind: of the artefact.
         identity: what its result depends on besides the view, `start` and the steps of `recipe`.
-        start: where it stands in the history of networks.
+        start: the network before it, whose key, masks, and epochs and seconds until now count.
         recipe: how it is trained, made from the view.
         title: what its progress says of it.
         begin: the model that the training begins with; None: that of `start`.
@@ -136,9 +144,9 @@ def trained(
         if found.end is not None:
             found.end.save(folder / POINT)
         final = None if found.masks is None else found.masks.to("cpu")
-        course = {"steps": len(recipe.steps), "position": recipe.steps.stop, "epoch_steps": setting.epoch_steps}
+        length = {"steps": len(recipe.steps), "position": recipe.steps.stop, "epoch_steps": setting.epoch_steps}
         under = conditions(setting.whole.as_dict(), setting.device, found.sparse)
-        save(folder, model.to("cpu"), final, course, list(map(asdict, found.epochs)), start, under, found.diverged)
+        save(folder, model.to("cpu"), final, length, list(map(asdict, found.epochs)), start, under, found.diverged)
 
     return setting.obtain(kind, identity, make)
 
