@@ -41,6 +41,10 @@ class StructureError(PruningError):
     """A network that cannot be traced, or units that cannot be removed without changing it."""
 
 
+class SequenceError(PruningError):
+    """Blocks of a network that do not run one after the other."""
+
+
 class ScheduleError(PruningError):
     """A schedule that cannot be met."""
 

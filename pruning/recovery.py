@@ -37,7 +37,7 @@ def compensate(evidence: Evidence, masks: Mapping[str, Tensor], hessian: Approxi
     Warns:
         DampingWarning: H was singular, so its damping grew.
     """
-    kept = _checked(evidence, masks)
+    kept = checked(evidence, masks)
     quadratics = approximated(hessian, evidence)
     moved = [
         quadratic.moved(evidence.parameters, kept) for quadratic in quadratics
@@ -65,7 +65,7 @@ def compensate_bias(evidence: Evidence, masks: Mapping[str, Tensor]) -> None:
         MaskError: the masks do not fit.
         ScoreError: no data, or a prunable weight that is not used by a Linear or a convolution.
     """
-    kept = _checked(evidence, masks)
+    kept = checked(evidence, masks)
     sums: dict[nn.Module, tuple[str, Tensor, float]] = {
         module: (name, column_sums(module, empty_use(module).inputs).double(), 0.0)
         for module, name in modules_with_columns(evidence).items()
@@ -116,7 +116,8 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Inputs]) -> None:
                 norm.momentum = momentum
 
 
-def _checked(evidence: Evidence, masks: Mapping[str, Tensor]) -> Masks:
+def checked(evidence: Evidence, masks: Mapping[str, Tensor]) -> Masks:
+    """`masks`, if they are of exactly the prunable parameters. Raises `MaskError`."""
     kept = Masks(masks)
     for name in sorted(kept.keys() ^ evidence.parameters.keys()):
         raise MaskError(f"{name}: in only one of the masks and the prunable parameters: give masks for exactly those")

@@ -74,6 +74,15 @@ class Quadratic:
             moved[part.rows] = moved[part.rows].scatter_add(1, columns, solved * live[part.rows].gather(1, columns))
         return self._tensors(moved, weights)
 
+    def inverse_factors(self) -> Tensor:
+        """Upper triangular U with UᵀU the inverse of the damped H, [groups, size, size], float64."""
+        groups = torch.arange(len(self.hessian), device=self.hessian.device)
+        every = torch.arange(self.hessian.shape[1], device=self.hessian.device).expand(len(groups), -1)
+        factor, grown = self._factor(groups, every, torch.ones_like(every, dtype=self.hessian.dtype))
+        self._report(grown)
+        upper: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True)
+        return upper
+
     @property
     def rows(self) -> int:
         """How many rows of `size` weights."""
@@ -127,12 +136,13 @@ class Quadratic:
             local[chosen] = torch.arange(len(chosen), device=live.device)
             rows = (local[pattern] >= 0).nonzero()[:, 0]
             yield _Part(rows, local[pattern[rows]], columns, factor)
-        if largest:
-            warnings.warn(
-                f"{', '.join(self.names)}: H is singular, its damping grew to {largest:.2g}",
-                DampingWarning,
-                stacklevel=4,
-            )
+        self._report(largest)
+
+    def _report(self, damping: float) -> None:
+        """Warn where the damping had to grow, to `damping`; 0 where it did not."""
+        if damping:
+            text = f"{', '.join(self.names)}: H is singular, its damping grew to {damping:.2g}"
+            warnings.warn(text, DampingWarning, stacklevel=5)
 
     def _factor(self, groups: Tensor, columns: Tensor, live: Tensor) -> tuple[Tensor, float]:
         """Cholesky factors of the damped H of the live columns, and the largest damping that had to grow, or 0."""

@@ -1,0 +1,121 @@
+"""One sweep over the columns of each weight: removed ones are made up for by the columns to their right."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pruning.curvature.approximations import Approximation, approximated, layer_hessian
+from pruning.errors import MaskError, ScoreError
+from pruning.evidence import Evidence, accumulated
+from pruning.masks import Masks
+from pruning.recovery import checked
+
+Choose = Literal["given", "block", "row"] | int
+
+
+@torch.no_grad()
+def sweep(
+    evidence: Evidence,
+    masks: Mapping[str, Tensor],
+    choose: Choose = "given",
+    columns: int = 128,
+    hessian: Approximation = layer_hessian,
+) -> Masks:
+    """Remove weights column by column and let the columns that follow make up for it, in the model; the masks then.
+
+    Frantar & Alistarh 2023 (SparseGPT), algorithm 1. With H⁻¹ = UᵀU, U upper triangular, a removed weight w of column
+    j changes the columns k ≥ j of its row by -w U_jk / U_jj: given the columns before them, which stay, these minimise
+    the squared change of the layer's outputs. All rows share U, so that a layer of r rows and d columns costs
+    O(d³ + r d²) where `pruning.recovery.compensate`, which moves columns on both sides, costs O(r d³).
+
+    Args:
+        evidence: the model *before* the removal, with the data that `hessian` needs.
+        masks: name → bool tensor for every prunable tensor, True = kept.
+        choose: which weights go. `given`: those that `masks` removes. Else they are chosen again by w²/U_jj², from the
+            weights as the sweep has left them, when it comes to them: as many as `masks` removes in each block of
+            `columns` columns (`block`), in each row of such a block (`row`), or, a number m, in each m consecutive
+            inputs of a row (N:M). What `evidence.masks` has removed before does not return.
+        columns: at least 1, and a multiple of m; columns of a block, which are swept before those to their right move.
+        hessian: of the layer, as in `pruning.curvature.layer_hessian`.
+
+    Raises:
+        MaskError: the masks do not fit, or `choose` and `columns` do not fit each other or a weight.
+        ScoreError: see the approximation; or one that is not of rows.
+
+    Warns:
+        DampingWarning: H was singular, so its damping grew.
+    """
+    kept = checked(evidence, masks)
+    _check_choice(choose, columns)
+    weights: dict[str, Tensor] = {}
+    found: dict[str, Tensor] = {}
+    for quadratic in approximated(hessian, evidence):
+        factors = quadratic.inverse_factors()
+        for name in quadratic.names:
+            layout, weight = evidence.layouts[name], evidence.parameters[name]
+            rows = layout.rows(weight.detach())
+            if rows[0].numel() != factors.shape[1]:
+                raise ScoreError(f"{name}: a sweep needs the Hessian of its rows: give hessian=layer_hessian")
+            if isinstance(choose, int) and rows[0].numel() != rows.shape[1]:
+                raise MaskError(f"{name}: m consecutive inputs of a convolution lie apart: choose block, row or given")
+            alive = torch.ones_like(weight, dtype=torch.bool) if evidence.masks is None else evidence.masks[name]
+            matrices = [
+                layout.rows(part).reshape(len(factors), -1, factors.shape[1])
+                for part in (accumulated(weight), kept[name].to(weight.device), alive.to(weight.device))
+            ]
+            swept = [
+                _swept(factor, values, mask, living, choose, columns)
+                for factor, values, mask, living in zip(factors, *matrices, strict=True)
+            ]
+            weights[name] = layout.restored(torch.stack([values for values, _ in swept]), weight.shape)
+            found[name] = layout.restored(torch.stack([mask for _, mask in swept]), weight.shape)
+    made = Masks({name: found[name] for name in evidence.parameters})  # all of them, or an error and none
+    for name, moved in weights.items():
+        evidence.parameters[name].copy_(moved)
+    made.apply_(evidence.model)
+    return made
+
+
+def _swept(
+    factor: Tensor, weight: Tensor, kept: Tensor, alive: Tensor, choose: Choose, columns: int
+) -> tuple[Tensor, Tensor]:
+    """Weights and mask, [rows, columns], after a sweep with U = `factor`. Columns lie in memory as rows meanwhile."""
+    upper = factor.to(weight.dtype)
+    left = weight.T.contiguous()
+    mask = kept.T.contiguous()
+    for start in range(0, len(left), columns):
+        block = slice(start, start + columns)
+        here, corner = left[block], upper[block, block]
+        if choose != "given":
+            cost = (here / corner.diagonal()[:, None]).square().masked_fill_(~alive.T[block], -1.0)
+            mask[block] = _chosen_again(cost.T, mask[block].T, choose).T
+        errors = torch.zeros_like(here)
+        for number in range(len(here)):
+            errors[number] = here[number] / corner[number, number] * ~mask[start + number]
+            here[number:].addr_(corner[number, number:], errors[number], alpha=-1.0)
+        left[start + columns :].addmm_(upper[block, start + columns :].T, errors, alpha=-1.0)
+    return (left * mask).T, mask.T
+
+
+def _chosen_again(cost: Tensor, kept: Tensor, choose: Choose) -> Tensor:
+    """Masks, [rows, columns], of the highest `cost`, as many in each window as `kept` has; the first of equals."""
+    rows, width = cost.shape
+    size = {"block": rows * width, "row": width}.get(str(choose)) or int(choose)
+    lacking = -width % size if choose != "block" else 0
+    windows = torch.nn.functional.pad(cost, (0, lacking), value=-2.0).reshape(-1, size)
+    counts = torch.nn.functional.pad(kept, (0, lacking)).reshape(-1, size).sum(1)
+    order = windows.argsort(dim=1, descending=True, stable=True)
+    ranks = torch.empty_like(order).scatter_(1, order, torch.arange(size, device=cost.device).expand_as(order))
+    return (ranks < counts[:, None]).reshape(rows, -1)[:, :width]
+
+
+def _check_choice(choose: Choose, columns: int) -> None:
+    if isinstance(columns, bool) or not isinstance(columns, int) or columns < 1:
+        raise MaskError(f"columns={columns!r}: give a whole number of at least 1")
+    whole = isinstance(choose, int) and not isinstance(choose, bool)
+    if choose not in ("given", "block", "row") and not (whole and int(choose) >= 1):
+        raise MaskError(f"choose={choose!r}: give given, block, row, or m of N:M")
+    if whole and columns % int(choose):
+        raise MaskError(f"columns={columns}: give a multiple of choose={choose}, whose windows blocks must not cut")

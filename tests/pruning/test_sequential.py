@@ -1,0 +1,191 @@
+"""Block by block: the same inputs, masks and weights as by running the whole model again for every block."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import transformers as t
+from torch import Tensor, nn
+
+from pruning import Evidence, Masks, prune, scorers
+from pruning.allocation import PerRow
+from pruning.errors import SequenceError
+from pruning.inputs import arguments, tensors_in
+from pruning.parameters import kernels
+from pruning.recovery import compensate
+from pruning.sequential import blocks, sequentially
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 40}
+LLAMA = SMALL | {"num_key_value_heads": 1, "max_position_embeddings": 32}
+
+
+def ids(count: int = 2, length: int = 7) -> list[dict[str, Tensor]]:
+    noise = torch.Generator().manual_seed(1)
+    found = []
+    for _ in range(3):
+        tokens = torch.randint(40, (count, length), generator=noise)
+        mask = torch.ones_like(tokens)
+        mask[0, -2:] = 0
+        found.append({"input_ids": tokens, "attention_mask": mask})
+    return found
+
+
+def t5() -> tuple[nn.Module, list]:
+    config = t.T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, dropout_rate=0.1)
+    batches = [b | {"decoder_input_ids": b["input_ids"][:, :4]} for b in ids()]
+    return t.T5ForConditionalGeneration(config), batches
+
+
+def vit() -> tuple[nn.Module, list]:
+    config = t.ViTConfig(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=24, image_size=8,
+                         patch_size=4)  # fmt: skip
+    noise = torch.Generator().manual_seed(1)
+    return t.ViTModel(config), [torch.randn(2, 3, 8, 8, generator=noise) for _ in range(3)]
+
+
+MODELS: dict[str, Callable[[], tuple[nn.Module, list]]] = {
+    "gpt2": lambda: (t.GPT2LMHeadModel(t.GPT2Config(vocab_size=40, n_embd=16, n_layer=3, n_head=2)), ids()),
+    "llama": lambda: (t.LlamaForCausalLM(t.LlamaConfig(**LLAMA)), ids()),
+    "gemma3": lambda: (t.Gemma3ForCausalLM(t.Gemma3TextConfig(**LLAMA, head_dim=8, sliding_window=3,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"])), ids()),
+    "opt": lambda: (t.OPTForCausalLM(t.OPTConfig(vocab_size=40, hidden_size=16, num_hidden_layers=3, ffn_dim=24,
+        num_attention_heads=2, max_position_embeddings=32, word_embed_proj_dim=16)), ids()),
+    "bert": lambda: (t.BertModel(t.BertConfig(**SMALL)), ids()),
+    "t5": t5,
+    "vit": vit,
+}  # fmt: skip
+
+
+def made(name: str) -> tuple[nn.Module, list]:
+    torch.manual_seed(0)
+    model, batches = MODELS[name]()
+    return model.double().eval(), [
+        b.double() if isinstance(b, Tensor) and b.is_floating_point() else b for b in batches
+    ]
+
+
+def entered(model: nn.Module, name: str, batches: list) -> list[list[Tensor]]:
+    """By the definition: the tensors that a block gets when the whole model runs."""
+    seen: list[list[Tensor]] = []
+    hook = model.get_submodule(name).register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append([x.clone() for x in tensors_in((args, kwargs))]), with_kwargs=True
+    )
+    with torch.no_grad():
+        for batch in batches:
+            args, kwargs = arguments(batch)
+            model(*args, **(kwargs | ({"use_cache": False} if "input_ids" in kwargs else {})))
+    hook.remove()
+    return seen
+
+
+def wanda(evidence: Evidence) -> Masks:
+    return prune(scorers.wanda(evidence), 0.5, allocation=PerRow())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_each_block_gets_what_the_whole_pruned_model_would_give_it(name):
+    model, batches = made(name)
+    names = iter(blocks(model))
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+
+    def step(evidence: Evidence) -> Masks:
+        here = next(names)
+        for call, tensors in zip(evidence.batches, entered(model, here, batches), strict=True):
+            for found, expected in zip(tensors_in((call["args"], call["kwargs"])), tensors, strict=True):
+                torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        return wanda(evidence)
+
+    masks = sequentially(model, batches, step)
+    assert next(names, None) is None
+    assert {key.split(".")[-1] for key in masks} == {"weight"}
+    assert masks.density == pytest.approx(0.5, abs=0.03)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, state[key] * masks[key] if key in masks else state[key]), key
+
+
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_nothing_pruned_gives_the_scores_of_the_whole_model(name):
+    model, batches = made(name)
+    found = {}
+
+    def step(evidence: Evidence) -> Masks:
+        found.update({f"{len(found)} {key}": value for key, value in scorers.wanda(evidence).items()})
+        return Masks.dense(evidence.parameters)
+
+    masks = sequentially(model, batches, step)
+    chosen = {key: dict(model.named_parameters())[key] for key in masks}
+    whole = scorers.wanda(Evidence(model, chosen, batches, lambda m, b: m(**b).logits))
+    for value, expected in zip(found.values(), whole.values(), strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_compensated_weights_are_those_by_the_whole_model_run_again_for_every_block(name):
+    def step(evidence: Evidence) -> Masks:
+        masks = prune(scorers.obs(evidence), 0.5, allocation=PerRow())
+        compensate(evidence, masks)
+        return masks
+
+    model, batches = made(name)
+    sequentially(model, batches, step)
+    other, _ = made(name)
+    for block in blocks(other):
+        inside = {f"{block}.{key}": p for key, p in kernels(other.get_submodule(block)).items()}
+        step(Evidence(other, inside, batches, lambda m, b: m(**b, use_cache=False).logits))
+    for (key, value), expected in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-7, atol=1e-9, msg=key)
+
+
+class Skipping(nn.Module):
+    """A U: the last block also reads what the first one gave."""
+
+    def __init__(self, plain: bool = False):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(3))
+        self.plain = plain
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.layers[0](x)
+        second = self.layers[1](first)
+        return self.layers[2](second if self.plain else second + first)
+
+
+def test_what_does_not_run_block_by_block_is_refused_by_name():
+    batches = [torch.randn(2, 4)]
+    with pytest.raises(SequenceError, match=r"layers.2: gets NaN"):
+        sequentially(Skipping(), batches, wanda)
+    with pytest.raises(SequenceError, match=r"runs the blocks layers.0, layers.1, layers.2: name"):
+        sequentially(Skipping(True), batches, wanda, names=["layers.1", "layers.0", "layers.2"])
+    with pytest.raises(SequenceError, match="no list of blocks"):
+        blocks(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)))
+    with pytest.raises(SequenceError, match="there are 0 batches"):
+        sequentially(Skipping(True), [], wanda)
+    with pytest.raises(SequenceError, match="there are 0 batches"):
+        sequentially(Skipping(True), iter([*batches, *batches]), wanda)
+    shared = Skipping(True)
+    shared.layers[2] = shared.layers[0]
+    with pytest.raises(SequenceError, match=r"layers.0, layers.1, layers.0: name"):
+        sequentially(shared, batches, wanda, names=["layers.0", "layers.1"])
+    idle = Skipping(True)
+    idle.layers.append(nn.Sequential(nn.Linear(4, 4), nn.Tanh()))
+    with pytest.raises(SequenceError, match=r"runs the blocks layers.0, layers.1, layers.2: name"):
+        sequentially(idle, batches, wanda)
+    model = Skipping(True)
+    with pytest.raises(SequenceError, match=r"head.weight: is in no block"):
+        sequentially(model, batches, wanda, parameters={"head.weight": nn.Parameter(torch.ones(2, 2))})
+    assert all("forward" not in block.__dict__ for block in (*shared.layers, *idle.layers, *model.layers))
+
+
+def test_earlier_masks_stay_and_only_chosen_parameters_are_pruned():
+    model = Skipping(True)
+    batches = [torch.randn(8, 4)]
+    first = sequentially(model, batches, lambda e: prune(scorers.magnitude(e), 0.5, allocation=PerRow()))
+    second = sequentially(
+        model, batches, lambda e: prune(scorers.wanda(e), 0.25, allocation=PerRow(), within=e.masks), masks=first
+    )
+    assert second.density == 0.25
+    assert all(bool((mask <= first[name]).all()) for name, mask in second.items())
+    some = {name: p for name, p in model.named_parameters() if name.startswith("layers.1")}
+    assert list(sequentially(model, batches, wanda, parameters={"layers.1.0.weight": some["layers.1.0.weight"]})) == [
+        "layers.1.0.weight"
+    ]
