@@ -25,9 +25,10 @@ from rich.text import Text
 
 from experiments import records
 from experiments.records.values import add_options, chosen
-from experiments.results.comparison import TESTS, Comparison, comparisons
+from experiments.results.comparison import Comparison, comparisons
 from experiments.results.exclusions import exclusions, measured
 from experiments.results.intervals import INTERVALS, described
+from experiments.results.significance import TESTS
 from experiments.results.wording import (
     COLLAPSED,
     COLUMNS,

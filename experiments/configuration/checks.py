@@ -7,7 +7,7 @@ are checked instead, before anything is computed.
 import math
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError
@@ -18,13 +18,16 @@ from pruning.allocation import check_density
 from pruning.errors import ConfigurationError, RewindError
 from pruning.rewind import step_of
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 _GROUPS = (
     *("scorer", "granularity", "allocation", "schedule", "learning_rate", "model", "task", "optimizer", "tracker"),
     *("execution",),
 )
 """Groups that always have a target."""
 
-T = TypeVar("T")
+T = TypeVar("T", bound="DataclassInstance")
 
 
 def validate(config: DictConfig) -> Configuration:
@@ -60,7 +63,7 @@ def _typed(schema: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
     """`values` as a dataclass. Raises `ConfigurationError` for an unknown field, which would be without effect, and
     for a value that a field does not take.
     """
-    known = {entry.name: entry for entry in fields(schema)}  # type: ignore[arg-type]
+    known = {entry.name: entry for entry in fields(schema)}
     found = {}
     for name, value in values.items():
         path = f"{prefix}{name}"

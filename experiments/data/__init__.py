@@ -1,4 +1,4 @@
-"""Data sets as functions: each returns `Splits`, standardised tensors for training, validation and test."""
+"""Data sets as functions: each returns `Splits`, the examples for training, validation and test."""
 
 from experiments.data.augmentation import crop_and_flip
 from experiments.data.datasets import DatasetExamples

@@ -57,7 +57,7 @@ def cifar100(folder: str = "data", validation: float = 0.1, seed: int = 0) -> Sp
 def _load(name: str, dataset: str, folder: str, validation: float, seed: int) -> Splits:
     check_validation(name, validation)
     try:
-        from torchvision import datasets  # noqa: PLC0415 - optional: the embedded data need no torchvision
+        from torchvision import datasets  # noqa: PLC0415  # an optional extra
     except ImportError as error:
         raise DataError(f"{name}: {missing('torchvision')}, or use data=mnist5k") from error
     try:

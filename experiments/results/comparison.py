@@ -7,18 +7,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from experiments.records import require
 from experiments.records.values import Value, remember, resolve
 from experiments.results import curves
 from experiments.results.exclusions import check_counted, counted, reasons
-from experiments.results.intervals import INTERVALS
 from experiments.results.labels import methods, setups
+from experiments.results.significance import TESTS, judged, tested
 from experiments.results.statistics import group, points, summarise_points
 from pruning.errors import RecordsError
 
-TESTS = ("t", "wilcoxon")
 POINT, RELATIVE = 0.01, 0.05
 """What a critical sparsity may lose by default: a point of a metric in percent; of any other, a share of dense."""
 _PAIR = ["requested_density", "seed"]
@@ -196,12 +194,12 @@ def _differences(
         row = {"method": method, "requested_density": float(requested)}
         row |= {"unpaired": len(seeds[method, requested] ^ seeds[baseline, requested])}
         row |= {column: float(of[at].mean()) for column, of in densities.items()}
-        found.setdefault(method, []).append(row | _difference(minus_baseline[at], test, interval))
+        found.setdefault(method, []).append(row | tested(minus_baseline[at], test, interval))
     if final["method"].nunique() > 1 and set(found) == {baseline}:
         raise RecordsError(
             f"{baseline}: no method shares a seed and a density with it; set the same seed= and density="
         )
-    return remember(pd.DataFrame([row for rows in found.values() for row in _judged(rows, alpha)]), value)
+    return remember(pd.DataFrame([row for rows in found.values() for row in judged(rows, alpha)]), value)
 
 
 def _overall(
@@ -230,8 +228,9 @@ def _overall(
         found = curves.area(one["density"].tolist(), one[value.column].tolist(), *span)
         if not math.isnan(found):
             areas[str(method)][seed] = found
-    means = beside.groupby(["method", "requested_density"])[["density", "loss", "dense"]].mean()
-    collapsed = beside.groupby("method")["collapsed"].mean()
+    # Unknown at one seed, as where its dense network diverged, is unknown on average
+    means = beside.groupby(["method", "requested_density"])[["density", "loss", "dense"]].agg(_mean_of_all)
+    collapsed = beside.groupby("method")["collapsed"].agg(_mean_of_all)
     rows = []
     for method, own in areas.items():
         minus_baseline = np.array(
@@ -250,56 +249,15 @@ def _overall(
                 "seeds": len(own),
                 "span": span,
             }
-            | (_difference(minus_baseline, test, interval) if len(minus_baseline) else nothing)
+            | (tested(minus_baseline, test, interval) if len(minus_baseline) else nothing)
             | {"critical": critical if losses.notna().all() else math.nan}
             | {"collapsed": float(collapsed[method])}
         )
-    return pd.DataFrame(_judged(rows, alpha, among=[row["method"] != baseline for row in rows]))
+    return pd.DataFrame(judged(rows, alpha, among=[row["method"] != baseline for row in rows]))
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values corrected so that the chance of *any* false alarm among them stays below the level. NaN stays NaN.
-
-    The k-th smallest of m is multiplied by m − k + 1, and none may be below one before it. Holm 1979, "A simple
-    sequentially rejective multiple test procedure".
-    """
-    p = np.asarray(p_values, dtype=float)
-    known = np.flatnonzero(~np.isnan(p))
-    order = known[np.argsort(p[known], kind="stable")]
-    corrected = np.full(p.shape, math.nan)
-    corrected[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
-    return [float(one) for one in corrected]
-
-
-def smallest_p(n: int, test: str) -> float:
-    """The smallest p-value that `n` pairs can reach: 2 / 2ⁿ for signed ranks, 0 for Student's test."""
-    return 2.0 ** (1 - n) if test == "wilcoxon" else 0.0
-
-
-def _judged(rows: list[dict[str, Any]], alpha: float, among: Sequence[bool] | None = None) -> list[dict[str, Any]]:
-    """The rows with p corrected for as many tests as they are (those `among` them that count), and a verdict."""
-    counted = among or [True] * len(rows)
-    corrected = holm([row["p"] if counts else math.nan for row, counts in zip(rows, counted, strict=True)])
-    judged = []
-    for row, p, counts in zip(rows, corrected, counted, strict=True):
-        verdict = ("higher" if row["mean"] > 0 else "lower") if p < alpha else ""
-        judged.append(row | {"p_holm": p if counts else row["p"], "verdict": verdict})
-    return judged
-
-
-def _difference(found: np.ndarray, test: str, interval: str) -> dict[str, float]:
-    # Differences of decimal fractions differ in their last bits where those of the fractions do not.
-    found = np.round(found, 12)
-    measured = INTERVALS[interval](list(found))
-    if len(found) == 1:
-        p = math.nan
-    elif not found.any():
-        p = 1.0
-    elif test == "wilcoxon":
-        p = float(stats.wilcoxon(found).pvalue)
-    else:
-        p = float(stats.ttest_1samp(found, 0.0).pvalue) if np.ptp(found) > 0 else math.nan
-    return {name: getattr(measured, name) for name in ("n", "mean", "std", "low", "high")} | {"p": p}
+def _mean_of_all(column: pd.Series) -> float:
+    return float(column.mean(skipna=False))
 
 
 def _check_dense(pairs: pd.DataFrame, baseline: str) -> None:

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 
 from experiments.records.values import Value
-from experiments.results.comparison import POINT, RELATIVE, Comparison, smallest_p
+from experiments.results.comparison import POINT, RELATIVE, Comparison
 from experiments.results.intervals import written
+from experiments.results.significance import smallest_p
 
 UNLIKE = 0.02
 """Relative difference of realised densities above which a sentence mentions it."""

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.integrate import trapezoid
 
-from experiments.results.comparison import by_setup, comparisons, differences, holm, overall, resolved, smallest_p
+from experiments.results.comparison import by_setup, comparisons, differences, overall, resolved
+from experiments.results.significance import holm, smallest_p
 from pruning.errors import RecordsError
 from tests.experiments.rows import frame, row, start
 
@@ -261,3 +262,11 @@ def test_names_of_baselines(name, methods, found):
 def test_a_name_of_none_or_several_is_refused(methods):
     with pytest.raises(RecordsError, match="choose a whole name among: "):
         resolved("taylor", methods)
+
+
+def test_what_is_not_known_of_one_seed_is_not_averaged_over_the_others():
+    """Of a seed whose dense network diverged it is not known how much was lost."""
+    table = sweep({"magnitude": GOOD, "random": BAD}, config={"data": {"classes": 10}}).assign(diverged=math.nan)
+    assert not overall(table, "magnitude")[["critical", "collapsed"]].isna().any(axis=None)
+    table.loc[(table["level"] == 0) & (table["seed"] == 1), "diverged"] = 3.0
+    assert overall(table, "magnitude")[["critical", "collapsed"]].isna().all(axis=None)

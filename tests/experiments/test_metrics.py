@@ -383,7 +383,8 @@ def test_the_trade_off_is_of_any_metric_with_a_direction():
     points = {check.point: check for check in checklist(perplexities())}
     found = points["Curves reach to where perplexity rises"]
     assert found.satisfied
-    assert "536 % or more above the dense network (magnitude the least)" in found.found  # 59 of 11
+    shares = "the mean of 50 / 10, 59 / 11 and 63 / 12"
+    assert "520 % or more above the dense network on average (magnitude the least)" in found.found, shares
     low = frame(*rows_of({"magnitude": [[10.0, 10.1, 10.4]]}, DENSE, TOKENS, "perplexity"))
     assert not {check.point: check for check in checklist(low)}["Curves reach to where perplexity rises"].satisfied
     assert {check.point: check for check in checklist(regressions())}["Curves reach to where R² is lost"].satisfied

@@ -51,7 +51,7 @@ for name, words in commands.items():
     place.mkdir(exist_ok=True)
     sys.argv = ["run", *words, f"folder={place}/runs", f"store={place}/store"]
     code = run.main()
-    print(name, "ends with", code)
+    print(f"{name} ends with {code}\\n", end="")  # one write: the other process prints into the same stream
     if code:
         sys.exit(code)
 """
@@ -90,6 +90,9 @@ def test_two_processes_are_as_one(together, tmp_path, options):
     assert two["kept"].tolist() == one["kept"].tolist()
     assert two["test_accuracy"].tolist() == pytest.approx(one["test_accuracy"].tolist(), abs=0.003)  # one of 360
     assert two["test_loss"].tolist() == pytest.approx(one["test_loss"].tolist(), rel=1e-4)
+    for ours, theirs in zip(one["losses"], two["losses"], strict=True):  # means over the examples of both processes
+        assert [end for end, _ in theirs] == [end for end, _ in ours]
+        assert [loss for _, loss in theirs] == pytest.approx([loss for _, loss in ours], rel=1e-4)
     if options == "taylor":
         found = sorted(folder.glob("*-of-*.safetensors"))
         assert len(found) == 4  # two densities, two processes

@@ -98,7 +98,7 @@ def runs(frame: pd.DataFrame, states: list[State], folder: Path, output: Path) -
                 "state": ", ".join(filter(None, ["" if state is None else state.state, _diverged(rows)])),
                 "seed": str(last["seed"]),
                 "rows": str(len(rows)),
-                "trained": _duration(float(rows["seconds"].fillna(0).sum())) if "seconds" in rows else "",
+                "trained": _trained(rows),
                 "began": "" if state is None else _when(state.began),
                 "hardware": "" if state is None else f"{state.hardware} ({state.host})",
                 "threads": str(last.get("threads", "")),
@@ -108,6 +108,12 @@ def runs(frame: pd.DataFrame, states: list[State], folder: Path, output: Path) -
             }
         )
     return found
+
+
+def _trained(rows: pd.DataFrame) -> str:
+    """Seconds of all trainings of a run; nothing where one of them is not known."""
+    seconds = rows["seconds"].sum(skipna=False) if "seconds" in rows else math.nan
+    return "" if math.isnan(seconds) else _duration(float(seconds))
 
 
 def _diverged(rows: pd.DataFrame) -> str:
