@@ -30,7 +30,7 @@ from experiments.records.runs import State, states
 from experiments.records.values import Value, add_options, chosen, recall
 from experiments.results import figures, statistics
 from experiments.results.comparison import Comparison, comparisons
-from experiments.results.exclusions import exclusions, measured
+from experiments.results.exclusions import exclusions, failed_trainings, measured
 from experiments.results.figures.axes import TIMES, percent, ratio
 from experiments.results.gallery import FigureOptions, gallery
 from experiments.results.intervals import INTERVALS, Interval, described, written
@@ -71,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.print(table(summary, dense, value, console.encoding, asked.interval, shares))
     for line in (
         *(f"left out: {line}" for line in left_out),
+        *(f"counted, but check optimizer.lr: {line}" for line in failed_trainings(frame)),
         *(f"not compared: {reason}" for reason in refused),
         *(f"not drawn: {line}" for line in skipped),
         *unknown,

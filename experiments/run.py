@@ -22,10 +22,12 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from torch import nn
 
 from experiments import records
 from experiments.configuration import CONF, Configuration, densities
 from experiments.configuration.targets import instantiate, short_name
+from experiments.records.losses import failed_training
 from experiments.results.tracked import results
 from experiments.running import jobs, stages
 from experiments.running.controls import check as check_controls
@@ -83,6 +85,8 @@ def _levels(setting: Setting, folder: Path, name: str, tracker: Guarded) -> list
         value = row[f"test_{headline}"]
         said = "not finite" if value is None else f"{value:.4f}"
         log.info("%s: density %.4g, test %s %s%s", title, row["density"], headline, said, emptied)
+        if failed_training(row):
+            log.warning("%s: %s: lower optimizer.lr, or set training.clip", title, failed_training(row))
 
     scoring = lru_cache(maxsize=1)(partial(stages.score, setting))  # densities that branch from one network share it
     numbers = count(1)
@@ -134,9 +138,25 @@ def _check_before_training(setting: Setting, schedule: Schedule) -> None:
             stages.check_dynamic(setting, target)
     check_controls(setting)
     model = setting.new_model()
-    setting.prunable(model)
+    _check_what_is_left(setting, model, schedule)
     check_fit(setting.task, model, setting.splits, f"model={short_name(config.model)}")
     setting.learning_rate(0.0)
+
+
+def _check_what_is_left(setting: Setting, model: nn.Module, schedule: Schedule) -> None:
+    """Raise `ConfigurationError` where a model that brings masks keeps less than the first round is to keep."""
+    masks, names = getattr(model, "starting_masks", None), setting.prunable(model)
+    if masks is None:
+        return
+    kept, total = sum(int(masks[name].sum()) for name in names), sum(value.numel() for value in names.values())
+    for target in densities(setting.config.density):
+        first = schedule(target)[1]
+        if first is not None and round(first * total) > kept:
+            left = f"{kept / total:.4g}"
+            raise ConfigurationError(
+                f"density={first:.4g}: the network of that run keeps {left} of its weights: give at most that, in "
+                f"rounds with ++schedule.start={left}"
+            )
 
 
 def job(config: DictConfig) -> float | tuple[float, ...] | None:

@@ -10,6 +10,9 @@ from hydra.utils import instantiate as make
 
 from pruning.errors import ConfigurationError, PruningError
 
+COMPLETE = frozenset({"model", "task", "data.load", "tracker"})
+"""Groups whose targets are called with all that is in their YAML; those of others may take more arguments later."""
+
 
 def check_target(group: str, config: Any) -> None:
     """Raise `ConfigurationError` where the target cannot be imported, or has no option of a name that is given."""
@@ -48,7 +51,8 @@ def instantiate(group: str, config: Mapping[str, Any], **arguments: Any) -> Any:
             raise
         if isinstance(cause, PruningError | OSError):
             raise cause from None
-        hint = "" if "_partial_" in config or "missing" not in str(cause) else " (is _partial_: true missing?)"
+        later = "_partial_" not in config and group not in COMPLETE and "missing" in str(cause)
+        hint = " (is _partial_: true missing?)" if later else ""
         raise ConfigurationError(f"{group}={config.get('_target_')}: {type(cause).__name__}: {cause}{hint}") from error
 
 

@@ -17,7 +17,15 @@ log = logging.getLogger("experiments")
 
 def content_of_data(splits: Splits) -> list[str]:
     """Digests of the parts: of all examples in memory; of a Dataset its `fingerprint`, or length and 16 examples."""
-    return [_content(part) for part in (splits.train, splits.validation, splits.test)]
+    parts = (splits.train, splits.validation, splits.test)
+    unknown = [part for part in parts if not isinstance(part, Examples) and _fingerprint(part) is None]
+    if unknown:
+        log.warning(
+            "%s: 16 examples of each part are compared, of %s; give it a `fingerprint`, a text that changes with its "
+            "content, so that no result of other data is taken for one of these",
+            *(type(_origin(unknown[0])[0]).__name__, ", ".join(str(len(part)) for part in unknown)),
+        )
+    return [_content(part) for part in parts]
 
 
 def content_of_tensors(tensors: Mapping[str, Any]) -> str:
@@ -37,18 +45,25 @@ def content_of_tensors(tensors: Mapping[str, Any]) -> str:
 def _content(part: Data) -> str:
     if isinstance(part, Examples):
         return content_of_tensors(part)
+    given = _fingerprint(part)
+    if given is not None:
+        return given
+    some = [int(place) for place in torch.linspace(0, len(part) - 1, min(16, len(part))).round()]
+    found = [content_of_tensors(batch) for batch in part.batches([slice(place, place + 1) for place in some])]
+    return f"{len(part)} examples, {hashlib.sha256(repr(found).encode()).hexdigest()[:32]}"
+
+
+def _fingerprint(part: Data) -> str | None:
+    """What a Dataset says of its content, and which of its examples are chosen; None if it says nothing."""
+    dataset, chosen = _origin(part)
+    given = getattr(dataset, "fingerprint", None) or getattr(dataset, "_fingerprint", None)
+    return given + chosen if isinstance(given, str) else None
+
+
+def _origin(part: Data) -> tuple[Any, str]:
+    """The Dataset behind subsets, and digests of the positions that these chose."""
     dataset, chosen = getattr(part, "dataset", part), ""
     while isinstance(dataset, Subset):
         chosen += " " + hashlib.sha256(repr(list(dataset.indices)).encode()).hexdigest()[:16]
         dataset = dataset.dataset
-    given = getattr(dataset, "fingerprint", None) or getattr(dataset, "_fingerprint", None)
-    if isinstance(given, str):
-        return given + chosen
-    log.warning(
-        "%s: is known by its length and 16 examples; give it a `fingerprint`, a text that changes with its content, so "
-        "that no result of other data is taken for one of these",
-        type(dataset).__name__,
-    )
-    some = [int(place) for place in torch.linspace(0, len(part) - 1, min(16, len(part))).round()]
-    found = [content_of_tensors(batch) for batch in part.batches([slice(place, place + 1) for place in some])]
-    return f"{len(part)} examples, {hashlib.sha256(repr(found).encode()).hexdigest()[:32]}"
+    return dataset, chosen

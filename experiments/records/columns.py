@@ -185,7 +185,7 @@ _COLUMNS: dict[str, tuple[str, Check]] = {
     ),
     **dict.fromkeys(("latency_ms", "removed_difference", "epochs", "total_epochs"), ("number of at least 0", _amount)),
     **dict.fromkeys(("seconds", "total_seconds"), (f"number of seconds, from 0 to {LONGEST:g}", _duration)),
-    **dict.fromkeys(("validation_loss", "test_loss"), _NUMBER),
+    **dict.fromkeys(("validation_loss", "test_loss", "first_loss"), _NUMBER),
     **dict.fromkeys(("scorer", "model", "data", "when", "dense", "device", "smallest_layer"), ("name", is_name)),
     **dict.fromkeys(("emptied", "sparse"), ("list of names", _names)),
     "network": ("key of a network", _key),

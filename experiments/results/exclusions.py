@@ -15,6 +15,7 @@ import pandas as pd
 
 from experiments.configuration.targets import short_name
 from experiments.records import as_dicts
+from experiments.records.losses import failed_training
 from experiments.records.values import UNDESCRIBED, Value
 from pruning.errors import RecordsError
 
@@ -50,7 +51,18 @@ def without_diverged(frame: pd.DataFrame) -> pd.DataFrame:
 
 def exclusions(frame: pd.DataFrame, value: Value) -> list[str]:
     """A line for every run with rows that do not count: "run snip-0: diverged at step 41 (level 2)"."""
-    why = reasons(frame, value)
+    return _by_run(frame, reasons(frame, value))
+
+
+def failed_trainings(frame: pd.DataFrame) -> list[str]:
+    """A line for every run whose training made a network worse, which counts all the same: "run snip-0: training loss
+    grew from 2.3 to 5e+28 (level 0)".
+    """
+    return _by_run(frame, pd.Series(list(map(failed_training, as_dicts(frame))), frame.index, dtype=object))
+
+
+def _by_run(frame: pd.DataFrame, why: pd.Series) -> list[str]:
+    """A line for every run with rows that have a reason, with their levels."""
     found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for row, reason in zip(as_dicts(frame[why != ""]), why[why != ""], strict=True):
         control = f" {row['control']}" if isinstance(row.get("control"), str) else ""

@@ -78,6 +78,7 @@ def evaluate(setting: Setting, network: Network, level: Level, dense_network: Ne
         "sparse": history["sparse"],
         "versions": history["versions"],
         "diverged": history["diverged"],
+        "first_loss": history["first_loss"],
         "metrics": [metric.as_dict() for metric in setting.task.all_metrics()],
         "control": None,
         "dense": dense_network.key,

@@ -49,7 +49,7 @@ class Network:
     def history(self) -> dict[str, Any]:
         """Epochs and seconds of its training, and in total since the initialisation; threads; versions."""
         found: dict[str, Any] = self.weights.json(HISTORY)
-        return found | {"epochs": 0.0, "seconds": 0.0, "history": []} if self.untrained else found
+        return found | {"epochs": 0.0, "seconds": 0.0, "first_loss": None, "history": []} if self.untrained else found
 
     def stored_bytes(self, model: nn.Module) -> int:
         """Bytes in files of its kept weights, of everything else in `model`, and of its masks."""
@@ -96,12 +96,13 @@ def save(
     start: Network | None,
     conditions: Mapping[str, Any],
     diverged: int | None = None,
+    first_loss: float | None = None,
 ) -> None:
     """Save weights (tied ones once, of masked tensors only the kept ones), masks and history.
 
     `epochs` are those of this training, as plain data; `length` its optimizer steps, their number in an epoch, and the
     position in the order of the data at which it ended; `conditions` those of `experiments.running.conditions`;
-    `diverged` the step from which its loss was not finite.
+    `diverged` the step from which its loss was not finite; `first_loss` the mean loss of its first step.
     """
     tied = _tied(model)
     state: dict[str, Tensor] = {
@@ -125,6 +126,7 @@ def save(
         "total_seconds": round(before["total_seconds"] + seconds, 3),
         **conditions,
         "diverged": diverged,
+        "first_loss": finite(first_loss),
         "history": history,
     }
     (folder / HISTORY).write_text(json.dumps(record, allow_nan=False))

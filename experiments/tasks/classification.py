@@ -107,8 +107,9 @@ class Classification(Task):
         if outside.any():
             first = int(outside.nonzero()[0])
             raise DataError(
-                f"task=classification: example {first} is of class {int(targets[first])}, and there are {self.classes}"
-                ", from 0: set data.classes, or task.classes"
+                f"task=classification: {int(outside.sum())} of {len(targets)} examples are of no class from 0 to "
+                f"{self.classes - 1}, as example {first}, which is of class {int(targets[first])}: set "
+                "data.classes, or task.classes"
             )
 
     def _weights(self, like: Tensor) -> Any:

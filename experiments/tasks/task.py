@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -12,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from experiments.data.examples import Batch, Data, Examples, Splits, chunks, consecutive, rows_of, take
+from experiments.data.examples import Batch, Data, Examples, consecutive, rows_of
 from experiments.records.metrics import LOSS, Metric
 from experiments.runtime.errors import kind_and_message
 from experiments.tasks.metric import value_of
-from pruning.errors import ConfigurationError, DataError, ModelError
+from pruning.errors import ConfigurationError, DataError
 from pruning.evidence import output_tensor
 from pruning.inputs import Inputs, arguments
 from pruning.modes import eval_mode
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 CALLS = ("keywords", "positional", "dictionary")
 
-_FAILURES = (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError)
+FAILURES = (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError)
 """What a user's model or task raises where it is called with something that it was not written for."""
 
 
@@ -135,13 +134,37 @@ class Task:
             count += float(self.count(batch))
             if measures:
                 found = self.predictions(outputs, batch)
-                for measure in measures.values():
-                    measure.update(*found)
+                for name, measure in measures.items():
+                    _update(name, measure, found)
         if not count:
             raise DataError("task: nothing in these data counts, so that there is no mean: give labels")
         mean = loss / count
-        values = {name: value_of(measure) for name, measure in measures.items()} | self.derived(mean) | {"loss": mean}
+        values = (
+            {name: _value(name, measure) for name, measure in measures.items()} | self.derived(mean) | {"loss": mean}
+        )
         return {metric.name: values[metric.name] for metric in self.all_metrics()}
+
+
+def _update(name: str, measure: torchmetrics.Metric, found: Sequence[Tensor]) -> None:
+    """Raise `ConfigurationError` where a torchmetrics object is not for such predictions and targets."""
+    try:
+        measure.update(*found)
+    except FAILURES as error:
+        given = " and ".join(f"{str(one.dtype).removeprefix('torch.')} {list(one.shape)}" for one in found)
+        raise ConfigurationError(
+            f"task.metrics.{name}: {type(measure).__name__} takes no predictions and targets that are {given} "
+            f"({kind_and_message(error)}): give a metric that does, or a task whose predictions() fit it"
+        ) from error
+
+
+def _value(name: str, measure: torchmetrics.Metric) -> float:
+    try:
+        return value_of(measure)
+    except FAILURES as error:
+        raise ConfigurationError(
+            f"task.metrics.{name}: {type(measure).__name__} has no single number ({kind_and_message(error)}): give one "
+            "that averages"
+        ) from error
 
 
 def targets_of(name: str, task: Task, data: Data, batch: Batch) -> Tensor:
@@ -187,60 +210,3 @@ def evaluate(task: Task, model: nn.Module, data: Data) -> dict[str, float]:
     """`task.evaluate` in eval mode; the modes of the model's modules are put back."""
     with eval_mode(model):
         return task.evaluate(model, data)
-
-
-@torch.no_grad()
-def check_fit(task: Task, model: nn.Module, splits: Splits, what: str) -> None:
-    """Raise a one-line error where data do not fit the task, `model` cannot be called with them, or its loss fails."""
-    if not isinstance(splits, Splits):
-        raise DataError(f"data.load: returns {type(splits).__name__}: give experiments.data.Splits")
-    for name in ("test", "validation", "train"):
-        data = getattr(splits, name)
-        try:
-            task.check(data, take(data, 4))
-        except DataError as error:
-            raise DataError(f"{error} (in the {name} part)") from error
-    batch = take(splits.train, 4)
-    columns = ", ".join(f"{name} {list(rows.shape)}" for name, rows in batch.items() if isinstance(rows, Tensor))
-    with eval_mode(model):
-        try:
-            outputs = call(task, model, batch)
-        except _FAILURES as error:
-            raise ModelError(
-                f"{what}: cannot be called with the data's {columns} ({kind_and_message(error)})"
-            ) from error
-        try:
-            loss = task.loss(outputs, batch)
-        except ModelError as error:
-            raise ModelError(f"{what}: {error}") from error
-        except _FAILURES as error:
-            given = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-            raise ModelError(
-                f"{what}: gives {given} for {columns}, but the loss of task={type(task).__name__} fails "
-                f"({kind_and_message(error)})"
-            ) from error
-        _check_own(task, model, batch, loss)
-
-
-def _check_own(task: Task, model: nn.Module, batch: Batch, loss: Any) -> None:
-    """Raise `ConfigurationError` where a task that is not ours lacks something, or averages its loss."""
-    name = f"task={type(task).__name__}"
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        raise ConfigurationError(f"{name}: its loss is no single number: give a sum over the batch")
-    try:
-        metrics = task.all_metrics()
-    except NotImplementedError as error:
-        raise ConfigurationError(f"{name}: has no metrics: define described(self)") from error
-    if type(task).__module__.startswith("experiments.tasks.") and not task.metrics:
-        return  # torchmetrics takes seconds to import, and a run that is finished needs none
-    alone = [float(task.loss(call(task, model, one), one)) for one in chunks(batch, rows_of(batch))]
-    total = math.fsum(alone)
-    if len(alone) > 1 and total and abs(float(loss) - total / len(alone)) < 1e-4 * abs(total):
-        raise ConfigurationError(f'{name}: its loss is a mean over the batch: give the sum, as by reduction="sum"')
-    try:
-        found = task.evaluate(model, Examples(**batch))
-    except _FAILURES as error:
-        raise ConfigurationError(f"{name}: cannot be evaluated ({kind_and_message(error)})") from error
-    lacking = [metric.name for metric in metrics if not isinstance(found.get(metric.name), float)]
-    if lacking:
-        raise ConfigurationError(f"{name}: evaluate() gives no number for {', '.join(lacking)}")

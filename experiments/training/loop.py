@@ -54,6 +54,7 @@ class Trained:
         sparse: the weights that ran sparsely.
         diverged: the first step whose loss was not finite, where the last epoch's was not either and no better epoch is
             kept.
+        first_loss: mean loss of the first step; None of no steps.
     """
 
     epochs: list[Epoch]
@@ -61,6 +62,7 @@ class Trained:
     end: RewindPoint | None
     sparse: tuple[str, ...] = ()
     diverged: int | None = None
+    first_loss: float | None = None
 
 
 def accelerator(device: str = "auto", precision: str = "no") -> Accelerator:
@@ -153,12 +155,12 @@ def train(
     if state.best is not None:
         model.load_state_dict(state.best[1])
     if masking is None:
-        return Trained(state.epochs, None, end, diverged=state.lost)
+        return Trained(state.epochs, None, end, (), state.lost, state.first_loss)
     if recipe.steps and not masking.masks.agree(model):
         raise MaskError("removed weights came back in training: something writes to them past the optimizer")
     final = masking.finish()
     final.apply_(model)
-    return Trained(state.epochs, final, end, sparse, state.lost)
+    return Trained(state.epochs, final, end, sparse, state.lost, state.first_loss)
 
 
 def _optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:

@@ -222,7 +222,9 @@ def test_the_content_of_a_dataset_is_its_fingerprint_and_what_was_chosen(caplog)
     assert len(set(whole)) == 3
     assert not caplog.text
     assert content_of_data(split(Pairs(0))) != content_of_data(split(Pairs(1)))
-    assert "Pairs: is known by its length and 16 examples" in caplog.text
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == 2  # one for each of these data, not for each part
+    assert "Pairs: 16 examples of each part are compared, of " in warnings[0]
 
 
 def test_workers_that_cannot_be_started_are_one_line(monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 
 from experiments import compare, records, report
 from experiments import run as app
+from experiments.records.losses import failed_training
 from experiments.records.values import resolve, resolve_metric
 from experiments.results.comparison import comparisons, differences, overall
 from experiments.results.exclusions import counted, exclusions, measured
@@ -213,6 +214,27 @@ def as_rows(table: pd.DataFrame) -> list[dict]:
 
 
 # Runs
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "failed"),
+    [(2.3, 23.1, True), (2.3, 22.9, False), (None, 5e28, False), (0.0, 1.0, False), (2.3, None, False)],
+)
+def test_a_training_failed_if_its_loss_grew_tenfold(first, last, failed):
+    text = failed_training({"first_loss": first, "losses": [[0.5, 1.0], [1.0, last]]})
+    assert text == (f"training loss grew from {first:.3g} to {last:.3g}" if failed else "")
+    assert failed_training({"losses": [[1.0, 5.0]]}) == ""  # as of earlier runs
+
+
+def test_a_training_that_made_its_network_worse_counts_but_is_named(tmp_path, capsys, caplog):
+    options = ("scorer=magnitude", "optimizer.lr=1e9", "density=[0.5]", "training.epochs=1", "recovery=none")
+    rows = app.run(setting_of(tmp_path, *options), tmp_path / "runs" / "high", "high")
+    assert [row["diverged"] for row in rows] == [None, None]
+    assert "training loss grew from" in caplog.text
+    assert report.main([str(tmp_path / "runs")]) == 0
+    said = rf"run high: training loss grew from {rows[0]['first_loss']:.3g} to \S+ \(level 0\)"
+    assert re.search(f"^counted, but check optimizer.lr: {said}$", capsys.readouterr().out, re.MULTILINE)
+    assert "training loss grew" in (tmp_path / "runs" / "report.html").read_text()
 
 
 def test_a_sweep_with_runs_that_diverged_is_reported(tmp_path, capsys):

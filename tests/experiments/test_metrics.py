@@ -288,6 +288,18 @@ def test_an_interval_of_few_seeds_does_not_stretch_a_logarithmic_axis():
     assert "intervals that reach far beyond are cut" in figure.legends[0].get_title().get_text()
 
 
+def test_an_interval_of_two_seeds_does_not_stretch_a_linear_axis():
+    """Student's factor of two seeds is 12.7; every mean is within the panel, and all that is far off is cut."""
+    few = {name: [[0.44, 0.35, 0.20], [0.52, 0.43, 0.28]] for name in ("magnitude", "random")}
+    table = frame(*rows_of(few, (0.47, 0.48), NUMBERS, "r2"))
+    summary = statistics.summarise(table)
+    assert summary["low"].min() < -0.2
+    figure = figures.accuracy(summary, statistics.dense(table))
+    low, high = figure.axes[0].get_ylim()
+    assert -0.2 < low < summary["mean"].min() < summary["mean"].max() < high < 0.9
+    assert "intervals that reach far beyond are cut" in figure.legends[0].get_title().get_text()
+
+
 @pytest.mark.parametrize("ends", [(11.2, 13.4), (1.01, 1.04), (3.0, 70.0), (1.0, 1e30)])
 def test_a_logarithmic_axis_has_numbers_however_short_or_long(ends):
     panel = figures.style.Figure().subplots()

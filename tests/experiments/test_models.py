@@ -497,6 +497,8 @@ def test_one_file_a_model() -> None:
         "torchvision",
         "timm",
         "transformers",
+        "llama",
+        "bert",
         "run",
     }
 

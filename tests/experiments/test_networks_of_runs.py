@@ -11,7 +11,7 @@ from experiments.running.models import model_of_run
 from experiments.running.setting import Setting
 from experiments.store import Store
 from experiments.store.retrieval import masks_of, network_of
-from pruning.errors import AllocationError, ConfigurationError
+from pruning.errors import ConfigurationError
 from tests.experiments.running import configured, own
 
 
@@ -23,6 +23,9 @@ def pruned(tmp_path_factory):
         setting = Setting(configured("density=[0.4]", *more), Store(folder / "store"))
         app.run(setting, folder / name, name)
     return folder
+
+
+ROUNDS = ("schedule=exponential", "schedule.rounds=2")
 
 
 def again(folder, name: str, *more: str) -> list[dict]:
@@ -87,11 +90,17 @@ def test_a_dense_level_brings_no_masks_and_the_report_says_what_a_pruned_one_has
 
 
 def test_in_rounds_from_where_it_stands(pruned):
-    rounds = ["schedule=exponential", "schedule.rounds=2"]
-    rows = again(pruned, "weights", "when=pretrained", "density=[0.1]", *rounds, "+schedule.start=0.4")
+    rows = again(pruned, "weights", "when=pretrained", "density=[0.1]", *ROUNDS, "+schedule.start=0.4")
     assert [row["kept"] for row in rows] == [534, 267, 134]
-    with pytest.raises(AllocationError, match="only 534 are alive: ask for a lower density"):
-        again(pruned, "weights", "when=pretrained", "density=[0.2]", *rounds)
+
+
+def test_a_density_above_what_is_left_is_refused_before_training(pruned):
+    trained = set((pruned / "store" / "dense").iterdir())
+    left = r"density=0\.{}: the network of that run keeps 0\.3997 of its weights: .* \+\+schedule\.start=0\.3997"
+    for first, more in (("5", ["density=[0.5]"]), ("4472", ["density=[0.2]", *ROUNDS])):
+        with pytest.raises(ConfigurationError, match=left.format(first)):
+            again(pruned, "weights", *more)
+    assert set((pruned / "store" / "dense").iterdir()) == trained
 
 
 def test_what_cannot_be_is_refused(pruned, tmp_path):

@@ -357,8 +357,8 @@ def three(**columns):
 @pytest.mark.parametrize(
     ("task", "targets", "words"),
     [
-        (Classification(classes=3), torch.tensor([0, 3, 1]), r"example 1 is of class 3, and there are 3, from 0.*test"),
-        (Classification(classes=3), torch.tensor([0, -1, 1]), "example 1 is of class -1"),
+        (Classification(classes=3), torch.tensor([0, 3, 1]), "1 of 3 .* to 2, as example 1, .* of class 3: .*test"),
+        (Classification(classes=3), torch.tensor([0, -1, 1]), "as example 1, which is of class -1"),
         (Classification(classes=3), torch.zeros(3), "not class indices.*task=regression"),
         (Classification(classes=3), torch.zeros(3, 2), "not class indices.*task=multilabel"),
         (Classification(classes=3, targets="label"), torch.zeros(3), "no column label in the data; they have inputs"),
@@ -480,6 +480,20 @@ def test_what_a_task_of_ones_own_lacks_is_said_before_training(fault, words):
     with pytest.raises(ConfigurationError, match=words) as caught:
         check_fit(task, model, data, "model=x")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [
+        (torchmetrics.MeanSquaredError(), r"MeanSquaredError takes .* that are float32 \[4, 3\] and int64 \[4\]"),
+        (torchmetrics.Accuracy("multiclass", num_classes=3, average=None), "MulticlassAccuracy has no single number"),
+    ],
+)
+def test_a_metric_of_the_wrong_kind_is_named(metric, words):
+    data = three(inputs=torch.randn(6, 4), targets=torch.tensor([0, 1, 2, 0, 1, 1]))
+    task = Classification(classes=3, metrics={"mine": metric})
+    with pytest.raises(ConfigurationError, match=rf"^task\.metrics\.mine: {words}.* \(\w+Error: .*\): give "):
+        check_fit(task, nn.Linear(4, 3), data, "model=x")
 
 
 def test_metrics_with_one_name_are_refused():

@@ -131,6 +131,14 @@ def test_a_training_diverged_unless_an_epoch_before_is_kept(lost, best):
     assert kept or 5 * lost < found.diverged <= 5 * lost + 5
 
 
+def test_the_first_loss_is_that_of_the_start_on_the_first_batch():
+    data, model = examples(), network()
+    chosen = torch.randperm(23, generator=generator(4, "order", 0))[:5]
+    expected = F.cross_entropy(model(data["inputs"][chosen]), data["targets"][chosen]).item()
+    assert train(model, data, data, recipe(epochs=2), TASK, accelerator("cpu")).first_loss == pytest.approx(expected)
+    assert train(model, data, data, recipe(epochs=0), TASK, accelerator("cpu")).first_loss is None
+
+
 def test_best_on_validation_ends_with_the_best_epoch_of_this_training():
     data, other, model = examples(30), examples(30, seed=11), network()
     wild = recipe(epochs=6, count=30, optimizer=partial(torch.optim.SGD, lr=1.0), best_on_validation=True)

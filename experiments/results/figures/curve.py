@@ -186,6 +186,9 @@ _COSTS = {
 ROOM = 3.0
 """How far a band may reach over all means on a logarithmic axis: by this factor."""
 
+SPREAD = 1.0
+"""How far on a linear axis that no unit bounds: by this share of the distance between the lowest and highest mean."""
+
 
 class _View:
     """What there is to see on the y axis, in the shown unit; on a logarithmic one limits are found among logarithms."""
@@ -201,13 +204,24 @@ class _View:
         )
         values = np.concatenate([self.means, self.lines])
         self.log = value.log and bool((values > 0).all())
+        lowest, highest = self._reach(values)
+        both = np.concatenate([self.ends, self.bands])
+        self.cut = bool((both < lowest).any() or (both > highest).any())
+        self.ends, self.bands = (np.clip(ends, lowest, highest) for ends in (self.ends, self.bands))
         if self.log:
-            # An interval of few seeds may end below 0, which has no logarithm: the panel cuts it there.
-            lowest, highest = values.min() / ROOM, values.max() * ROOM
-            both = np.concatenate([self.ends, self.bands])
-            self.cut = bool((both < lowest).any() or (both > highest).any())
-            self.ends, self.bands = (np.log10(np.clip(ends, lowest, highest)) for ends in (self.ends, self.bands))
+            self.ends, self.bands = np.log10(self.ends), np.log10(self.bands)
             self.means, self.lines = np.log10(self.means), np.log10(self.lines)
+
+    def _reach(self, values: np.ndarray) -> tuple[float, float]:
+        """How far intervals are shown: one of two seeds may be ten times as long as all means are apart, or end below
+        0, which has no logarithm.
+        """
+        if self.log:
+            return values.min() / ROOM, values.max() * ROOM
+        beyond = SPREAD * (values.max() - values.min())
+        if self.percent or not beyond:
+            return -math.inf, math.inf
+        return values.min() - beyond, values.max() + beyond
 
     def full(self) -> tuple[float, float]:
         """All means and intervals; what leaves [0 %, 100 %] is cut there by the panel, not in the numbers."""

@@ -17,7 +17,7 @@ from experiments.configuration.targets import short_name
 from experiments.records.runs import State
 from experiments.records.values import Value
 from experiments.results import figures, statistics
-from experiments.results.exclusions import counted, without_diverged
+from experiments.results.exclusions import counted, failed_trainings, without_diverged
 from experiments.results.figures.layers import layer_densities
 from experiments.results.gallery import available_axes
 from experiments.results.labels import flattened, setups
@@ -95,7 +95,7 @@ def runs(frame: pd.DataFrame, states: list[State], folder: Path, output: Path) -
         found.append(
             {
                 "run": str(name),
-                "state": ", ".join(filter(None, ["" if state is None else state.state, _diverged(rows)])),
+                "state": ", ".join(filter(None, ["" if state is None else state.state, *_failures(rows)])),
                 "seed": str(last["seed"]),
                 "rows": str(len(rows)),
                 "trained": _trained(rows),
@@ -116,13 +116,14 @@ def _trained(rows: pd.DataFrame) -> str:
     return "" if math.isnan(seconds) else _duration(float(seconds))
 
 
-def _diverged(rows: pd.DataFrame) -> str:
-    """ "diverged at step 12 (level 1), 7 (level 2)"; nothing where no level did."""
+def _failures(rows: pd.DataFrame) -> list[str]:
+    """ "diverged at step 12 (level 1), 7 (level 2)", and what failed_trainings says; nothing where no level did."""
+    grown = [text.split(": ", 1)[1] for text in failed_trainings(rows)]
     found = rows.drop(without_diverged(rows).index)
     if found.empty:
-        return ""
+        return grown
     steps = [f"{step:.0f} (level {level})" for step, level in zip(found["diverged"], found["level"], strict=True)]
-    return f"diverged at step {', '.join(steps)}"
+    return [f"diverged at step {', '.join(steps)}", *grown]
 
 
 def configuration(frame: pd.DataFrame) -> tuple[list[tuple[str, str]], list[tuple[str, list[str]]]]:

@@ -146,7 +146,8 @@ def trained(
         final = None if found.masks is None else found.masks.to("cpu")
         length = {"steps": len(recipe.steps), "position": recipe.steps.stop, "epoch_steps": setting.epoch_steps}
         under = conditions(setting.whole.as_dict(), setting.device, found.sparse)
-        save(folder, model.to("cpu"), final, length, list(map(asdict, found.epochs)), start, under, found.diverged)
+        epochs, lost = list(map(asdict, found.epochs)), found.diverged
+        save(folder, model.to("cpu"), final, length, epochs, start, under, lost, found.first_loss)
 
     return setting.obtain(kind, identity, make)
 
