@@ -259,7 +259,7 @@ def test_the_sweep_command_and_its_repetition(tmp_path, monkeypatch):
         (["schedule=exponential", "schedule.rounds=null", "schedule.rate=abc"], "abc"),
         (["learning_rate=cosine", "learning_rate.final=abc"], "learning_rate.final"),
         (["optimizer._target_=torch.optim.LBFGS", "~optimizer.fused"], "closure"),
-        (["data.classes=5"], "of no class from 0 to 4, as example 1, which is of class 7"),
+        (["data.classes=5"], "examples are of no class from 0 to 4, as example 0, which is of class 7"),
         (["model._target_=builtins.dict", "~model.hidden"], "not a module"),
         (["~data.classes"], "model.outputs: experiments.models.mlp needs it"),
         (["~data.classes", "+data.outputs=10"], "task.classes: experiments.tasks.Classification needs it"),
