@@ -1,13 +1,14 @@
 """Steps after a removal that need no training."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pruning.curvature.approximations import Approximation, approximated, layer_hessian
-from pruning.curvature.calls import empty_use, forward_uses
+from pruning.curvature.calls import Use, empty_use, follow_inputs
 from pruning.curvature.linear_maps import column_sums, modules_with_columns
 from pruning.errors import MaskError
 from pruning.evidence import Evidence, accumulated
@@ -38,13 +39,10 @@ def compensate(evidence: Evidence, masks: Mapping[str, Tensor], hessian: Approxi
         DampingWarning: H was singular, so its damping grew.
     """
     kept = checked(evidence, masks)
-    quadratics = approximated(hessian, evidence)
-    moved = [
-        quadratic.moved(evidence.parameters, kept) for quadratic in quadratics
-    ]  # all of them, or an error and none
-    for weights in moved:
-        for name, weight in weights.items():
-            evidence.parameters[name].copy_(weight)
+    with all_or_none(evidence.parameters) as put:
+        for quadratic in approximated(hessian, evidence):
+            for name, weight in quadratic.moved(evidence.parameters, kept).items():
+                put(name, weight)
     kept.apply_(evidence.model)
 
 
@@ -70,13 +68,14 @@ def compensate_bias(evidence: Evidence, masks: Mapping[str, Tensor]) -> None:
         module: (name, column_sums(module, empty_use(module).inputs).double(), 0.0)
         for module, name in modules_with_columns(evidence).items()
     }
-    for by_name, _ in forward_uses(evidence):
-        for name, calls in by_name.items():
-            for call in calls:
-                _, total, count = sums[call.module]
-                total = total + column_sums(call.module, accumulated(call.unchanged()).double())
-                count += call.outputs.numel() // len(evidence.layouts[name].rows(evidence.parameters[name]))
-                sums[call.module] = name, total, count
+
+    def add(name: str, use: Use) -> None:
+        _, total, count = sums[use.module]
+        total = total + column_sums(use.module, accumulated(use.inputs).double())
+        outputs = len(evidence.layouts[name].rows(evidence.parameters[name]))
+        sums[use.module] = name, total, count + use.outputs.numel() // outputs
+
+    follow_inputs(evidence, add)
     sum_(evidence.model, [found for _, found, _ in sums.values()])
     for module, (name, total, count) in sums.items():
         bias, weight = getattr(module, "bias", None), evidence.parameters[name]
@@ -114,6 +113,23 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Inputs]) -> None:
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
+
+
+@contextmanager
+def all_or_none(parameters: Mapping[str, nn.Parameter]) -> Iterator[Callable[[str, Tensor], None]]:
+    """Gives a function that writes the values of a parameter, by its name; an error undoes all that it has written."""
+    before: dict[str, Tensor] = {}
+
+    def put(name: str, values: Tensor) -> None:
+        before.setdefault(name, parameters[name].detach().clone())
+        parameters[name].copy_(values)
+
+    try:
+        yield put
+    except BaseException:
+        for name, values in before.items():
+            parameters[name].copy_(values)
+        raise
 
 
 def checked(evidence: Evidence, masks: Mapping[str, Tensor]) -> Masks:

@@ -10,7 +10,7 @@ from pruning.curvature.approximations import Approximation, approximated, layer_
 from pruning.errors import MaskError, ScoreError
 from pruning.evidence import Evidence, accumulated
 from pruning.masks import Masks
-from pruning.recovery import checked
+from pruning.recovery import all_or_none, checked
 
 Choose = Literal["given", "block", "row"] | int
 
@@ -49,31 +49,31 @@ def sweep(
     """
     kept = checked(evidence, masks)
     _check_choice(choose, columns)
-    weights: dict[str, Tensor] = {}
     found: dict[str, Tensor] = {}
-    for quadratic in approximated(hessian, evidence):
-        factors = quadratic.inverse_factors()
-        for name in quadratic.names:
-            layout, weight = evidence.layouts[name], evidence.parameters[name]
-            rows = layout.rows(weight.detach())
-            if rows[0].numel() != factors.shape[1]:
-                raise ScoreError(f"{name}: a sweep needs the Hessian of its rows: give hessian=layer_hessian")
-            if isinstance(choose, int) and rows[0].numel() != rows.shape[1]:
-                raise MaskError(f"{name}: m consecutive inputs of a convolution lie apart: choose block, row or given")
-            alive = torch.ones_like(weight, dtype=torch.bool) if evidence.masks is None else evidence.masks[name]
-            matrices = [
-                layout.rows(part).reshape(len(factors), -1, factors.shape[1])
-                for part in (accumulated(weight), kept[name].to(weight.device), alive.to(weight.device))
-            ]
-            swept = [
-                _swept(factor, values, mask, living, choose, columns)
-                for factor, values, mask, living in zip(factors, *matrices, strict=True)
-            ]
-            weights[name] = layout.restored(torch.stack([values for values, _ in swept]), weight.shape)
-            found[name] = layout.restored(torch.stack([mask for _, mask in swept]), weight.shape)
-    made = Masks({name: found[name] for name in evidence.parameters})  # all of them, or an error and none
-    for name, moved in weights.items():
-        evidence.parameters[name].copy_(moved)
+    with all_or_none(evidence.parameters) as put:
+        for quadratic in approximated(hessian, evidence):
+            factors = quadratic.inverse_factors()
+            for name in quadratic.names:
+                layout, weight = evidence.layouts[name], evidence.parameters[name]
+                rows = layout.rows(weight.detach())
+                if rows[0].numel() != factors.shape[1]:
+                    raise ScoreError(f"{name}: a sweep needs the Hessian of its rows: give hessian=layer_hessian")
+                if isinstance(choose, int) and rows[0].numel() != rows.shape[1]:
+                    raise MaskError(
+                        f"{name}: m consecutive inputs of a convolution lie apart: choose block, row or given"
+                    )
+                alive = torch.ones_like(weight, dtype=torch.bool) if evidence.masks is None else evidence.masks[name]
+                matrices = [
+                    layout.rows(part).reshape(len(factors), -1, factors.shape[1])
+                    for part in (accumulated(weight), kept[name].to(weight.device), alive.to(weight.device))
+                ]
+                swept = [
+                    _swept(factor, values, mask, living, choose, columns)
+                    for factor, values, mask, living in zip(factors, *matrices, strict=True)
+                ]
+                put(name, layout.restored(torch.stack([values for values, _ in swept]), weight.shape))
+                found[name] = layout.restored(torch.stack([mask for _, mask in swept]), weight.shape)
+    made = Masks({name: found[name] for name in evidence.parameters})
     made.apply_(evidence.model)
     return made
 

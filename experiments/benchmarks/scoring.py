@@ -127,7 +127,7 @@ def obs(width: int, examples: int, found: dict[str, float]) -> Iterator[Row]:
         end = time.perf_counter()
         found[f"{name}: score"] = rounded(scored - start)
         found[f"{name}: compensate"] = rounded(end - scored)
-        inverses = len(layer_hessian(evidence))
+        inverses = len(list(layer_hessian(evidence)))
         text = f"obs, {name}, {width} x {width}; left: compensate"
         yield text, f"{(end - scored) * 1e3:.0f}", f"{(scored - start) * 1e3:.0f}", f"{inverses} inverse"
 

@@ -1,20 +1,24 @@
 """Three approximations of the Hessian that can be inverted: whole, by layer, by block."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from pruning.curvature.calls import Use, forward_uses
+from pruning.curvature.calls import Use, empty_use, follow_inputs
 from pruning.curvature.cotangents import Curvature, check_curved, cotangents
 from pruning.curvature.examples import example_gradients
-from pruning.curvature.linear_maps import batched, column_sums, columns
+from pruning.curvature.linear_maps import batched, column_sums, columns, modules_with_columns
 from pruning.curvature.quadratic import Quadratic
 from pruning.errors import ScoreError
 from pruning.evidence import Evidence, accumulated, check_real
+from pruning.limits import check_bytes
 from pruning.processes import parallel, sum_, sum_of
 
-Approximation = Callable[[Evidence], list[Quadratic]]
+Approximation = Callable[[Evidence], Iterable[Quadratic]]
+"""From the evidence to quadratics of all its weights. It has asked the network all that it needs before it gives the
+first, as whoever takes that may change weights."""
 
 LARGEST = 10_000
 """Weights of which the whole Hessian is made at most: 0.8 GB."""
@@ -84,6 +88,9 @@ def block_hessian(
     if size < 1:
         raise ScoreError(f"block_hessian: size={size}: give at least 1")
     blocks = {name: -(-p.numel() // size) for name, p in evidence.parameters.items()}
+    needed = 8 * size**2 * sum(blocks.values())  # 512 bytes a weight where size is 64
+    fix = "give a smaller size, fewer tensors by include and exclude, or go block by block with pruning.sequential"
+    check_bytes(f"block_hessian(size={size})", needed, next(iter(evidence.parameters.values())).device, fix)
     sums = {
         name: torch.zeros(blocks[name], size, size, dtype=torch.float64, device=p.device)
         for name, p in evidence.parameters.items()
@@ -100,30 +107,31 @@ def block_hessian(
     check_curved(sums.values())
     seen = sum_of(evidence.model, count)
     return [
-        Quadratic((name,), matrix / seen, evidence.parameters[name].numel(), damping, relative)
+        Quadratic((name,), matrix.div_(seen), evidence.parameters[name].numel(), damping, relative)
         for name, matrix in sums.items()
     ]
 
 
-def layer_hessian(evidence: Evidence, damping: float = 1e-2, relative: bool = True) -> list[Quadratic]:
+def layer_hessian(evidence: Evidence, damping: float = 1e-2, relative: bool = True) -> Iterator[Quadratic]:
     """Σ xxᵀ of the inputs of a layer: the Hessian of the squared change of its outputs, the same for every output.
 
-    The mean over examples, summed over positions and over uses of a tied weight. Modules that read the same input,
-    as queries, keys and values do, share one matrix. Dong et al. 2017 (L-OBS); Frantar & Alistarh 2023 (SparseGPT).
-    One forward pass of all batches, no gradient.
+    The mean over examples, summed over positions and over uses of a tied weight. Modules that read the same input one
+    after the other, as queries, keys and values do, share one matrix. Dong et al. 2017 (L-OBS); Frantar & Alistarh 2023
+    (SparseGPT). One forward pass of all batches, no gradient, in which no input is kept; each matrix is freed when the
+    next quadratic is asked for.
 
     Args:
         damping, relative: see `Quadratic`.
 
     Raises:
-        ScoreError: no data, or a weight that no Linear or convolution uses.
+        ScoreError: no data, a weight that no Linear or convolution uses, or matrices larger than what memory is free.
     """
     check_real(evidence.parameters, "a Hessian")
-    sums: dict[str, Tensor] = {}
-    count = 0.0
-    for by_name, size in forward_uses(evidence):
-        count += size
-        sums = _added(sums, by_name)
+    _check_moments(evidence)
+    moments = _Moments()
+    count = follow_inputs(evidence, moments.add)
+    sums = moments.sums
+    del moments
     if parallel(evidence.model) is not None:  # processes may share other tensors
         sums = {name: sums[name].clone() for name in evidence.parameters}
         sum_(evidence.model, sums.values())
@@ -131,37 +139,56 @@ def layer_hessian(evidence: Evidence, damping: float = 1e-2, relative: bool = Tr
     sharing: dict[object, list[str]] = {}
     for name in evidence.parameters:  # rows of one group can share a factor across tensors
         sharing.setdefault(id(sums[name]) if len(sums[name]) == 1 else name, []).append(name)
-    return [
-        Quadratic(
-            tuple(names),
-            sums[names[0]] / count,
-            sum(evidence.parameters[name].numel() for name in names),
-            damping,
-            relative,
-            evidence.layouts,
-        )
-        for names in sharing.values()
-    ]
+    for names in sharing.values():
+        matrix = sums[names[0]] / count
+        for name in names:
+            del sums[name]
+        weights = sum(evidence.parameters[name].numel() for name in names)
+        yield Quadratic(tuple(names), matrix, weights, damping, relative, evidence.layouts)
 
 
-def _added(sums: dict[str, Tensor], by_name: dict[str, list[Use]]) -> dict[str, Tensor]:
-    """`sums` with what this batch adds; names that have read the same inputs in all batches share one tensor."""
-    made: dict[object, Tensor] = {}
-    found = dict(sums)
-    for name, calls in by_name.items():
-        key = (id(sums.get(name)), *(_identity(call) for call in calls))
-        if key not in made:
-            term = torch.stack([_second_moment(call) for call in calls]).sum(0)
-            made[key] = term if name not in sums else sums[name] + term
-        found[name] = made[key]
-    return found
+def _check_moments(evidence: Evidence) -> None:
+    """Raise `ScoreError` where the matrices of all layers are larger than what is free, each made for itself."""
+    size = 0
+    for module, name in modules_with_columns(evidence).items():
+        groups, inputs = column_sums(module, empty_use(module).inputs).shape
+        size += 8 * groups * inputs**2
+        device = evidence.parameters[name].device
+    if size:
+        fix = "go block by block with pruning.sequential, or take fewer layers by include and exclude"
+        check_bytes("layer_hessian", size, device, fix)
 
 
-def _identity(call: Use) -> object:
-    """Equal exactly for uses of the same kind over the same memory, which the uses themselves keep from being freed."""
-    x, module = call.inputs, call.module
+@dataclass
+class _Moments:
+    """Sums of xxᵀ by names of weights; names that have read the same inputs in all their uses share one tensor.
+
+    Of uses before the last the inputs are gone: only those that follow each other are known to be the same.
+    """
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    last: tuple[object, Use] | None = None  # the identity at its time, and the use, so that its memory stays its own
+    made: dict[int | None, tuple[Tensor | None, Tensor]] = field(default_factory=dict)
+    """Of the last inputs: the sum before them, by its id, and with them. It is held, so that its id stays its own."""
+
+    def add(self, name: str, use: Use) -> None:
+        """Add one use."""
+        identity = _identity(use)
+        if self.last is None or self.last[0] != identity:
+            self.last, self.made = (identity, use), {}
+        before = self.sums.get(name)
+        key = None if before is None else id(before)
+        if key not in self.made:
+            moment = _second_moment(use)
+            self.made[key] = before, (moment if before is None else moment.add_(before))
+        self.sums[name] = self.made[key][1]
+
+
+def _identity(use: Use) -> object:
+    """Equal exactly for uses of the same kind over the same unchanged memory, while the first of them is held."""
+    x, module = use.inputs, use.module
     kind = (type(module).__name__, *(str(getattr(module, key, None)) for key in _GEOMETRY))
-    return x.data_ptr(), tuple(x.shape), x.stride(), kind
+    return x.data_ptr(), x._version, tuple(x.shape), x.stride(), kind
 
 
 _GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
@@ -169,7 +196,7 @@ _GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_
 
 def _second_moment(call: Use) -> Tensor:
     """Σ over examples and positions of xxᵀ, [groups, inputs of a row, inputs of a row]; float64, as sums are long."""
-    x = batched(call.module, accumulated(call.unchanged()))
+    x = batched(call.module, accumulated(call.inputs))
     if not x.numel():
         groups, size = column_sums(call.module, x).shape
         return x.new_zeros(groups, size, size, dtype=torch.float64)
@@ -182,13 +209,21 @@ def _second_moment(call: Use) -> Tensor:
     return total
 
 
-def approximated(hessian: Approximation, evidence: Evidence) -> list[Quadratic]:
-    """What `hessian` makes of the evidence, if it speaks of exactly its weights. Raises `ScoreError`."""
+def approximated(hessian: Approximation, evidence: Evidence) -> Iterator[Quadratic]:
+    """What `hessian` makes of the evidence, one after the other.
+
+    Raises `ScoreError` where these are not of exactly its weights, at the latest after the last.
+    """
     if not callable(hessian):
         raise ScoreError("hessian= is no function: give layer_hessian itself, not what it returns")
-    found = hessian(evidence)
-    named = [name for quadratic in found for name in quadratic.names]
+    seen: set[str] = set()
+    for quadratic in hessian(evidence):
+        for name in quadratic.names:
+            if name in seen or name not in evidence.parameters:
+                which = "in two quadratics" if name in seen else "not prunable"
+                raise ScoreError(f"{name}: is {which}: an approximation has every prunable tensor once")
+            seen.add(name)
+        yield quadratic
     for name in evidence.parameters:
-        if named.count(name) != 1:
-            raise ScoreError(f"{name}: is in {named.count(name)} quadratics: an approximation has every tensor once")
-    return found
+        if name not in seen:
+            raise ScoreError(f"{name}: is in no quadratic: an approximation has every prunable tensor once")

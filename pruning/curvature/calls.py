@@ -1,13 +1,13 @@
 """Calls of linear layers: what goes into them and comes out, and what happens to their weights elsewhere."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from pruning.curvature.linear_maps import computes_as_kind, modules_with_columns
 from pruning.decomposed import module_by_module
@@ -37,6 +37,10 @@ class Use:
         return self.inputs
 
 
+Consume = Callable[[str, Use], None]
+"""Takes the name of a weight and one use of it, while the model runs; what it does not keep is freed."""
+
+
 @dataclass
 class Uses:
     """What happened to some weights in the forward passes of a model.
@@ -62,11 +66,13 @@ class Uses:
 
 
 @contextmanager
-def uses(model: nn.Module, modules: Mapping[nn.Module, str], described: bool = False) -> Iterator[Uses]:
+def uses(
+    model: nn.Module, modules: Mapping[nn.Module, str], described: bool = False, consume: Consume | None = None
+) -> Iterator[Uses]:
     """The uses of the weights of `modules` (module → weight's name) in the forward passes of `model` within the block.
 
     What a loss does with weights outside of the model, as a penalty does, does not count. With `described`, operators
-    are noted too.
+    are noted too. Where `consume` is given, it takes every call in its hook, and none is kept.
     """
     if torch.is_inference_mode_enabled():
         raise ScoreError("inputs of layers cannot be kept in inference_mode: score outside of it")
@@ -81,7 +87,12 @@ def uses(model: nn.Module, modules: Mapping[nn.Module, str], described: bool = F
         if not computes_as_kind(module, entered, outputs):
             found.elsewhere.add(modules[module])
         running.pop()
-        found.calls.append(Use(module, entered, outputs, entered._version))
+        use = Use(module, entered, outputs, entered._version)
+        if consume is not None:
+            with _disable_current_modes():  # what is computed of the inputs is no operator of the model
+                consume(modules[module], use)
+            return outputs
+        found.calls.append(use)
         return outputs.clone()  # an in-place activation must not write over what is differentiated
 
     weights = {name: module.get_parameter("weight") for module, name in modules.items()}
@@ -144,11 +155,12 @@ def _is_continuous(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-def forward_uses(evidence: Evidence) -> Iterator[tuple[dict[str, list[Use]], float]]:
-    """The uses of every prunable weight in one forward pass of a batch, by name, and the batch's weight in a mean.
+def follow_inputs(evidence: Evidence, consume: Consume) -> float:
+    """Run all batches, and let `consume` take every use of every prunable weight as it happens; their weight in a mean.
 
-    One pass of all batches, no gradient. A weight that no data come to, as of an expert without a token, has one use
-    without examples at the end. Transposed convolutions are not among the layers: `columns` has none of them.
+    One pass of all batches, no gradient, and nothing is kept but what `consume` keeps. A weight that no data come to,
+    as of an expert without a token, has one use without examples at the end. Transposed convolutions are not among the
+    layers: `columns` has none of them.
 
     Raises:
         ScoreError: no loss, no data, or a weight that no Linear or convolution uses, or something else uses too.
@@ -159,29 +171,34 @@ def forward_uses(evidence: Evidence) -> Iterator[tuple[dict[str, list[Use]], flo
     check_values(evidence.parameters)
     _check_used(evidence.parameters, set(modules.values()))
     seen: set[str] = set()
-    empty = True
+
+    def take(name: str, use: Use) -> None:
+        seen.add(name)
+        consume(name, use)
+
+    total, empty = 0.0, True
     with untouched(evidence.model):
         for batch in evidence.batches:
             empty = False
-            with torch.no_grad(), module_by_module(), uses(evidence.local, modules) as found:
+            with torch.no_grad(), module_by_module(), uses(evidence.local, modules, consume=take) as found:
                 evidence.loss(evidence.local, batch)
-            by_name = found.by_name(modules)
             for name in sorted(found.elsewhere):
-                if name not in by_name:
+                if name not in seen:
                     _check_used([name], ())
                 raise ScoreError(
                     f"{name}: is also used outside of a plain layer, as by F.linear(x, layer.weight) or in a subclass "
                     "that does more, where its inputs are not seen: call such a layer, or exclude it"
                 )
-            seen |= by_name.keys()
-            yield by_name, evidence.size(batch)
+            total += evidence.size(batch)
     if empty:
         raise ScoreError(
             "the inputs of layers need data: batches is empty, or could be iterated only once (give a list)"
         )
-    unseen = {name: [empty_use(module)] for module, name in modules.items() if name not in seen}
-    if unseen:
-        yield unseen, 0.0
+    with torch.no_grad():
+        for module, name in modules.items():
+            if name not in seen:
+                consume(name, empty_use(module))
+    return total
 
 
 def empty_use(module: nn.Module) -> Use:

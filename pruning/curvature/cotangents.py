@@ -15,6 +15,10 @@ from torch import Tensor
 from pruning.curvature.examples import Cotangents
 from pruning.curvature.forward import along_first
 from pruning.errors import ScoreError
+from pruning.limits import check_bytes, written_bytes
+
+LARGEST = 10_000
+"""Outputs of an example of which the Gauss-Newton matrix is made at most."""
 
 Curvature = Literal["gauss_newton", "empirical_fisher", "true_fisher"]
 
@@ -54,7 +58,14 @@ def gauss_newton(loss: Tensor, outputs: Tensor, counts: Tensor) -> Iterator[Tens
     Raises:
         ScoreError: the loss is not convex in the outputs, so that there is no such V.
     """
-    size = len(outputs)
+    size, count = len(outputs), outputs[0].numel()
+    if count > LARGEST:
+        raise ScoreError(
+            f"gauss_newton: an example has {count:,} outputs, so that {count:,} backward passes of each batch and "
+            f"{written_bytes(8.0 * size * count**2)} of curvature would be needed, and {LARGEST:,} are the most: give "
+            "curvature=empirical_fisher, or hutchinson for obd"
+        )
+    check_bytes("gauss_newton", 16.0 * size * count**2, outputs.device, "give smaller batches")
     (gradient,) = torch.autograd.grad(loss, outputs, create_graph=True)
     flat = gradient.reshape(size, -1) * counts.sum().to(gradient.dtype)
     rows = [torch.autograd.grad(flat[:, c].sum(), outputs, retain_graph=True)[0] for c in range(flat.shape[1])]

@@ -4,7 +4,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from pruning.curvature.calls import forward_uses
+from pruning.curvature.calls import Use, follow_inputs
 from pruning.curvature.linear_maps import column_sums
 from pruning.errors import ScoreError
 from pruning.evidence import Evidence, Scores, accumulated, laid_out
@@ -27,12 +27,13 @@ def wanda(evidence: Evidence, norm: Literal[1, 2] = 2) -> Scores:
     if norm not in (1, 2):
         raise ScoreError(f"wanda: norm={norm!r}: choose 1 or 2")
     powers: dict[str, Tensor] = {}
-    for by_name, _ in forward_uses(evidence):
-        for name, calls in by_name.items():
-            for call in calls:
-                inputs = accumulated(call.unchanged()).abs()
-                found = column_sums(call.module, inputs if norm == 1 else inputs.square()).double()
-                powers[name] = powers[name] + found if name in powers else found
+
+    def add(name: str, use: Use) -> None:
+        inputs = accumulated(use.inputs)
+        found = column_sums(use.module, inputs.abs() if norm == 1 else inputs.square()).double()
+        powers[name] = powers[name] + found if name in powers else found
+
+    follow_inputs(evidence, add)
     sum_(evidence.model, [powers[name] for name in evidence.parameters])
     scores = {}
     for name, parameter in evidence.parameters.items():

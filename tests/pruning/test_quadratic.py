@@ -1,6 +1,7 @@
 """Inverse curvature against brute force: submatrices inverted one by one, and re-optimised quadratics."""
 
 import warnings
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from pruning.curvature.examples import example_gradients
 from pruning.curvature.quadratic import Quadratic
 from pruning.errors import DampingWarning, MaskError, ScoreError
 from pruning.recovery import compensate
+from pruning.sweep import sweep
 
 EXACT = {"full": partial(full_hessian, damping=0.0), "layer": partial(layer_hessian, damping=0.0)}
 
@@ -170,7 +172,7 @@ def test_layer_hessian_is_that_of_the_squared_change_of_outputs(
     layer = layer.double()
     x = torch.randn(shape, dtype=torch.float64)
     case = Evidence(layer, {"weight": layer.weight}, [x[:1], x[1:]], lambda model, batch: model(batch).sum())
-    (found,) = layer_hessian(case)
+    (found,) = list(layer_hessian(case))
     was = layer.weight.detach()
 
     def error(flat: Tensor) -> Tensor:
@@ -192,8 +194,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x * 1
-        together = self.q(x) + self.v(x) + self.copied(x.clone())
         keys = self.k(x).sum()
+        together = self.q(x) + self.v(x) + self.copied(x.clone())
         return together.sum() + keys + (0 if self.later is None else self.later(x.mul_(2)).sum())
 
 
@@ -206,7 +208,7 @@ def test_queries_keys_and_values_share_one_matrix_and_one_inverse(monkeypatch: p
     factorised = []
     inner = torch.linalg.cholesky_ex
     monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda h: factorised.append(len(h)) or inner(h))
-    together = layer_hessian(case)
+    together = list(layer_hessian(case))
     assert [q.names for q in together] == [("q.weight", "k.weight", "v.weight"), ("copied.weight",)]
     scores = scorers.obs(case)
     assert factorised == [1, 1]
@@ -256,7 +258,7 @@ def test_the_same_memory_read_in_another_way_is_not_shared(name: str) -> None:
     batches = [torch.randn(shape, dtype=torch.float64) for _ in range(2)]
 
     def hessians(parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-        found = layer_hessian(Evidence(model, parameters, batches, lambda m, b: m(b)))
+        found = list(layer_hessian(Evidence(model, parameters, batches, lambda m, b: m(b))))
         return {name: q.hessian for q in found for name in q.names}
 
     parameters = prunable(model)
@@ -267,9 +269,32 @@ def test_the_same_memory_read_in_another_way_is_not_shared(name: str) -> None:
 
 def test_an_input_that_changed_in_place_is_not_shared() -> None:
     model = Attention().double()
-    case = Evidence(model, prunable(model), [torch.randn(5, 4, dtype=torch.float64)], lambda m, b: m(b))
-    with pytest.raises(ScoreError, match="changed in place"):
-        layer_hessian(case)
+    model.copied = nn.Identity()
+    x = torch.randn(5, 4, dtype=torch.float64)
+    found = {
+        name: q for q in layer_hessian(Evidence(model, prunable(model), [x], lambda m, b: m(b))) for name in q.names
+    }
+    assert found["q.weight"].names == ("q.weight", "k.weight", "v.weight")
+    torch.testing.assert_close(found["k.weight"].hessian[0], x.T @ x / 5)
+    torch.testing.assert_close(found["later.weight"].hessian[0], 4 * x.T @ x / 5)
+
+
+def test_an_input_is_freed_once_it_is_counted() -> None:
+    """Whatever the number of layers, the inputs of two of them are alive at a time, and no outputs."""
+    alive: list[weakref.ref[Tensor]] = []
+    most = 0
+
+    class Watched(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            nonlocal most
+            most = max(most, sum(ref() is not None for ref in alive))
+            alive.append(weakref.ref(x))
+            return super().forward(x)
+
+    model = nn.Sequential(*[Watched(3, 3) for _ in range(8)])
+    list(layer_hessian(Evidence(model, prunable(model), [torch.randn(4, 3)], lambda m, b: m(b).sum())))
+    assert len(alive) == 8
+    assert most <= 2
 
 
 class Sometimes(nn.Module):
@@ -287,7 +312,7 @@ class Sometimes(nn.Module):
 def test_what_is_shared_only_in_some_batches_is_not_shared(sizes: tuple[int, ...]) -> None:
     model = Sometimes().double()
     batches = [torch.randn(n, 3, dtype=torch.float64) for n in sizes]
-    found = layer_hessian(Evidence(model, prunable(model), batches, lambda m, b: m(b)))
+    found = list(layer_hessian(Evidence(model, prunable(model), batches, lambda m, b: m(b))))
     count = sum(sizes)
     wanted = {
         "a.weight": sum(x.T @ x for x in batches) / count,
@@ -448,9 +473,9 @@ def test_compensation_follows_any_scorers_masks_and_brings_outputs_nearer(scorer
         (partial(layer_hessian, damping=-1.0), "damping"),
         (partial(block_hessian, size=0), "size"),
         (partial(block_hessian, curvature="hessian"), "curvature"),
-        (lambda evidence: layer_hessian(evidence)[1:], "0.weight: is in 0 quadratics"),
+        (lambda evidence: list(layer_hessian(evidence))[1:], "0.weight: is in no quadratic"),
         (layer_hessian(classifier()), "is no function: give"),
-        (lambda evidence: layer_hessian(evidence) * 2, "0.weight: is in 2 quadratics"),
+        (lambda evidence: list(layer_hessian(evidence)) * 2, "0.weight: is in two quadratics"),
     ],
 )
 def test_a_wrong_approximation_is_refused(hessian: Any, said: str) -> None:
@@ -459,20 +484,48 @@ def test_a_wrong_approximation_is_refused(hessian: Any, said: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_what_would_not_fit_memory_is_refused_with_the_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = classifier()
+    monkeypatch.setattr("pruning.limits.available_bytes", lambda device: 100)
+    with pytest.raises(ScoreError, match=r"^layer_hessian: needs \S+ \w+, and \d+ bytes are free: go block by"):
+        list(layer_hessian(case))
+    with pytest.raises(ScoreError, match=r"^block_hessian\(size=64\): needs 65.5 kB, and 100 bytes are free: give"):
+        list(block_hessian(case))
+    with pytest.raises(ScoreError, match=r"^gauss_newton: needs .*, and 100 bytes are free: give smaller batches"):
+        full_hessian(case)
+    monkeypatch.setattr("pruning.curvature.cotangents.LARGEST", 2)
+    with pytest.raises(ScoreError, match=r"an example has 3 outputs, so that 3 backward passes .*empirical_fisher"):
+        scorers.obd(case)
+
+
+def test_an_error_in_a_later_layer_leaves_every_weight() -> None:
+    case = classifier()
+    before = {name: p.detach().clone() for name, p in case.parameters.items()}
+    masks = prune(scorers.magnitude(case), 0.5)
+
+    def only_first(evidence: Evidence) -> list[Quadratic]:
+        return list(layer_hessian(evidence))[:1]
+
+    for remove in (compensate, sweep):
+        with pytest.raises(ScoreError, match="is in no quadratic"):
+            remove(case, masks, hessian=only_first)
+        assert all(torch.equal(p, before[name]) for name, p in case.parameters.items())
+
+
 def test_what_has_no_such_hessian_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     case = classifier()
     for hessian in APPROXIMATIONS.values():
         for change in ({"loss": None}, {"batches": []}):
             with pytest.raises(ScoreError, match="give"):
-                hessian(Evidence(**(case.__dict__ | change)))
+                list(hessian(Evidence(**(case.__dict__ | change))))
     with pytest.raises(ScoreError, match=r"0\.bias: no Linear or convolution"):
-        layer_hessian(Evidence(case.model, prunable(case.model, include="*"), case.batches, case.loss))
+        list(layer_hessian(Evidence(case.model, prunable(case.model, include="*"), case.batches, case.loss)))
     monkeypatch.setattr(approximations, "LARGEST", 30)
     with pytest.raises(ScoreError, match="35 weights are more than 30"):
         full_hessian(case)
     bad = [(torch.full((2, 4), torch.nan, dtype=torch.float64), torch.tensor([0, 1]))]
     with pytest.raises(ScoreError, match=r"0\.weight.*NaN"):
-        layer_hessian(Evidence(case.model, case.parameters, bad, case.loss))
+        list(layer_hessian(Evidence(case.model, case.parameters, bad, case.loss)))
 
 
 def test_compensation_refuses_other_masks() -> None:

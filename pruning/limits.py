@@ -1,0 +1,42 @@
+"""Bytes that are free, asked before anything large is made: a number in an error, rather than a machine that swaps."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from pruning.errors import ScoreError
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Free bytes of a CUDA device, or of this machine's memory; None where the system does not say."""
+    if device.type == "cuda":
+        free: int = torch.cuda.mem_get_info(device)[0]
+        return free
+    if device.type != "cpu":
+        return None
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        names = getattr(os, "sysconf_names", {})
+        known = "SC_PHYS_PAGES" in names and "SC_PAGE_SIZE" in names
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if known else None
+
+
+def check_bytes(what: str, wanted: float, device: torch.device, fix: str) -> None:
+    """Raise `ScoreError`, which names both numbers and `fix`, if `what` needs more bytes than are free on `device`."""
+    free = available_bytes(device)
+    if free is not None and wanted > free:
+        raise ScoreError(f"{what}: needs {written_bytes(wanted)}, and {written_bytes(free)} are free: {fix}")
+
+
+def written_bytes(count: float) -> str:
+    """ "3.2 GB", in powers of 1000."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:,.1f} {unit}" if unit != "bytes" else f"{count:,.0f} {unit}"
+        count /= 1000
+    raise AssertionError("the last unit returns")
