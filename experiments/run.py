@@ -89,6 +89,7 @@ def _levels(setting: Setting, folder: Path, name: str, tracker: Guarded) -> list
             log.warning("%s: %s: lower optimizer.lr, or set training.clip", title, failed_training(row))
 
     scoring = lru_cache(maxsize=1)(partial(stages.score, setting))  # densities that branch from one network share it
+    prune = stages.prune if config.calibration == "whole" else stages.prune_blocks
     numbers = count(1)
     dense = stages.dense(setting)
     report(evaluate(setting, dense, Level(0, 0, 0, 1.0, 1.0), dense))
@@ -99,7 +100,7 @@ def _levels(setting: Setting, folder: Path, name: str, tracker: Guarded) -> list
         steps = schedule(target)[1:]
         for number, density in enumerate(steps, start=1):
             if not pruned_in_training:
-                network = stages.prune(setting, network, density, scoring)
+                network = prune(setting, network, density, scoring)
                 if number < len(steps) and config.recovery.rounds == "last":
                     continue
             begun, level = network, Level(next(numbers), number, len(steps), density, target)
@@ -136,8 +137,15 @@ def _check_before_training(setting: Setting, schedule: Schedule) -> None:
     if config.dynamic:
         for target in densities(config.density):
             stages.check_dynamic(setting, target)
+    if config.calibration == "sequential" and stages.reaches_density_while_training(config):
+        raise ConfigurationError(
+            "calibration=sequential: nothing is pruned before a training whose dynamic masks reach the density: set "
+            "dynamic=none, or calibration=whole"
+        )
     check_controls(setting)
     model = setting.new_model()
+    if config.calibration == "sequential":
+        stages.check_blocks(setting, model)
     _check_what_is_left(setting, model, schedule)
     check_fit(setting.task, model, setting.splits, f"model={short_name(config.model)}")
     setting.learning_rate(0.0)

@@ -1,6 +1,6 @@
 """One sweep over the columns of each weight: removed ones are made up for by the columns to their right."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import torch
@@ -34,9 +34,10 @@ def sweep(
         evidence: the model *before* the removal, with the data that `hessian` needs.
         masks: name → bool tensor for every prunable tensor, True = kept.
         choose: which weights go. `given`: those that `masks` removes. Else they are chosen again by w²/U_jj², from the
-            weights as the sweep has left them, when it comes to them: as many as `masks` removes in each block of
-            `columns` columns (`block`), in each row of such a block (`row`), or, a number m, in each m consecutive
-            inputs of a row (N:M). What `evidence.masks` has removed before does not return.
+            weights as the sweep has left them, when it comes to them. `block`: of each block of `columns` columns the
+            same share as `masks` keep of the whole weight, as in the paper. `row`: as many as `masks` remove in each
+            row of such a block. A number m: as many as they remove in each m consecutive inputs of a row (N:M). What
+            `evidence.masks` has removed before does not return.
         columns: at least 1, and a multiple of m; columns of a block, which are swept before those to their right move.
         hessian: of the layer, as in `pruning.curvature.layer_hessian`.
 
@@ -85,12 +86,14 @@ def _swept(
     upper = factor.to(weight.dtype)
     left = weight.T.contiguous()
     mask = kept.T.contiguous()
+    quotas = _shared_out(int(kept.sum()), alive, columns)
     for start in range(0, len(left), columns):
         block = slice(start, start + columns)
         here, corner = left[block], upper[block, block]
         if choose != "given":
             cost = (here / corner.diagonal()[:, None]).square().masked_fill_(~alive.T[block], -1.0)
-            mask[block] = _chosen_again(cost.T, mask[block].T, choose).T
+            quota = next(quotas) if choose == "block" else None
+            mask[block] = _chosen_again(cost.T, mask[block].T, choose, quota).T
         errors = torch.zeros_like(here)
         for number in range(len(here)):
             errors[number] = here[number] / corner[number, number] * ~mask[start + number]
@@ -99,13 +102,28 @@ def _swept(
     return (left * mask).T, mask.T
 
 
-def _chosen_again(cost: Tensor, kept: Tensor, choose: Choose) -> Tensor:
-    """Masks, [rows, columns], of the highest `cost`, as many in each window as `kept` has; the first of equals."""
+def _shared_out(kept: int, alive: Tensor, columns: int) -> Iterator[int]:
+    """How many of the `kept` weights each block of `columns` columns gets: the same share of what is `alive` there."""
+    counts = [int(block.sum()) for block in torch.split(alive, columns, dim=1)]
+    total, seen, given = sum(counts), 0, 0
+    for count in counts:
+        seen += count
+        upto = round(kept * seen / total) if total else 0
+        yield upto - given
+        given = upto
+
+
+def _chosen_again(cost: Tensor, kept: Tensor, choose: Choose, quota: int | None) -> Tensor:
+    """Masks, [rows, columns], of the highest `cost`: `quota` of them, or as many in each window as `kept` has; the
+    first of equals.
+    """
     rows, width = cost.shape
     size = {"block": rows * width, "row": width}.get(str(choose)) or int(choose)
     lacking = -width % size if choose != "block" else 0
     windows = torch.nn.functional.pad(cost, (0, lacking), value=-2.0).reshape(-1, size)
     counts = torch.nn.functional.pad(kept, (0, lacking)).reshape(-1, size).sum(1)
+    if quota is not None:
+        counts = counts.new_full((1,), quota)
     order = windows.argsort(dim=1, descending=True, stable=True)
     ranks = torch.empty_like(order).scatter_(1, order, torch.arange(size, device=cost.device).expand_as(order))
     return (ranks < counts[:, None]).reshape(rows, -1)[:, :width]

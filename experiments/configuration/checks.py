@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError
 
 from experiments.configuration.schema import CONTROLS, Configuration
 from experiments.configuration.targets import check_target, completed
-from pruning.allocation import check_density
+from pruning.allocation import ERK, Densities, Global, Rates, check_density
 from pruning.errors import ConfigurationError, RewindError
 from pruning.rewind import step_of
 
@@ -91,6 +92,7 @@ def _check_values(config: Configuration) -> None:
         raise ConfigurationError(f"data.name={config.data.get('name')}: give the data set a name, for its rows")
     _check_recovery(config)
     _check_pretrained(config)
+    _check_calibration(config)
     for name, given in (("include", config.include), ("exclude", config.exclude)):
         globs = given if isinstance(given, list) else [given]
         if given is not None and not all(isinstance(glob, str) for glob in globs):
@@ -142,6 +144,29 @@ def _check_pretrained(config: Configuration) -> None:
                 f"controls={control}: is trained as the dense network was, and with when=pretrained it was not: "
                 "leave it out"
             )
+
+
+def _check_calibration(config: Configuration) -> None:
+    """Raise `ConfigurationError` for options that do not go with the order in which masks and weights are made."""
+    choose = config.compensate.get("choose", "given")
+    if config.calibration == "whole":
+        if choose != "given":
+            raise ConfigurationError(
+                f"compensate.choose={choose}: chooses masks while weights move: set calibration=sequential"
+            )
+        return
+    if config.scoring.mode == "train":
+        raise ConfigurationError("scoring.mode=train: blocks are calibrated in eval mode: set scoring.mode=eval")
+    if "shuffle" in config.controls:
+        raise ConfigurationError(
+            "controls=shuffle: calibration=sequential moves weights together with the ticket's masks: leave it out"
+        )
+    kind = get_object(config.allocation["_target_"])
+    if kind in (Global, ERK, Densities, Rates):
+        raise ConfigurationError(
+            f"allocation={kind.__name__}: shares a density out among all layers, and calibration=sequential sees one "
+            "block at a time: choose uniform, per_row, n_of_m or owl, or set calibration=whole"
+        )
 
 
 def densities(asked: Any) -> tuple[float | None, ...]:

@@ -83,6 +83,8 @@ class Checkpoint:
 class Configuration:
     """Everything that a run depends on.
 
+    `calibration`: whether scorers and compensations see the `whole` network as it was before the pruning, or block
+    after block (`sequential`), each with what the pruned blocks before it give; see `pruning.sequential`.
     `latency`: examples per forward pass whose time is measured for every row; null: not measured.
     `objective`: columns of a run's last row that a searching sweeper optimises; see `experiments/conf/experiment/`.
     """
@@ -101,6 +103,7 @@ class Configuration:
     scoring: Scoring = field(default_factory=Scoring)
     recovery: Recovery = field(default_factory=Recovery)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    calibration: str = one_of("whole", "sequential", default="whole")
     compensate: Group = field(default_factory=dict)
     dynamic: Group = field(default_factory=dict)
     execution: Group = MISSING

@@ -16,6 +16,7 @@ PRUNING = frozenset(
         "when",
         "granularity",
         "allocation",
+        "calibration",
         "schedule",
         "compensate",
         "dynamic",

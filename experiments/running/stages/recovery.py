@@ -48,7 +48,7 @@ def recover(
         ended, total = network.history["position"], 0
         assert config.epochs is not None
         steps = range(ended, ended + config.epochs * setting.epoch_steps)
-    if not (steps or changes or setting.config.compensate or config.batchnorm_batches):
+    if not (steps or changes or _compensates(setting) or config.batchnorm_batches):
         return Network(weights.weights, network.masks, untrained=True)
     identity = {"weights": weights.key, **({"density": density} if changes else {}), **_code(setting, changes)}
     setting = training_view(
@@ -59,6 +59,11 @@ def recover(
     regime = _regime(setting, masks, len(steps), density) if changes else None
     found = trained(setting, "recovered", identity, network, recipe, title, begin, weights, regime)
     return Network(found, found if changes else network.masks)
+
+
+def _compensates(setting: Setting) -> bool:
+    """Whether what stays is compensated after the pruning, and not by it, block by block."""
+    return setting.config.calibration == "whole" and bool(setting.config.compensate)
 
 
 def reaches_density_while_training(config: Configuration) -> bool:
@@ -84,9 +89,10 @@ def check_dynamic(setting: Setting, density: float | None) -> None:
 def _taken(setting: Setting, changing: bool) -> list[str]:
     """Fields of the configuration that a recovery depends on, besides its start and its training."""
     config = setting.config
-    fields = ["recovery.learning_rate", "recovery.factor", "recovery.batchnorm_batches", "compensate"]
+    fields = ["recovery.learning_rate", "recovery.factor", "recovery.batchnorm_batches", "calibration"]
+    fields += ["compensate"] if config.calibration == "whole" else []
     fields += ["dynamic", *_shared(config)] if changing else []
-    return fields + (list(SEEN) if changing or config.compensate else [])
+    return fields + (list(SEEN) if changing or _compensates(setting) else [])
 
 
 def _code(setting: Setting, changing: bool) -> dict[str, str]:
@@ -117,7 +123,7 @@ def _regime(setting: Setting, masks: Masks | None, steps: int, density: float | 
 def _begun(setting: Setting, network: Network, weights: Network, masks: Masks | None, recipe: Recipe) -> nn.Module:
     """The model with which the recovery of `network` begins: compensated where that is configured."""
     config = setting.config
-    if masks is not None and config.compensate:
+    if masks is not None and _compensates(setting):
         model = _compensated(setting, network, masks)
     else:
         model = load(setting.new_model(), Network(weights.weights, network.masks))

@@ -34,7 +34,7 @@ def score(setting: Basis, network: Network) -> Scores:
     evidence = evidence_of(setting, load(setting.new_model(), network), network.load_masks())
     with seeded(setting.config.seed, "scoring noise"):
         scores = scorer(evidence)
-    _check_scores(setting.config.scorer["_target_"], scores, evidence.parameters)
+    check_scores(setting.config.scorer["_target_"], scores, evidence.parameters)
     return with_layouts(scores, evidence)  # also of a scorer that knows nothing of them
 
 
@@ -42,16 +42,19 @@ def evidence_of(setting: Basis, model: nn.Module, masks: Masks | None) -> Eviden
     """Evidence for scorers: `model` under `masks`, the examples, and the loss."""
     config, device = setting.config.scoring, setting.device
     model.to(device).train(config.mode == "train")
-    examples = setting.splits.train
-    count = len(examples) if config.examples is None else min(config.examples, len(examples))
-    chosen = torch.randperm(len(examples), generator=generator(setting.config.seed, "scoring"))[:count]
-    loss, counted = mean_loss(setting.task), counts(setting.task)
-    batches: Iterable[Batch] = Reread(examples.to(device), torch.split(chosen, config.batch_size), counted)
-    if isinstance(examples, Examples):
-        batches = list(batches)  # cut once, as they are in memory anyway
+    loss, counted, batches = mean_loss(setting.task), counts(setting.task), seen_batches(setting)
     initial = setting.prunable(setting.new_model())
     alive = None if masks is None else masks.to(device)
     return Evidence(model, setting.prunable(model), batches, loss, alive, initial, counted)
+
+
+def seen_batches(setting: Basis) -> Iterable[Batch]:
+    """The batches that scorers see, on the device: a draw of the training part, a function of the seed."""
+    config, examples = setting.config.scoring, setting.splits.train
+    count = len(examples) if config.examples is None else min(config.examples, len(examples))
+    chosen = torch.randperm(len(examples), generator=generator(setting.config.seed, "scoring"))[:count]
+    batches = Reread(examples.to(setting.device), torch.split(chosen, config.batch_size), counts(setting.task))
+    return list(batches) if isinstance(examples, Examples) else batches  # cut once, as they are in memory anyway
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Reread:
         return batches if self.count is None else (batch for batch in batches if self.count(batch))
 
 
-def _check_scores(scorer: str, scores: Any, parameters: Mapping[str, Tensor]) -> None:
+def check_scores(scorer: str, scores: Any, parameters: Mapping[str, Tensor]) -> None:
     """Raise `ScoreError` unless exactly the prunable tensors are scored: "density" counts these."""
     if not isinstance(scores, Mapping):
         raise ScoreError(f"{scorer}: returned a {type(scores).__name__}: return a dict, parameter name -> tensor")
