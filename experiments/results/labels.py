@@ -21,9 +21,10 @@ def methods(frame: pd.DataFrame) -> pd.Series:
     """The method of every row, as a label: what its configuration says, without seed, densities and bookkeeping.
 
     Two rows have the same label exactly where scorer, model, data and the rest of the configuration agree. A label
-    is the scorer's short name, then in brackets what distinguishes it from the frame's other methods of that name:
-    "taylor (form=abs)", "magnitude (recovery.epochs=20)". Model and data appear where the frame has several. So a
-    label depends on the frame, but not on the order of its rows.
+    is the name of a paper's method (`conf/method`), or else the scorer's short name, then in brackets what
+    distinguishes it from the frame's other methods of that name: "taylor (form=abs)", "magnitude (recovery.epochs=20)".
+    Model and data appear where the frame has several. So a label depends on the frame, but not on the order of its
+    rows.
 
     The rows of a control (see `experiments.running.controls`) are another method, and its name ends the label:
     "magnitude, reinit".
@@ -52,7 +53,7 @@ def _labels(frame: pd.DataFrame, head: str | None, ignored: Collection[str]) -> 
     import pandas as pd  # noqa: PLC0415  # slow to import
 
     require(frame, [*([head] if head else []), "model", "data", "seed", "config"])
-    heads = [str(name) for name in frame[head]] if head else ["dense"] * len(frame)
+    heads = _heads(frame, head) if head else ["dense"] * len(frame)
     places = list(zip(frame["model"].astype(str), frame["data"].astype(str), strict=True))
     # A label follows from what is different among rows, not from how many are alike: the levels of a run count once.
     keys = list(zip(heads, places, frame["seed"].astype(str), map(repr, frame["config"]), strict=True))
@@ -63,6 +64,12 @@ def _labels(frame: pd.DataFrame, head: str | None, ignored: Collection[str]) -> 
     labels = _distinct_labels(frame.iloc[of], [heads[row] for row in of], [places[row] for row in of], ignored)
     label = dict(zip(first, labels, strict=True))
     return pd.Series([label[key] for key in keys], index=frame.index, name="method", dtype=object)
+
+
+def _heads(frame: pd.DataFrame, head: str) -> list[str]:
+    """What labels begin with: the method that the configuration names, or else the value in column `head`."""
+    named = [config.get("method") if isinstance(config, Mapping) else None for config in frame["config"]]
+    return [str(method or value) for method, value in zip(named, frame[head], strict=True)]
 
 
 def _distinct_labels(

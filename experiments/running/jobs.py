@@ -185,7 +185,12 @@ def _run_name(config: Configuration) -> str:
     """Name of a run and its folder, in words and a digest of all that makes its rows what they are."""
     ignored = BOOKKEEPING - {"seed", "density", "controls"}
     identity = {key: value for key, value in config.as_dict().items() if key not in ignored}
-    words = (short_name(config.scorer), short_name(config.model), config.data["name"], f"seed{config.seed}")
+    words = (
+        config.method or short_name(config.scorer),
+        short_name(config.model),
+        config.data["name"],
+        f"seed{config.seed}",
+    )
     return "-".join((*words, identity_key(identity)[:8]))
 
 

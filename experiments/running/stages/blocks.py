@@ -13,7 +13,7 @@ from experiments.running.setting import Setting
 from experiments.running.stages.scoring import SCORED, Scoring, check_scores, seen_batches
 from experiments.runtime.seeding import seeded
 from experiments.store.identity import EXECUTION, STRUCTURE, code
-from experiments.store.networks import Network, load, save
+from experiments.store.networks import MASKS, Network, load, save
 from pruning import Evidence, Masks
 from pruning import prune as selected
 from pruning.errors import ConfigurationError
@@ -54,14 +54,17 @@ def prune_blocks(setting: Setting, network: Network, density: float | None, scor
         with seeded(setting.config.seed, "scoring noise"):
             alive = None if within is None else within.to(setting.device)
             found = sequentially(model, batches, step, parameters=parameters, masks=alive)
+        masks = Masks({name: found[name] for name in parameters}).to("cpu")
+        if compensate is None:  # the weights are those that were there
+            masks.save(folder / MASKS)
+            return
         before = network.history
         length = {"steps": 0, "position": before["position"], "epoch_steps": 1}
         under = conditions(setting.whole.as_dict(), setting.device)
-        masks = Masks({name: found[name] for name in parameters}).to("cpu")
         save(folder, model.to("cpu"), masks, length, [], network, under, before["diverged"])
 
     made = setting.obtain("pruned", identity, make)
-    return Network(made, made)
+    return Network(made if setting.config.compensate else network.weights, made)
 
 
 def check_blocks(setting: Setting, model: nn.Module) -> None:

@@ -37,6 +37,8 @@ def initial(setting: Basis, draw: str = "initial weights") -> Network:
     It is under the `starting_masks` of its model, which that of another run may have.
     """
     setting = setting.only("seed", "model")
+    # What comes from files is the same with every seed, and known by its content
+    view = setting.only("model") if setting.whole.when == "pretrained" else setting
     identity = {"draw": draw} | _code()
 
     def make(folder: Path) -> None:
@@ -44,7 +46,7 @@ def initial(setting: Basis, draw: str = "initial weights") -> Network:
         masks = getattr(model, "starting_masks", None)
         save(folder, model, masks, NO_STEPS, [], None, conditions(setting.whole.as_dict()))
 
-    found = setting.obtain("initial", identity, make)
+    found = replace(view.obtain("initial", identity, make), fields=setting.fields)
     return Network(found, found if found.has(MASKS) else None)
 
 
