@@ -116,8 +116,8 @@ def _part(data: str, tokenise: Tokenise, texts: Iterable[str], length: int, want
     whole = cut(tokens, length)
     if not len(whole) or (wanted is not None and not 1 <= wanted <= len(whole)):
         raise DataError(
-            f"data={data}: {wanted or 'all'} pieces of {length} tokens are wanted of a part that has {len(tokens)}, "
-            f"which are {len(whole)}: ask for fewer, or shorter ones"
+            f"data={data}: {'all' if wanted is None else wanted} pieces of {length} tokens are wanted of a part that "
+            f"has {len(tokens)}, which are {len(whole)}: ask for fewer, or shorter ones"
         )
     return Examples(input_ids=whole[:wanted])
 

@@ -132,7 +132,8 @@ def layer_hessian(
             made of them is in float64.
 
     Raises:
-        ScoreError: an unknown precision, no data, a weight that no Linear or convolution uses, or matrices larger than what memory is free.
+        ScoreError: an unknown precision, no data, a weight that no Linear or convolution uses, or matrices larger than
+            what memory is free.
     """
     check_real(evidence.parameters, "a Hessian")
     if precision not in ("float32", "float64"):

@@ -226,3 +226,13 @@ def test_two_rows_share_a_label_exactly_where_their_configurations_agree(chosen,
     shuffled = list(range(len(rows)))
     order.shuffle(shuffled)
     assert labels(*(rows[place] for place in shuffled)) == [found[place] for place in shuffled]
+
+
+def test_a_papers_method_names_its_rows_and_what_differs_within_it():
+    assert labels(
+        configured({"method": "wanda", "allocation": {"_target_": "a.PerRow"}}, scorer="wanda"),
+        configured({"method": "wanda_2of4", "allocation": {"_target_": "a.NofM"}}, scorer="wanda"),
+        configured({"method": "sparsegpt", "compensate": {"columns": 128}}, scorer="obs"),
+        configured({"method": "sparsegpt", "compensate": {"columns": 64}}, scorer="obs"),
+        configured({"method": None}, scorer="obs"),
+    ) == ["wanda", "wanda_2of4", "sparsegpt (compensate.columns=128)", "sparsegpt (compensate.columns=64)", "obs"]

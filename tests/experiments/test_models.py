@@ -499,6 +499,7 @@ def test_one_file_a_model() -> None:
         "transformers",
         "llama",
         "bert",
+        "smollm2",
         "run",
     }
 

@@ -153,7 +153,7 @@ def test_every_granularity_and_allocation_composes(shared, granularity, allocati
     density = "null" if allocation in ("n_of_m", "rates") else "0.5"
     overrides = [f"granularity={granularity}", f"allocation={allocation}", f"density={density}"]
     overrides += ["allocation.rate=0.5"] if allocation == "rates" else []
-    if granularity in ("vectors", "channels") and allocation in ("per_row", "n_of_m"):
+    if granularity in ("vectors", "channels") and allocation in ("per_row", "n_of_m", "owl"):
         with pytest.raises(AllocationError, match="two dimensions"):
             run(shared, *overrides)
         return
