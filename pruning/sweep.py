@@ -11,6 +11,7 @@ from pruning.errors import MaskError, ScoreError
 from pruning.evidence import Evidence, accumulated
 from pruning.masks import Masks
 from pruning.recovery import all_or_none, checked
+from pruning.selection import top
 
 Choose = Literal["given", "block", "row"] | int
 
@@ -36,8 +37,8 @@ def sweep(
         choose: which weights go. `given`: those that `masks` removes. Else they are chosen again by w²/U_jj², from the
             weights as the sweep has left them, when it comes to them. `block`: of each block of `columns` columns the
             same share as `masks` keep of the whole weight, as in the paper. `row`: as many as `masks` remove in each
-            row of such a block. A number m: as many as they remove in each m consecutive inputs of a row (N:M). What
-            `evidence.masks` has removed before does not return.
+            row of such a block. A number m: as many as they remove in each m consecutive inputs of a row (N:M), chosen
+            when the sweep has come to these. What `evidence.masks` has removed before does not return.
         columns: at least 1, and a multiple of m; columns of a block, which are swept before those to their right move.
         hessian: of the layer, as in `pruning.curvature.layer_hessian`.
 
@@ -90,12 +91,15 @@ def _swept(
     for start in range(0, len(left), columns):
         block = slice(start, start + columns)
         here, corner = left[block], upper[block, block]
-        if choose != "given":
-            cost = (here / corner.diagonal()[:, None]).square().masked_fill_(~alive.T[block], -1.0)
-            quota = next(quotas) if choose == "block" else None
-            mask[block] = _chosen_again(cost.T, mask[block].T, choose, quota).T
+        quota = next(quotas)
+        window = choose if isinstance(choose, int) else len(here)
         errors = torch.zeros_like(here)
         for number in range(len(here)):
+            if choose != "given" and number % window == 0:
+                part = slice(number, number + window)
+                whole = slice(start + number, min(start + number + window, start + len(here)))
+                cost = (here[part] / corner.diagonal()[part, None]).square().masked_fill_(~alive.T[whole], -1.0)
+                mask[whole] = _chosen_again(cost.T, mask[whole].T, quota if choose == "block" else None).T
             errors[number] = here[number] / corner[number, number] * ~mask[start + number]
             here[number:].addr_(corner[number, number:], errors[number], alpha=-1.0)
         left[start + columns :].addmm_(upper[block, start + columns :].T, errors, alpha=-1.0)
@@ -113,20 +117,16 @@ def _shared_out(kept: int, alive: Tensor, columns: int) -> Iterator[int]:
         given = upto
 
 
-def _chosen_again(cost: Tensor, kept: Tensor, choose: Choose, quota: int | None) -> Tensor:
-    """Masks, [rows, columns], of the highest `cost`: `quota` of them, or as many in each window as `kept` has; the
+def _chosen_again(cost: Tensor, kept: Tensor, quota: int | None) -> Tensor:
+    """Masks, [rows, columns], of the highest `cost`: `quota` of all, or as many in each row as `kept` has there; the
     first of equals.
     """
-    rows, width = cost.shape
-    size = {"block": rows * width, "row": width}.get(str(choose)) or int(choose)
-    lacking = -width % size if choose != "block" else 0
-    windows = torch.nn.functional.pad(cost, (0, lacking), value=-2.0).reshape(-1, size)
-    counts = torch.nn.functional.pad(kept, (0, lacking)).reshape(-1, size).sum(1)
     if quota is not None:
-        counts = counts.new_full((1,), quota)
-    order = windows.argsort(dim=1, descending=True, stable=True)
-    ranks = torch.empty_like(order).scatter_(1, order, torch.arange(size, device=cost.device).expand_as(order))
-    return (ranks < counts[:, None]).reshape(rows, -1)[:, :width]
+        return top([cost.flatten()], quota)[0].view(cost.shape)
+    counts = kept.sum(1, keepdim=True)
+    order = cost.argsort(dim=1, descending=True, stable=True)
+    ranks = torch.empty_like(order).scatter_(1, order, torch.arange(cost.shape[1], device=cost.device).expand_as(order))
+    return ranks < counts
 
 
 def _check_choice(choose: Choose, columns: int) -> None:

@@ -48,8 +48,8 @@ def peak_bytes(call: Callable[[], Any]) -> tuple[Any, int]:
     return result, max(highest, _resident()) - before
 
 
-def show(title: str, columns: Row, rows: Iterable[Row], summary: Mapping[str, Any]) -> None:
-    """Print a table, each row as soon as `rows` gives it, and in the last line `summary` as JSON.
+def show(title: str, columns: Row, rows: Iterable[Row], summary: Mapping[str, Any] | None) -> None:
+    """Print a table, each row as soon as `rows` gives it, and in the last line `summary` as JSON, unless it is None.
 
     `rows` may be a generator that measures a row, writes into `summary` what it found, and yields it.
     """
@@ -58,7 +58,8 @@ def show(title: str, columns: Row, rows: Iterable[Row], summary: Mapping[str, An
     for name, *numbers in chain((columns, tuple("-" * width for width in widths)), rows):
         cells = [cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True)]
         print("  ".join([name.ljust(widths[0]), *cells]), flush=True)
-    print(json.dumps(summary))
+    if summary is not None:
+        print(json.dumps(summary))
 
 
 def _resident() -> int:

@@ -76,10 +76,10 @@ def test_masks_are_chosen_again_by_the_weights_as_the_sweep_left_them(choose, co
     windows = range(0, 12, columns)
     for start in windows:
         block = slice(start, min(start + columns, 12))
-        now = by_definition(before, mask, hessian)  # with the columns before removed, those to the right moved
-        cost = (now / factor.diagonal()).square()
         step = choose if isinstance(choose, int) else columns
         for window in range(start, block.stop, step):
+            now = by_definition(before, mask, hessian)  # with the columns before removed, those to the right moved
+            cost = (now / factor.diagonal()).square()
             part = slice(window, min(window + step, 12))
             rows = [slice(0, 4)] if choose == "block" else [slice(r, r + 1) for r in range(4)]
             for row in rows:
