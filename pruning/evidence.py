@@ -16,7 +16,7 @@ from pruning.batches import Batch, examples
 from pruning.errors import ScoreError
 from pruning.layouts import STANDARD, LaidOut, Layout, layouts
 from pruning.modes import kept_modes
-from pruning.parameters import check_whole, storage
+from pruning.parameters import check_values, check_whole, storage
 from pruning.processes import parallel
 
 Scores = dict[str, Tensor]
@@ -28,7 +28,7 @@ class Evidence:
 
     Raises:
         ScoreError: two Parameters of the model, not one in two places, share the memory of a prunable weight.
-        ParameterError: a weight is sharded over processes.
+        ParameterError: a weight is sharded over processes, or offloaded, so that its values are not here.
 
     Attributes:
         model: in the mode (train or eval) in which it is to be scored; scorers do not change it. Inside a
@@ -56,6 +56,7 @@ class Evidence:
                 f"Evidence: parameters are {type(self.parameters).__name__}, not name → parameter: give prunable(model)"
             )
         check_whole(self.model, self.parameters)
+        check_values(self.parameters)
         prunable = {storage(p): (name, p) for name, p in self.parameters.items()}
         for other, parameter in self.model.named_parameters():
             name, known = prunable.get(storage(parameter), (other, parameter))

@@ -242,32 +242,19 @@ def _decoding(model: nn.Module, asked: argparse.Namespace, found: dict[str, Any]
         masks = prune(scorers.magnitude(Evidence(model, parameters)), density, allocation=Uniform())
         deployed = deploy(model, masks, {"input_ids": one})
 
+        networks = {"dense": model, "deployed": deployed.model}
         spent = in_turn(
-            {"dense": partial(_write, model, start, one), "deployed": partial(_write, deployed.model, start, one)},
-            asked.turns,
+            {name: partial(_write, network, start, TOKENS + 1) for name, network in networks.items()}, asked.turns
         )
-        started = in_turn(
-            {"dense": partial(_read, model, start), "deployed": partial(_read, deployed.model, start)}, asked.turns
-        )
-        dense, fast = (
-            TOKENS / (statistics.median(spent[of]) - statistics.median(started[of])) for of in ("dense", "deployed")
-        )
+        began = in_turn({name: partial(_write, network, start, 1) for name, network in networks.items()}, asked.turns)
+        dense, fast = (TOKENS / (statistics.median(spent[name]) - statistics.median(began[name])) for name in networks)
         found.setdefault("decoding", {})[f"{density:g}"] = rounded(fast / dense)
         yield f"{density:g}", f"{dense:.1f}", f"{fast:.1f}", f"{fast / dense:.2f}"
 
 
-@torch.no_grad()
-def _read(network: nn.Module, start: Tensor) -> Any:
-    """The cache of a text of 64 tokens."""
-    return network(start, use_cache=True).past_key_values
-
-
-@torch.no_grad()
-def _write(network: nn.Module, start: Tensor, one: Tensor) -> None:
-    """Read that text, then pass on one token after the other."""
-    cache = _read(network, start)
-    for _ in range(TOKENS):
-        network(one, past_key_values=cache, use_cache=True)
+def _write(network: Any, start: Tensor, count: int) -> None:
+    """Read a text, and write `count` tokens."""
+    network.generate(start, max_new_tokens=count, min_new_tokens=count, do_sample=False)
 
 
 if __name__ == "__main__":

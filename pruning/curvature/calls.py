@@ -14,7 +14,7 @@ from pruning.decomposed import module_by_module
 from pruning.errors import ScoreError
 from pruning.evidence import Evidence, untouched
 from pruning.memory import Memory, arguments_of, is_copy, reads
-from pruning.parameters import check_values, is_conv1d
+from pruning.parameters import is_conv1d
 from pruning.products import operator_name
 
 
@@ -168,7 +168,6 @@ def follow_inputs(evidence: Evidence, consume: Consume) -> float:
     if evidence.loss is None:
         raise ScoreError("the inputs of layers need a forward pass: give Evidence a loss, which runs the model")
     modules = modules_with_columns(evidence)
-    check_values(evidence.parameters)
     _check_used(evidence.parameters, set(modules.values()))
     seen: set[str] = set()
 

@@ -12,7 +12,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from pruning.errors import ScoreError, ToleranceWarning
 from pruning.evidence import Evidence, Scores, accumulated, check_real, scalar_loss, untouched
 from pruning.gradients import Unreached, check_graph, mean_gradient, nodes
-from pruning.parameters import check_values
 from pruning.processes import parallel, sum_, sum_of
 
 
@@ -33,7 +32,6 @@ def hessian_product(evidence: Evidence, vectors: Mapping[str, Tensor] | None = N
     if vectors is None and (len(batches) > 1 or parallel(evidence.model) is not None):
         vectors = mean_gradient(evidence)
     check_real(evidence.parameters, "a Hessian")
-    check_values(evidence.parameters)
     names, parameters = list(evidence.parameters), list(evidence.parameters.values())
     products = {name: torch.zeros_like(accumulated(p)) for name, p in evidence.parameters.items()}
     sizes = [evidence.size(batch) for batch in batches]

@@ -31,7 +31,6 @@ from pruning.curvature.linear_maps import linear_modules
 from pruning.errors import ScoreError, first_line
 from pruning.evidence import Evidence, accumulated, check_real, untouched
 from pruning.gradients import Unreached, check_graph, leaves
-from pruning.parameters import check_values
 
 
 def passes(evidence: Evidence) -> Iterator[Pass]:
@@ -51,7 +50,6 @@ def passes(evidence: Evidence) -> Iterator[Pass]:
             raise ScoreError(f"{name}: {type(module).__name__} in train mode mixes examples: call model.eval() first")
     modules = linear_modules(evidence.model, evidence.parameters)
     check_real(evidence.parameters, "curvature")
-    check_values(evidence.parameters)
     trusted: set[str] | None = None
     unreached = Unreached(evidence, evidence.parameters)
     known: dict[int | None, set[str]] = {}  # signature of a pass → parameters whose calls mix examples

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from pruning.errors import ScoreError, first_line
 from pruning.evidence import Evidence, Scores, check_real, laid_out, output_tensor, untouched
 from pruning.gradients import check_graph, read_without_graph, refuse_hidden
-from pruning.parameters import check_values, unwrapped
+from pruning.parameters import unwrapped
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
 
@@ -30,7 +30,6 @@ def synflow(evidence: Evidence) -> Scores:
     """
     model = unwrapped(evidence.model)
     check_real(evidence.parameters, "SynFlow")
-    check_values(evidence.parameters)
     weights = {name: p.detach().abs().double().requires_grad_(True) for name, p in evidence.parameters.items()}
     others = (entry for entry in (*model.named_parameters(), *model.named_buffers()) if entry[0] not in weights)
     state = {name: _positive(name, value) for name, value in others}

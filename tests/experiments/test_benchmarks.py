@@ -246,3 +246,19 @@ def test_tags_reach_beyond_what_float32_can_count():
     places = torch.tensor([2**24, 2**24 + 1, 2**29], dtype=torch.int32) + structure_peer._FIRST_TAG
     assert places.view(torch.float32).isfinite().all()
     assert len(set(places.view(torch.float32).tolist())) == 3
+
+
+def test_language(capsys):
+    pytest.importorskip("transformers")
+    from experiments.benchmarks import language  # noqa: PLC0415  # needs an extra
+
+    sizes = ("--pieces", "8", "--length", "16", "--turns", "1", "--depths", "2", "--densities", "0.5")
+    lines, found = run(language, capsys, "--model", "tiny", *sizes)
+    assert len(lines) > 20
+    assert found["perplexity"].keys() == {f"{name} {how}" for name in ("wanda", "sparsegpt") for how in ("50 %", "2:4")}
+    for name, (ours, peer) in found["perplexity"].items():
+        assert ours == pytest.approx(peer, rel=0.02 if name.startswith("sparsegpt") else 1e-3)
+    assert positive(found["ratio"])
+    assert found["memory"]["2"]["bound"] > 0
+    assert positive(found["decoding"])
+    assert found["decoding"].keys() == {"0.3", "0.2", "0.1"}

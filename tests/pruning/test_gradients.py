@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from pruning import Evidence, Masks, prunable, prune, scorers
 from pruning.errors import ParameterError, ScoreError
 from pruning.evidence import Scores
 from pruning.gradients import mean_gradient
+from pruning.sequential import sequentially
 
 BY_GRADIENT: dict[str, Callable[[Evidence], Scores]] = {
     "gradient": scorers.gradient,
@@ -297,11 +299,22 @@ def test_grasp_of_a_compiled_model_is_that_of_the_model() -> None:
 def test_weights_without_values_are_refused() -> None:
     model = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3))
     model[1].to("meta")
-    for scorer in (*BY_GRADIENT.values(), *BY_CURVATURE.values(), scorers.wanda, scorers.obs, scorers.synflow):
-        with pytest.raises(ParameterError, match=r"1\.weight: is on the meta device"):
-            scorer(case(model))
+    with pytest.raises(ParameterError, match=r"1\.weight: is on the meta device"):
+        case(model)
     with pytest.raises(ScoreError, match=r"1\.weight: the score is on the meta device"):
-        prune(scorers.magnitude(case(model)), 0.5)
+        prune({name: p.detach() for name, p in prunable(model).items()}, 0.5)
+
+
+@pytest.mark.parametrize("offload", ["cpu_offload", "disk_offload"])
+def test_an_offloaded_model_is_refused_by_name(offload: str, tmp_path: Path) -> None:
+    """accelerate leaves its weights on the meta device between passes, block by block too."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
+    places = {"offload_dir": str(tmp_path)} if offload == "disk_offload" else {}
+    getattr(accelerate, offload)(model, execution_device="cpu", **places)
+    with pytest.raises(ParameterError, match=r"0\.weight: is on the meta device, .* \(offloaded"):
+        Evidence(model, prunable(model))
+    with pytest.raises(ParameterError, match="is on the meta device"):
+        sequentially(model, [torch.randn(2, 4)], scorers.magnitude, names=["0", "1"])
 
 
 @pytest.fixture
