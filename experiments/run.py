@@ -12,6 +12,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import count
 from pathlib import Path
@@ -38,10 +39,12 @@ from experiments.running.setting import Setting
 from experiments.runtime.errors import report_error
 from experiments.runtime.extras import PLUGINS, missing
 from experiments.runtime.processes import is_main_process
+from experiments.store.artefacts import AbsentError, Made
 from experiments.store.identity import read_code
 from experiments.store.networks import Network
 from experiments.tasks import check_fit
 from experiments.tracking import Guarded, Nothing, leave
+from experiments.training.loop import check_recipe
 from pruning.errors import ConfigurationError, PruningError
 
 log = logging.getLogger("experiments")
@@ -147,8 +150,23 @@ def _check_before_training(setting: Setting, schedule: Schedule) -> None:
     if config.calibration == "sequential":
         stages.check_blocks(setting, model)
     _check_what_is_left(setting, model, schedule)
-    check_fit(setting.task, model, setting.splits, f"model={short_name(config.model)}")
+    trained = config.when != "pretrained" or config.recovery.epochs != 0
+    check_fit(setting.task, model, setting.splits, f"model={short_name(config.model)}", trained)
     setting.learning_rate(0.0)
+    recipe = setting.recipe(range(0), setting.learning_rate, 1)
+    check_recipe(recipe, model, setting.splits.train)
+    _check_scorer(setting)
+
+
+def _check_scorer(setting: Setting) -> None:
+    """Score a few examples where the dense network is still to be trained, and whole networks are scored at all."""
+    config = setting.config
+    if config.when == "pretrained" or config.calibration != "whole" or stages.reaches_density_while_training(config):
+        return
+    try:
+        stages.dense(replace(setting, store=Made(setting.store.root)))
+    except AbsentError:
+        stages.check_scorer(setting)
 
 
 def _check_what_is_left(setting: Setting, model: nn.Module, schedule: Schedule) -> None:

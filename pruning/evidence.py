@@ -168,8 +168,13 @@ def scalar_loss(evidence: Evidence, batch: Batch) -> Tensor:
 
 
 def output_tensor(outputs: Any) -> Tensor:
-    """The outputs on which the loss depends: the tensor itself, or the logits of a transformers-like output."""
-    found = outputs if isinstance(outputs, Tensor) else getattr(outputs, "logits", None)
+    """The outputs on which the loss depends: the tensor itself, the only one of a tuple, or what is named logits."""
+    if isinstance(outputs, Tensor):
+        return outputs
+    found = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
+    if isinstance(outputs, tuple | list) and not isinstance(found, Tensor):
+        tensors = [one for one in outputs if isinstance(one, Tensor)]
+        found = tensors[0] if len(tensors) == 1 else None
     if not isinstance(found, Tensor):
         raise ScoreError(
             f"the model's output is no tensor, and has none named logits, but a {type(outputs).__name__}: "

@@ -2,12 +2,14 @@
 
 import hashlib
 import logging
+import os
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import keystr, tree_leaves_with_path
 from torch.utils.data import Subset
 
 from experiments.data import Data, Examples, Splits
@@ -29,16 +31,37 @@ def content_of_data(splits: Splits) -> list[str]:
 
 
 def content_of_tensors(tensors: Mapping[str, Any]) -> str:
-    """SHA-256 of names, types, shapes and values, the first 32 digits of 64."""
+    """SHA-256 of names, types, shapes and values in their order, the first 32 digits of 64."""
     digest = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        for leaf in tree_leaves(value):
-            if isinstance(leaf, Tensor):
-                digest.update(f"{name} {leaf.dtype} {list(leaf.shape)};".encode())
-                flat = leaf.detach().cpu().contiguous().reshape(-1)
-                digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
-            else:
-                digest.update(f"{name} {leaf!r};".encode())
+    for path, leaf in tree_leaves_with_path(dict(tensors)):  # in their order, by which a model may be called
+        name = keystr(path)
+        if isinstance(leaf, Tensor):
+            digest.update(f"{name} {leaf.dtype} {list(leaf.shape)};".encode())
+            flat = leaf.detach().cpu().contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+        else:
+            digest.update(f"{name} {leaf!r};".encode())
+    return digest.hexdigest()[:32]
+
+
+def content_of_files(value: Any) -> dict[str, str]:
+    """Path → SHA-256 of the content, of every text in nested mappings and lists that is the path of a file."""
+    if isinstance(value, Mapping | list | tuple):
+        parts = value.values() if isinstance(value, Mapping) else value
+        return {path: digest for part in parts for path, digest in content_of_files(part).items()}
+    is_path = isinstance(value, str) and (os.sep in value or "." in value) and "\0" not in value and len(value) < 4096
+    if not is_path or not os.path.isfile(value):
+        return {}
+    state = os.stat(value)
+    return {value: _content_of_file(value, state.st_mtime_ns, state.st_size)}
+
+
+@lru_cache(maxsize=64)
+def _content_of_file(path: str, changed: int, size: int) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()[:32]
 
 

@@ -38,7 +38,7 @@ class Data(Protocol):
 class Examples(Mapping[str, Any]):
     """Columns in memory, one row an example. A batch is a dict of the same columns, with fewer rows."""
 
-    def __init__(self, **columns: Any):
+    def __init__(self, /, **columns: Any):
         """Make examples of columns: tensors, or trees of tensors, with one row an example.
 
         Raises:
@@ -65,10 +65,10 @@ class Examples(Mapping[str, Any]):
         return self._length
 
     def batches(self, chosen: Iterable[Positions], noise: int = 0) -> Iterator[Batch]:
-        """A batch for each of `chosen`; views where it is a range."""
+        """A batch for each of `chosen`: copies, as models and losses may write into what they get."""
         for some in chosen:
             if isinstance(some, slice):
-                yield cut(self._columns, some)
+                yield {name: tree_map(Tensor.clone, column) for name, column in cut(self._columns, some).items()}
             else:
                 yield {name: _gathered(column, some) for name, column in self.items()}
 
@@ -111,11 +111,16 @@ def cut(batch: Batch, part: slice) -> Batch:
 
 
 def chunks(batch: Batch, parts: int) -> Sequence[Batch]:
-    """A batch in at most `parts` of one size, but for the last, as `torch.chunk` has them."""
+    """A batch in at most `parts` of one size, but for the last, as `torch.chunk` has them. A single example left over
+    joins those before it: batch norm cannot train on one.
+    """
     if parts == 1:
         return [batch]
     count = rows_of(batch)
-    return [cut(batch, part) for part in consecutive(count, -(-count // parts))]
+    found = consecutive(count, -(-count // parts))
+    if len(found) > 1 and found[-1].stop - found[-1].start == 1 < found[0].stop:
+        found[-2:] = [slice(found[-2].start, count)]
+    return [cut(batch, part) for part in found]
 
 
 def _gathered(column: Any, chosen: Tensor) -> Any:

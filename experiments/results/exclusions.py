@@ -32,6 +32,9 @@ def reasons(frame: pd.DataFrame, value: Value) -> pd.Series:
     that who averages it raises.
     """
     found = pd.Series("", frame.index, dtype=object)
+    loss = f"{value.part}_loss" if value.part else ""
+    if loss in frame:  # outputs that are NaN have an accuracy too
+        found[_describes(frame, value) & frame[loss].isna()] = f"{loss} is not finite"
     found[_describes(frame, value) & _missing(frame, value)] = f"{value.column} is not finite"
     if "diverged" not in frame:
         return found

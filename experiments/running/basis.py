@@ -18,12 +18,13 @@ from torch import nn
 from experiments.configuration.targets import instantiate, short_name, without_return_check
 from experiments.configuration.views import FREE, UndeclaredFieldError, covers, view
 from experiments.data import Splits
-from experiments.data.content import content_of_data, content_of_tensors
+from experiments.data.content import content_of_data, content_of_files, content_of_tensors
 from experiments.running.parts import made_from
 from experiments.runtime.processes import on_cpu
 from experiments.runtime.progress import Progress, progress
 from experiments.runtime.seeding import seeded
 from experiments.store import Artefact, Store
+from experiments.store.attributes import content_of_attributes
 from experiments.store.identity import WITHOUT_EFFECT, identity_of
 from experiments.store.sources import digests
 from experiments.tasks import Task
@@ -97,6 +98,11 @@ class Basis:
         found = identity_of(self.whole.as_dict(), *sorted(self.taken))
         if covers(self.taken, "data.load"):
             found["content of data"] = self.only("data.load").content
+        if covers(self.taken, "task") and not self.whole.task["_target_"].startswith("experiments.tasks."):
+            found["content of task"] = content_of_attributes(self.only("task").first_task)
+        files = content_of_files({name: part for name, part in found.items() if name != "model"})
+        if files:
+            found["content of files"] = files
         if covers(self.taken, "model") and self._reads_files:
             found["content of weights"] = replace(self, taken=None, inherited=frozenset()).initial_content
         return found
@@ -119,12 +125,18 @@ class Basis:
     @made_from("data.load")
     def splits(self) -> Splits:
         """The data."""
-        splits: Splits = instantiate("data.load", self.config.data["load"])
+        with seeded(0, "data"):  # what a loader draws without a seed is the same each time
+            splits: Splits = instantiate("data.load", self.config.data["load"])
         return splits
 
-    @made_from("task")
+    @property
     def task(self) -> Task:
-        """The task: loss and metrics."""
+        """The task: loss and metrics; a copy each time, so that no stage finds what another has changed in it."""
+        return deepcopy(self.first_task)
+
+    @made_from("task")
+    def first_task(self) -> Task:
+        """The task as it was made."""
         task: Task = instantiate("task", self.config.task)
         if not isinstance(task, Task):
             raise ConfigurationError(
@@ -158,6 +170,7 @@ class Basis:
         code = digests(known, WITHOUT_EFFECT)
         masks = getattr(model, "starting_masks", None)
         found = [content_of_tensors(model.state_dict()), json.dumps(form, sort_keys=True, default=str), code]
+        found.append(content_of_attributes(model))
         return [*found, content_of_tensors(masks)] if masks is not None else found
 
     @made_from("device")

@@ -241,6 +241,23 @@ class Store:
             ) from error
 
 
+@dataclass(frozen=True)
+class Made(Store):
+    """A store that makes nothing: it gives what is there already."""
+
+    def obtain(self, kind: str, identity: Mapping[str, Any], make: Callable[[Path], None]) -> Artefact:
+        """The artefact of `identity`. Raises `AbsentError` where it is not there, or is damaged."""
+        key = artefact_key(identity)
+        folder = self.root / kind / key
+        if _damage(partial(manifest.check, folder, kind, identity)) is not None:
+            raise AbsentError(f"{folder}: is not there")
+        return Artefact(kind, key, folder)
+
+
+class AbsentError(ArtefactError):
+    """An artefact is not in the store."""
+
+
 def _here(kind: str, key: str) -> str:
     """Prefix of this machine's temporary folders: those of another may be in use, where locks are not shared."""
     return f"{kind}-{key}-{socket.gethostname()}@"

@@ -93,6 +93,10 @@ class Classification(Task):
             for name, k in found.items()
         }
 
+    def measured(self, outputs: Any, batch: Batch) -> tuple[Tensor, ...]:
+        """Probabilities [n, classes], and targets."""
+        return widened(output_tensor(outputs)).softmax(1), batch[self.targets]
+
     def check(self, data: Data, batch: Batch) -> None:
         """Class indices from 0, in all examples that are in memory."""
         targets = targets_of("classification", self, data, batch)

@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from experiments.data.examples import Batch, Examples, Splits, chunks, rows_of, take
 from experiments.runtime.errors import kind_and_message
 from experiments.tasks.task import FAILURES, Task, call
-from pruning.errors import ConfigurationError, DataError, ModelError
-from pruning.modes import eval_mode
+from pruning.errors import ConfigurationError, DataError, ModelError, ScoreError
+from pruning.evidence import untouched
 
 
 @torch.no_grad()
-def check_fit(task: Task, model: nn.Module, splits: Splits, what: str) -> None:
-    """Raise a one-line error where data do not fit the task, `model` cannot be called with them, or its loss fails."""
+def check_fit(task: Task, model: nn.Module, splits: Splits, what: str, trained: bool = True) -> None:
+    """Raise a one-line error where data do not fit the task, `model` cannot be called with them, or its loss fails; in
+    train mode too, if it is to be `trained`.
+    """
     if not isinstance(splits, Splits):
         raise DataError(f"data.load: returns {type(splits).__name__}: give experiments.data.Splits")
     for name in ("test", "validation", "train"):
@@ -26,26 +28,32 @@ def check_fit(task: Task, model: nn.Module, splits: Splits, what: str) -> None:
             task.check(data, take(data, 4))
         except DataError as error:
             raise DataError(f"{error} (in the {name} part)") from error
-    batch = take(splits.train, 4)
+    with untouched(model):
+        model.eval()
+        batch = take(splits.train, 4)
+        _check_own(task, model, batch, _called(task, model, batch, what))
+        if trained:
+            model.train()
+            _called(task, model, take(splits.train, 4), f"{what}, in train mode,")
+
+
+def _called(task: Task, model: nn.Module, batch: Batch, what: str) -> Any:
+    """The loss of `batch`. Raises a one-line error where the model or the loss fails."""
     columns = ", ".join(f"{name} {list(rows.shape)}" for name, rows in batch.items() if isinstance(rows, Tensor))
-    with eval_mode(model):
-        try:
-            outputs = call(task, model, batch)
-        except FAILURES as error:
-            raise ModelError(
-                f"{what}: cannot be called with the data's {columns} ({kind_and_message(error)})"
-            ) from error
-        try:
-            loss = task.loss(outputs, batch)
-        except ModelError as error:
-            raise ModelError(f"{what}: {error}") from error
-        except FAILURES as error:
-            given = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-            raise ModelError(
-                f"{what}: gives {given} for {columns}, but the loss of task={type(task).__name__} fails "
-                f"({kind_and_message(error)})"
-            ) from error
-        _check_own(task, model, batch, loss)
+    try:
+        outputs = call(task, model, batch)
+    except FAILURES as error:
+        raise ModelError(f"{what}: cannot be called with the data's {columns} ({kind_and_message(error)})") from error
+    try:
+        return task.loss(outputs, batch, training=model.training)
+    except (ModelError, ScoreError) as error:  # the second of outputs that are no tensor
+        raise ModelError(f"{what}: {error}") from error
+    except FAILURES as error:
+        given = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ModelError(
+            f"{what}: gives {given} for {columns}, but the loss of task={type(task).__name__} fails "
+            f"({kind_and_message(error)})"
+        ) from error
 
 
 def _check_own(task: Task, model: nn.Module, batch: Batch, loss: Any) -> None:
@@ -61,8 +69,13 @@ def _check_own(task: Task, model: nn.Module, batch: Batch, loss: Any) -> None:
         return  # torchmetrics takes seconds to import, and a run that is finished needs none
     alone = [float(task.loss(call(task, model, one), one)) for one in chunks(batch, rows_of(batch))]
     total = math.fsum(alone)
-    if len(alone) > 1 and total and abs(float(loss) - total / len(alone)) < 1e-4 * abs(total):
-        raise ConfigurationError(f'{name}: its loss is a mean over the batch: give the sum, as by reduction="sum"')
+    close = abs(float(loss) - total) <= 1e-3 * max(map(abs, (total, *alone)))  # not where an example's is NaN
+    if task.additive and math.isfinite(float(loss)) and not close:
+        raise ConfigurationError(
+            f"{name}: its loss of {len(alone)} examples together is {float(loss):.4g}, and {total:.4g} one by one: give"
+            ' the sum, as by reduction="sum", and its denominator by count(); or set additive = False in a task whose '
+            "loss is of whole batches"
+        )
     try:
         found = task.evaluate(model, Examples(**batch))
     except FAILURES as error:

@@ -72,6 +72,10 @@ class Multilabel(Task):
         """1 where the logit is above 0, and targets, both int64 [n, labels]."""
         return (output_tensor(outputs) > 0).long(), batch[self.targets].long()
 
+    def measured(self, outputs: Any, batch: Batch) -> tuple[Tensor, ...]:
+        """Probabilities, and targets, int64, both [n, labels]."""
+        return widened(output_tensor(outputs)).sigmoid(), batch[self.targets].long()
+
     def check(self, data: Data, batch: Batch) -> None:
         """Zeros and ones, in all examples that are in memory."""
         targets = targets_of("multilabel", self, data, batch)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from experiments.records.metrics import LOSS, Metric
 from experiments.runtime.errors import kind_and_message
 from experiments.tasks.metric import value_of
 from pruning.errors import ConfigurationError, DataError
-from pruning.evidence import output_tensor
+from pruning.evidence import output_tensor, untouched
 from pruning.inputs import Inputs, arguments
 from pruning.modes import eval_mode
 
@@ -42,7 +42,10 @@ class Task:
         call: with several columns, whether the model takes them as "keywords", as "positional" arguments in their
             order, or as one "dictionary". A single column is the model's only argument, unless it is a dictionary.
         evaluation_batch: examples in a forward pass of the evaluation.
-        metrics: torchmetrics objects that are measured besides, by name: see `predictions`.
+        metrics: torchmetrics objects that are measured besides, by name: see `measured`.
+        better: of metrics of which torchmetrics does not say it, whether "higher" or "lower" is better, by name.
+        additive: whether the loss of a batch is the sum of its examples' losses. Only a loss of whole batches, as a
+            contrastive one, is not: then `training.accumulate` and per-example curvature mean something else.
     """
 
     columns: Sequence[str] | None = None
@@ -50,6 +53,8 @@ class Task:
     call: str = "keywords"
     evaluation_batch: int = 1000
     metrics: Mapping[str, torchmetrics.Metric] = field(default_factory=dict)
+    better: Mapping[str, str] = field(default_factory=dict)
+    additive: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.call not in CALLS:
@@ -76,8 +81,14 @@ class Task:
         return {}
 
     def predictions(self, outputs: Any, batch: Batch) -> tuple[Tensor, ...]:
-        """Predictions and targets, with which torchmetrics objects are updated."""
+        """Predictions and targets, with which its own torchmetrics objects are updated."""
         return output_tensor(outputs), batch[self.targets]
+
+    def measured(self, outputs: Any, batch: Batch) -> tuple[Tensor, ...]:
+        """Predictions and targets, with which those of `metrics` are updated: `predictions`, unless these are no
+        probabilities, of which torchmetrics would guess by their values whether they are.
+        """
+        return self.predictions(outputs, batch)
 
     def derived(self, loss: float) -> dict[str, float]:
         """Metrics that follow from the mean loss."""
@@ -94,7 +105,7 @@ class Task:
 
     def all_metrics(self) -> tuple[Metric, ...]:
         """Descriptions of all numbers in `evaluate`, the headline first, the loss last."""
-        others = tuple(Metric(name, one.higher_is_better is not False) for name, one in self.metrics.items())
+        others = tuple(Metric(name, self._is_higher_better(name, one)) for name, one in self.metrics.items())
         found = (*self.described(), *others, LOSS)
         names = [metric.name for metric in found]
         wrong = [name for name in names if names.count(name) > 1 or not re.fullmatch(r"[a-zA-Z]\w*", name)]
@@ -104,6 +115,16 @@ class Task:
                 "each with a name of its own, of letters, digits and underscores"
             )
         return found
+
+    def _is_higher_better(self, name: str, measure: torchmetrics.Metric) -> bool:
+        said = {True: "higher", False: "lower"}.get(measure.higher_is_better)  # type: ignore[arg-type]  # None too
+        asked = self.better.get(name, said)
+        if asked not in ("higher", "lower"):
+            raise ConfigurationError(
+                f"task.metrics.{name}: {type(measure).__name__} does not say whether higher is better: set "
+                f"++task.better.{name}=higher or lower"
+            )
+        return asked == "higher"
 
     def inputs(self, batch: Batch) -> Inputs:
         """The inputs of the model."""
@@ -124,23 +145,25 @@ class Task:
     def evaluate(self, model: nn.Module, data: Data) -> dict[str, float]:
         """Every metric over all of `data`, whatever the batches; `model` is in eval mode."""
         device = next(model.parameters()).device
-        measures = self.measures() | {name: deepcopy(measure) for name, measure in self.metrics.items()}
-        for measure in measures.values():
+        own, others = self.measures(), {name: deepcopy(measure) for name, measure in self.metrics.items()}
+        for measure in (*own.values(), *others.values()):
             measure.to(device)
         loss, count = 0.0, 0.0
         for batch in data.to(device).batches(consecutive(len(data), self.evaluation_batch)):
             outputs = call(self, model, batch)
             loss += float(self.loss(outputs, batch))
             count += float(self.count(batch))
-            if measures:
-                found = self.predictions(outputs, batch)
+            for measures, give in ((own, self.predictions), (others, self.measured)):
+                found = give(outputs, batch) if measures else ()
                 for name, measure in measures.items():
                     _update(name, measure, found)
         if not count:
             raise DataError("task: nothing in these data counts, so that there is no mean: give labels")
         mean = loss / count
         values = (
-            {name: _value(name, measure) for name, measure in measures.items()} | self.derived(mean) | {"loss": mean}
+            {name: _value(name, measure) for name, measure in (own | others).items()}
+            | self.derived(mean)
+            | {"loss": mean}
         )
         return {metric.name: values[metric.name] for metric in self.all_metrics()}
 
@@ -207,6 +230,6 @@ def counts(task: Task) -> Callable[[Batch], float] | None:
 
 @torch.no_grad()
 def evaluate(task: Task, model: nn.Module, data: Data) -> dict[str, float]:
-    """`task.evaluate` in eval mode; the modes of the model's modules are put back."""
-    with eval_mode(model):
+    """`task.evaluate` in eval mode; modes, buffers and random state are put back."""
+    with untouched(model), eval_mode(model):
         return task.evaluate(model, data)

@@ -8,7 +8,7 @@ from torch import Tensor
 from experiments.data import Batch, Data
 from experiments.runtime.seeding import derived_seed, generator
 from experiments.tasks import Task
-from experiments.training.recipe import Recipe
+from experiments.training.recipe import Augmentation, Recipe
 from pruning.errors import DataError
 
 
@@ -31,16 +31,19 @@ def upcoming(examples: Data, recipe: Recipe, task: Task, steps: range, length: i
         numbers = slice(begin, min(length, steps.stop - epoch * length))
         for number, batch in enumerate(batches(examples, recipe.batch_size, recipe.seed, epoch, numbers), begin):
             if recipe.augment is not None:
-                if "inputs" not in batch:
-                    raise DataError(
-                        f"data.augment: changes the column inputs, and the data have {', '.join(batch)}: set "
-                        "data.augment=null"
-                    )
-                noise = generator(recipe.seed, "augmentation", epoch, number)
-                batch["inputs"] = recipe.augment(batch["inputs"], noise)
+                batch = augmented(recipe.augment, batch, generator(recipe.seed, "augmentation", epoch, number))
             if augmenting:
                 batch = task.augment(batch, generator(recipe.seed, "task", epoch, number))
             yield batch
+
+
+def augmented(augment: Augmentation, batch: Batch, noise: torch.Generator) -> Batch:
+    """`batch` with its column "inputs" changed."""
+    if "inputs" not in batch:
+        raise DataError(
+            f"data.augment: changes the column inputs, and the data have {', '.join(batch)}: set data.augment=null"
+        )
+    return batch | {"inputs": augment(batch["inputs"], noise)}
 
 
 def _cut(order: Tensor, size: int) -> list[Tensor]:

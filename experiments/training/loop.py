@@ -19,18 +19,20 @@ from torch.optim import Optimizer
 
 from experiments.data import Batch, Data
 from experiments.data.examples import chunks, cut, rows_of, take
+from experiments.runtime.errors import kind_and_message
 from experiments.runtime.processes import is_main_process, on_cpu, rank, world_size
 from experiments.runtime.progress import Progress
 from experiments.runtime.seeding import reseed, seeded
+from experiments.store.attributes import Kept
 from experiments.tasks import Task, call, evaluate
-from experiments.training.batches import steps_per_epoch, upcoming
+from experiments.training.batches import augmented, steps_per_epoch, upcoming
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.execution import execution_of
 from experiments.training.recipe import Recipe
 from experiments.training.state import Epoch, TrainingState, from_tree, to_tree
 from pruning import Masks
 from pruning.dynamic import FixedMasks, Regime
-from pruning.errors import ConfigurationError, MaskError
+from pruning.errors import ConfigurationError, DataError, MaskError
 from pruning.execution import Execution, ExecutionPolicy, masked
 from pruning.rewind import RewindPoint
 
@@ -131,6 +133,7 @@ def train(
         if tree is not None:
             state = from_tree(tree, model, optimizer, execution, accelerated)
         prepared.train()
+        kept = None if tree is not None else Kept.of(model=model, task=task)
         began, last_saved = time.perf_counter() - state.seconds, time.monotonic()
         for batch in upcoming(examples, recipe, task, range(state.step, recipe.steps.stop), length):
             number, place = divmod(state.step, length)
@@ -139,6 +142,8 @@ def train(
             _set_rates(optimizer, base_rates, recipe.factor(state.step / recipe.total))
             count = task.count(batch)
             state.add(_step(prepared, stepper, batch, count, recipe, task, accelerated, execution), count)
+            if kept is not None:  # asked once, after the first step
+                checkpoints, kept = (None if kept.report_changes() else checkpoints), None
             ends = state.step % length == 0 or state.step == recipe.steps.stop
             found = evaluate(task, model, validation)[headline.name] if ends and recipe.best_on_validation else None
             state.seconds = time.perf_counter() - began
@@ -154,13 +159,33 @@ def train(
         end = RewindPoint.capture(model, optimizer, step=state.step) if recipe.keep_end else None
     if state.best is not None:
         model.load_state_dict(state.best[1])
-    if masking is None:
-        return Trained(state.epochs, None, end, (), state.lost, state.first_loss)
-    if recipe.steps and not masking.masks.agree(model):
+    final = None if masking is None else _finished(masking, model, trained=bool(recipe.steps))
+    return Trained(state.epochs, final, end, sparse, state.lost, state.first_loss)
+
+
+def _finished(masking: Regime, model: nn.Module, trained: bool) -> Masks:
+    """The masks at the end, which hold in `model`."""
+    if trained and not masking.masks.agree(model):
         raise MaskError("removed weights came back in training: something writes to them past the optimizer")
     final = masking.finish()
     final.apply_(model)
-    return Trained(state.epochs, final, end, sparse, state.lost, state.first_loss)
+    return final
+
+
+def check_recipe(recipe: Recipe, model: nn.Module, examples: Data) -> None:
+    """Raise one-line errors for an optimizer that cannot be made of `model`, and an augmentation that fails on the
+    first of `examples`.
+    """
+    _optimizer(recipe, model)
+    if recipe.augment is None:
+        return
+    batch = take(examples, 4)
+    try:
+        changed_inputs = augmented(recipe.augment, batch, torch.Generator().manual_seed(0))["inputs"]
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise DataError(f"data.augment: fails on the data's inputs ({kind_and_message(error)})") from error
+    if len(changed_inputs) != len(batch["inputs"]):
+        raise DataError("data.augment: gives another number of examples: give back as many")
 
 
 def _optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:

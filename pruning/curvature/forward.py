@@ -13,6 +13,7 @@ from pruning.curvature.calls import Use, uses
 from pruning.curvature.linear_maps import factors
 from pruning.errors import ScoreError
 from pruning.evidence import Evidence, Scores, accumulated, output_tensor
+from pruning.inputs import tensors_in
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,25 @@ def run(evidence: Evidence, batch: Batch) -> tuple[Tensor, Tensor]:
     with _outputs(evidence.local) as outputs:
         loss = evidence.loss(evidence.local, batch)
     size = examples(batch)
-    whole = output_tensor(outputs[-1] if outputs else None)
+    whole = _outputs_of_loss(loss, outputs[-1] if outputs else None)
     if not whole.dim() or len(whole) != size:
         raise ScoreError(f"the model's output has shape {list(whole.shape)} for {size} examples: put examples first")
     if not whole.requires_grad:
         raise ScoreError("the model's output has no gradient: its weights are used under no_grad, or detached")
     return loss, whole
+
+
+def _outputs_of_loss(loss: Tensor, outputs: Any) -> Tensor:
+    """The outputs; of several tensors in a tuple or a mapping the one that the loss depends on."""
+    try:
+        return output_tensor(outputs)
+    except ScoreError:
+        among = [one for one in tensors_in(outputs) if one.requires_grad]
+        slopes = torch.autograd.grad(loss, among, retain_graph=True, allow_unused=True) if among else ()
+        seen = [one for one, slope in zip(among, slopes, strict=True) if slope is not None]
+        if len(seen) != 1:
+            raise
+        return seen[0]
 
 
 @contextmanager

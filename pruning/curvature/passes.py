@@ -130,8 +130,9 @@ def _check_alone(evidence: Evidence, taken: Pass) -> None:
         whole = taken.outputs.detach()[one]
         if alone.shape != whole.shape or not close(accumulated(alone), accumulated(whole), tolerance):
             raise ScoreError(
-                "an example has other outputs alone than in its batch: the model mixes examples, or something else "
-                "comes first (time, say): put examples first, or use a scorer of the whole batch, as taylor"
+                "an example has other outputs alone than in its batch: the model mixes examples, counts its calls in a "
+                "buffer, or something else comes first (time, say): put examples first, or use a scorer of the whole "
+                "batch, as taylor"
             )
         if not float(taken.counts[number]):
             continue

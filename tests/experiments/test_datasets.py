@@ -251,3 +251,17 @@ def test_columns_of_a_batch_have_as_many_rows_as_it_has_examples():
 
     with pytest.raises(DataError, match="column targets has 10 rows for 5 examples"):
         list(batches(DatasetExamples(Pairs(), collate=collate), 5, 4, 0))
+
+
+def test_a_column_may_have_any_name():
+    assert list(Examples(self=torch.zeros(2), columns=torch.ones(2))) == ["self", "columns"]
+
+
+def test_batches_are_copies_of_the_examples():
+    data = Examples(inputs=torch.zeros(4, 2), nested={"a": [torch.zeros(4)]})
+    for chosen in (slice(0, 3), torch.tensor([0, 2])):
+        (batch,) = data.batches([chosen])
+        batch["inputs"] += 1
+        batch["nested"]["a"][0] += 1
+    assert not data["inputs"].any()
+    assert not data["nested"]["a"][0].any()

@@ -275,3 +275,12 @@ def test_a_sweep_with_runs_that_diverged_is_reported(tmp_path, capsys):
     table.loc[table["level"] == 0, "diverged"] = 3  # as of dense networks that diverged, and tickets that did not
     assert gallery(table, FigureOptions(store=tmp_path / "store"), tmp_path / "out")[1] == []
     assert "dense" not in pd.read_csv(tmp_path / "out" / "weights.csv")["method"].tolist()
+
+
+def test_a_metric_of_outputs_whose_loss_is_not_finite_does_not_count():
+    """Outputs that are NaN, as of NaN in a Dataset, have an accuracy too."""
+    table = sweep().assign(test_loss=0.3, validation_loss=0.2)
+    table.loc[(table["run"] == "snip-1") & (table["level"] == 2), "test_loss"] = math.nan
+    value = resolve(table)
+    assert exclusions(table, value) == ["run snip-1: test_loss is not finite (level 2)"]
+    assert len(counted(table, value)) == len(table) - 1

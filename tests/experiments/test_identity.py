@@ -194,7 +194,9 @@ def test_a_stage_reads_what_it_takes_and_what_it_inherits_and_nothing_else(tmp_p
 
 def test_a_part_is_shared_and_still_only_for_who_has_its_fields(tmp_path):
     setting = Setting(configured(), Store(tmp_path))
-    assert setting.only("task").task is setting.task
+    assert setting.only("data.load").splits is setting.splits
+    assert setting.only("task").task == setting.task
+    assert setting.task is not setting.task  # which a stage may change
     with pytest.raises(UndeclaredFieldError, match="task"):
         _ = setting.only("seed", "model").task
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from experiments.data import Examples, Splits
+from experiments.data.examples import chunks
 from experiments.tasks import (
     Classification,
     LanguageModelling,
@@ -469,7 +471,7 @@ class Poor(Classification):
         ("empty", "give at least one of its own"),
         ("name", "'my metric'.*letters, digits and underscores"),
         ("lacking", r"cannot be evaluated \(KeyError: 'right'\)"),
-        ("mean", "its loss is a mean over the batch: give the sum"),
+        ("mean", r"its loss of 4 examples together is 1\.304, and 5\.217 one by one: give the sum"),
     ],
 )
 def test_what_a_task_of_ones_own_lacks_is_said_before_training(fault, words):
@@ -498,10 +500,149 @@ def test_a_metric_of_the_wrong_kind_is_named(metric, words):
 
 def test_metrics_with_one_name_are_refused():
     with pytest.raises(ConfigurationError, match="'accuracy', 'accuracy', 'loss'"):
-        Classification(classes=3, metrics={"accuracy": torchmetrics.MeanMetric()}).all_metrics()
+        Classification(classes=3, metrics={"accuracy": torchmetrics.MeanSquaredError()}).all_metrics()
+
+
+def test_a_metric_without_a_direction_is_asked_for_it():
+    task = Classification(classes=3, metrics={"mine": torchmetrics.MeanMetric()})
+    with pytest.raises(
+        ConfigurationError, match=r"^task\.metrics\.mine: MeanMetric does not say .* \+\+task\.better\.mine="
+    ):
+        task.all_metrics()
+    for word, higher in (("higher", True), ("lower", False)):
+        found = {one.name: one.higher_is_better for one in replace(task, better={"mine": word}).all_metrics()}
+        assert found == {"accuracy": True, "mine": higher, "loss": False}
 
 
 def test_a_target_that_is_no_class_is_refused_wherever_it_comes():
     for wrong in (-100, -1, 3):
         with pytest.raises(DataError, match=f"Target {wrong} is out of bounds. There are 3 classes"):
             Classification(classes=3).loss(torch.zeros(2, 3), {"targets": torch.tensor([0, wrong])})
+
+
+class Averaged(Classification):
+    """Whose loss is torch's own mean, of what has weights or is not ignored."""
+
+    options: ClassVar[dict] = {}
+
+    def loss(self, outputs, batch, training=False):
+        return nn.functional.cross_entropy(outputs, batch["targets"], **self.options)
+
+
+@pytest.mark.parametrize("options", [{}, {"weight": torch.tensor([1.0, 2.0, 5.0])}, {"ignore_index": 1}])
+def test_every_mean_is_refused_as_a_loss(options):
+    data = three(inputs=torch.randn(6, 4), targets=torch.tensor([0, 1, 2, 0, 1, 2]))
+    task = Averaged(classes=3)
+    task.options = options | {"reduction": "sum"}
+    check_fit(task, nn.Linear(4, 3), data, "model=x")
+    task.options = options
+    with pytest.raises(
+        ConfigurationError, match=r"4 examples together is .* one by one: give the sum.*additive = False"
+    ):
+        check_fit(task, nn.Linear(4, 3), data, "model=x")
+
+
+def test_a_loss_of_whole_batches_says_so():
+    class Contrast(Classification):
+        additive: ClassVar[bool] = False
+
+        def loss(self, outputs, batch, training=False):
+            return torch.logsumexp(outputs @ outputs.T, 1).sum()
+
+    data = three(inputs=torch.randn(6, 4), targets=torch.tensor([0, 1, 2, 0, 1, 2]))
+    check_fit(Contrast(classes=3), nn.Linear(4, 3), data, "model=x")
+
+
+def test_metrics_of_probabilities_do_not_depend_on_the_batches():
+    """torchmetrics would take logits for probabilities in a batch where all lie in [0, 1]."""
+    data = Examples(inputs=torch.rand(40, 3), targets=torch.randint(3, (40,)))
+    metric = torchmetrics.AUROC("multiclass", num_classes=3)
+    tasks = [Classification(classes=3, metrics={"auroc": metric}, evaluation_batch=size) for size in (1, 7, 1000)]
+    found = [evaluate(task, Same(), data)["auroc"] for task in tasks]
+    wanted = torchmetrics.functional.auroc(data["inputs"].softmax(1), data["targets"], "multiclass", num_classes=3)
+    assert found == pytest.approx([float(wanted)] * 3)
+    labels = Examples(inputs=torch.randn(40, 3), targets=torch.randint(2, (40, 3)))
+    ranking = torchmetrics.AUROC("multilabel", num_labels=3)
+    wanted = torchmetrics.functional.auroc(labels["inputs"].sigmoid(), labels["targets"], "multilabel", num_labels=3)
+    assert evaluate(Multilabel(labels=3, metrics={"auroc": ranking}), Same(), labels)["auroc"] == pytest.approx(
+        float(wanted)
+    )
+
+
+class Same(nn.Module):
+    """Gives its inputs, as they are."""
+
+    def __init__(self):
+        super().__init__()
+        self.nothing = nn.Parameter(torch.zeros(()))
+
+    def forward(self, inputs):
+        return inputs + self.nothing
+
+
+class Passing(nn.Module):
+    """Whose outputs depend on how often it was called."""
+
+    def __init__(self):
+        super().__init__()
+        self.nothing = nn.Parameter(torch.zeros(()))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, inputs):
+        self.calls += 1
+        return inputs + self.nothing + (self.calls - 1)
+
+
+def test_an_evaluation_leaves_no_trace_in_the_model():
+    data, model = Examples(inputs=torch.rand(4, 3), targets=torch.zeros(4, dtype=torch.int64)), Passing()
+    task = Classification(classes=3, evaluation_batch=2)
+    one, other = evaluate(task, model, data), evaluate(task, model, data)
+    assert one == other
+    assert float(model.calls) == 0
+
+
+class Returning(nn.Linear):
+    """Returns its outputs as `kind`, in train mode as `training`."""
+
+    def __init__(self, kind, training=None):
+        super().__init__(4, 3)
+        self.kinds = kind, training or kind
+
+    def forward(self, inputs):
+        return self.kinds[self.training](super().forward(inputs))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [lambda x: x, lambda x: {"logits": x, "hidden": 2 * x}, lambda x: (x,), lambda x: [x, None], SimpleNamespace],
+)
+def test_outputs_may_be_a_tensor_or_hold_logits(kind):
+    kind = (lambda x: SimpleNamespace(logits=x)) if kind is SimpleNamespace else kind
+    data = three(inputs=torch.randn(6, 4), targets=torch.tensor([0, 1, 2, 0, 1, 2]))
+    model = Returning(kind)
+    check_fit(Classification(classes=3), model, data, "model=x")
+    plain = nn.Linear(4, 3)
+    plain.load_state_dict(model.state_dict())
+    found, wanted = (evaluate(Classification(classes=3), each, data.train) for each in (model, plain))
+    assert found == wanted
+
+
+def test_outputs_of_which_it_is_not_known_what_is_meant_are_refused_with_the_model():
+    data = three(inputs=torch.randn(6, 4), targets=torch.tensor([0, 1, 2, 0, 1, 2]))
+    for model, mode in (
+        (Returning(lambda x: (x, x)), ""),
+        (Returning(lambda x: x, lambda x: (x, x)), ", in train mode,"),
+    ):
+        with pytest.raises(ModelError, match=rf"^model=x{mode}: the model's output is no tensor"):
+            check_fit(Classification(classes=3), model, data, "model=x")
+    check_fit(Classification(classes=3), Returning(lambda x: x, lambda x: (x, x)), data, "model=x", trained=False)
+
+
+def test_a_single_example_left_over_joins_the_part_before_it():
+    batch = {"inputs": torch.arange(31)}
+    assert [len(part["inputs"]) for part in chunks(batch, 2)] == [16, 15]
+    assert [len(part["inputs"]) for part in chunks({"inputs": torch.arange(11)}, 5)] == [3, 3, 3, 2]
+    assert [len(part["inputs"]) for part in chunks({"inputs": torch.arange(9)}, 4)] == [3, 3, 3]
+    assert [len(part["inputs"]) for part in chunks({"inputs": torch.arange(7)}, 3)] == [3, 4]
+    assert [len(part["inputs"]) for part in chunks({"inputs": torch.arange(3)}, 3)] == [1, 1, 1]
+    assert torch.equal(torch.cat([part["inputs"] for part in chunks({"inputs": torch.arange(7)}, 3)]), torch.arange(7))

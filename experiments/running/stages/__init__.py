@@ -8,13 +8,14 @@ configuration, and the code that the stage runs; a file of this package imports 
 from experiments.running.stages.blocks import check_blocks, prune_blocks
 from experiments.running.stages.masks import prune, shuffle
 from experiments.running.stages.recovery import check_dynamic, reaches_density_while_training, recover
-from experiments.running.stages.scoring import Scoring, evidence_of, score
+from experiments.running.stages.scoring import Scoring, check_scorer, evidence_of, score
 from experiments.running.stages.trained import dense, initial, rewind_point, train_whole
 
 __all__ = [
     "Scoring",
     "check_blocks",
     "check_dynamic",
+    "check_scorer",
     "dense",
     "evidence_of",
     "initial",

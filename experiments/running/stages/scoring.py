@@ -1,15 +1,16 @@
 """Scores of the weights of a network, and the examples that scorers see."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from experiments.configuration.targets import instantiate
-from experiments.data import Batch, Data, Examples
-from experiments.data.examples import Positions
+from experiments.data import Batch, Data
+from experiments.data.examples import Positions, take
 from experiments.running.basis import Basis
 from experiments.runtime.seeding import generator, seeded
 from experiments.store.networks import Network, load
@@ -38,11 +39,33 @@ def score(setting: Basis, network: Network) -> Scores:
     return with_layouts(scores, evidence)  # also of a scorer that knows nothing of them
 
 
+def check_scorer(setting: Basis, count: int = 4) -> None:
+    """Score a few examples, so that a scorer which cannot do that for this model raises before hours of training.
+
+    The network is the initial one; its weights are moved a little, unless they are to be scored as they are, as there
+    are scorers of how far weights have come.
+    """
+    setting = setting.only(*SCORED, "when", "model")
+    model = setting.new_model()
+    if setting.config.when == "trained":
+        with torch.no_grad(), seeded(setting.config.seed, "check"):
+            for parameter in setting.prunable(model).values():
+                parameter.mul_(1 + 0.01 * torch.rand_like(parameter))
+    evidence = evidence_of(setting, model, getattr(model, "starting_masks", None))
+    few = take(setting.splits.train, count, setting.device)
+    scorer = instantiate("scorer", setting.config.scorer)
+    with seeded(setting.config.seed, "scoring noise"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # four examples make a poor estimate
+        scores = scorer(replace(evidence, batches=[few]))
+    check_scores(setting.config.scorer["_target_"], scores, evidence.parameters)
+
+
 def evidence_of(setting: Basis, model: nn.Module, masks: Masks | None) -> Evidence:
     """Evidence for scorers: `model` under `masks`, the examples, and the loss."""
     config, device = setting.config.scoring, setting.device
     model.to(device).train(config.mode == "train")
-    loss, counted, batches = mean_loss(setting.task), counts(setting.task), seen_batches(setting)
+    task = setting.task
+    loss, counted, batches = mean_loss(task), counts(task), seen_batches(setting)
     initial = setting.prunable(setting.new_model())
     alive = None if masks is None else masks.to(device)
     return Evidence(model, setting.prunable(model), batches, loss, alive, initial, counted)
@@ -53,13 +76,13 @@ def seen_batches(setting: Basis) -> Iterable[Batch]:
     config, examples = setting.config.scoring, setting.splits.train
     count = len(examples) if config.examples is None else min(config.examples, len(examples))
     chosen = torch.randperm(len(examples), generator=generator(setting.config.seed, "scoring"))[:count]
-    batches = Reread(examples.to(setting.device), torch.split(chosen, config.batch_size), counts(setting.task))
-    return list(batches) if isinstance(examples, Examples) else batches  # cut once, as they are in memory anyway
+    return Reread(examples.to(setting.device), torch.split(chosen, config.batch_size), counts(setting.task))
 
 
 @dataclass(frozen=True)
 class Reread:
-    """Batches of data that need not fit in memory: read again whenever they are iterated.
+    """Batches that are read again whenever they are iterated: data need not fit in memory, and a model may write into
+    what it gets.
 
     Those in which nothing counts, as where all labels are ignored, have no mean, and are left out.
     """
