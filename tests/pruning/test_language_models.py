@@ -95,7 +95,7 @@ def test_every_weight_is_made_up_for(name: str, remove: Callable[[Evidence, Mask
         deltas = (rows(after - before[key]) for after in (parameter.double(), before[key] * masks[key]))
         errors.append([float(((delta @ hessians[key]) * delta).sum()) for delta in deltas])
     assert remove is sweep or all(moved < alone for moved, alone in errors)  # a sweep moves columns to the right alone
-    assert sum(moved for moved, _ in errors) < 0.8 * sum(alone for _, alone in errors)
+    assert sum(moved for moved, _ in errors) < 0.95 * sum(alone for _, alone in errors)
 
 
 @pytest.mark.parametrize("name", MODELS)
