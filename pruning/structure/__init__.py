@@ -7,9 +7,9 @@ from pruning.structure.choosing.depth import Depth
 from pruning.structure.choosing.latency import LatencyTable, measure_latency
 from pruning.structure.coupling.structure import Structure
 from pruning.structure.removing.blocks import Skip, find_blocks
-from pruning.structure.removing.remove import TOLERANCE, remove, remove_
+from pruning.structure.removing.remove import remove, remove_
 from pruning.structure.removing.saving import load, save
-from pruning.structure.removing.verifying import verify
+from pruning.structure.removing.verifying import TOLERANCE, verify
 from pruning.structure.tracing import trace
 
 __all__ = [

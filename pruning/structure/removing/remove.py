@@ -15,10 +15,7 @@ from pruning.structure.coupling.cost_terms import Kept
 from pruning.structure.coupling.structure import Structure
 from pruning.structure.removing.blocks import removed_blocks, skip_
 from pruning.structure.removing.shrinking import adjust_, sliced
-from pruning.structure.removing.verifying import first_difference, verify
-
-TOLERANCE = 1e-5
-"""The largest relative difference between masked and removed that `remove` accepts."""
+from pruning.structure.removing.verifying import TOLERANCE, first_difference, judged
 
 
 def remove(
@@ -38,7 +35,7 @@ def remove(
 
     Raises:
         StructureError: the masks do not fit, or the smaller network differs from the masked one by more than 1e-5
-            relative; it names the module where they part.
+            relative, in float64 where float32 fails; it names the module where they part.
     """
     model = unwrapped(model)
     masks = _by_first_name(model, masks)
@@ -178,20 +175,21 @@ def _check(
     lossy: bool,
 ) -> None:
     try:
-        difference = verify(model, masks, small, structure.inputs)
+        verdict = judged(model, masks, small, structure.inputs)
     except Exception as error:
         raise StructureError(
             f"{type(model).__name__}: the smaller network does not run on the example inputs "
             f"({first_line(error)}): keep more units, as with minimum= or exclude=, and report the model"
         ) from error
-    if difference <= TOLERANCE or (lossy and np.isfinite(difference)):
+    if verdict.difference <= TOLERANCE or (lossy and np.isfinite(verdict.difference)):
         return
     if structure.lossy:
         hint = "the structure is lossy: pass lossy=True to accept that"
     else:
         hint = "keep the units of this layer, as in Channels(structure, exclude='name*')"
-    where = first_difference(model, masks, small, structure, kept)
+    where = first_difference(model, masks, small, structure, kept, double=verdict.double)
+    undecided = "" if verdict.failure is None else f" (float64 could not decide: {verdict.failure})"
     raise StructureError(
-        f"{where or type(model).__name__}: without the removed units the outputs differ by {difference:.2g} of the "
-        f"largest, and this is where it begins: {hint}"
+        f"{where or type(model).__name__}: without the removed units the outputs differ by {verdict.difference:.2g} of "
+        f"the largest{undecided}, and this is where it begins: {hint}"
     )
