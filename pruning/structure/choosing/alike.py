@@ -1,7 +1,6 @@
 """Families alike: of which one number of units, as in a configuration, describes all; and units bundled by rank."""
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
@@ -10,10 +9,7 @@ from torch import Tensor
 
 from pruning.errors import GranularityError
 from pruning.granularity import Units
-from pruning.structure.coupling.families import Family
-
-_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
-"""A part of a name that is a number, as of a layer in its list."""
+from pruning.structure.coupling.families import Family, numberless
 
 
 def kinds(families: Iterable[Family], equal: bool | tuple[str, ...]) -> list[tuple[Family, ...]]:
@@ -31,7 +27,7 @@ def kinds(families: Iterable[Family], equal: bool | tuple[str, ...]) -> list[tup
     globs = equal if isinstance(equal, tuple) else ()
     for family in families:
         glob = next((glob for glob in globs if fnmatchcase(family.name, glob)), None)
-        pattern = frozenset((_NUMBER.sub("*", name), dim) for name, dim in family.members)
+        pattern = frozenset((numberless(name), dim) for name, dim in family.members)
         key: object = family.name if equal is False else (family.kind, family.size, pattern) if glob is None else glob
         found.setdefault(key, []).append(family)
         first = found[key][0]

@@ -17,6 +17,7 @@ from pruning.masks import Masks
 from pruning.parameters import unwrapped
 from pruning.structure.coupling.cost_terms import Kept, left
 from pruning.structure.coupling.structure import Structure
+from pruning.structure.removing.deleting import Left, original_name
 
 TOLERANCE = 1e-5
 """The largest relative difference between masked and removed that `remove` accepts."""
@@ -79,12 +80,25 @@ def difference(
     return max((_difference(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
 
 
+def unchanged(before: nn.Module, after: nn.Module, inputs: Inputs) -> bool:
+    """Whether `after` runs, with the outputs of `before`, within `TOLERANCE`."""
+    expected = _outputs(_copy(before, double=False), inputs)
+    try:
+        found = _outputs(_copy(after, double=False), inputs)
+    except Exception:  # of any kind: its own code fails
+        return False
+    return len(expected) == len(found) and all(
+        _difference(a, b) <= TOLERANCE for a, b in zip(expected, found, strict=True)
+    )
+
+
 def first_difference(
     model: nn.Module,
     masks: Mapping[str, Tensor],
     small: nn.Module,
     structure: Structure,
     kept: Kept,
+    left_blocks: Left,
     *,
     double: bool = False,
 ) -> str | None:
@@ -96,6 +110,7 @@ def first_difference(
     found: dict[str, Tensor] = {}
     _outputs(_masked(model, masks, double), structure.inputs, expected)
     _outputs(_copy(small, double), structure.inputs, found)
+    found = {original_name(name, left_blocks): output for name, output in found.items()}
     smaller: str | None = None  # a difference that others, which cancel each other, make a large one
     for name, whole in expected.items():
         value = structure.tape.returned.get(name)
