@@ -4,6 +4,7 @@ from pruning.structure.choosing.budget import Budget
 from pruning.structure.choosing.channels import Channels
 from pruning.structure.choosing.dead import without_dead
 from pruning.structure.choosing.depth import Depth
+from pruning.structure.choosing.influence import block_influence
 from pruning.structure.choosing.latency import LatencyTable, measure_latency
 from pruning.structure.coupling.structure import Structure
 from pruning.structure.removing.blocks import Skip, find_blocks
@@ -20,6 +21,7 @@ __all__ = [
     "LatencyTable",
     "Skip",
     "Structure",
+    "block_influence",
     "find_blocks",
     "load",
     "measure_latency",
