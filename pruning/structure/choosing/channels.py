@@ -131,13 +131,16 @@ class Channels:
 
 
 def unit_masks(structure: Structure, kept: Kept, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """Parameter name → bool tensor, False in all slices of the units that are not `kept`; of all tensors with units."""
+    """Parameter name → bool tensor, False in all slices of the units that are not `kept`; of all tensors with units.
+
+    Slices that a unit's removal leaves as they are (`Structure.unmasked`) stay True.
+    """
     masks: dict[str, Tensor] = {}
     for name in structure.parameters:
         axes = structure.axes[name]
         shape = structure.tape.shapes[structure.tape.tensors[name]]
         for dim, units in enumerate(axes):
-            if units is not None:
+            if units is not None and (name, dim) not in structure.unmasked:
                 stays = torch.from_numpy(left(units, kept)).to(device)
                 mask = masks.setdefault(name, torch.ones(shape, dtype=torch.bool, device=device))
                 mask &= stays.view([-1 if d == dim else 1 for d in range(len(shape))])

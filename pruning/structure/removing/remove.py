@@ -39,7 +39,8 @@ def remove(
     Args:
         model: the traced one, or one of the same class and shapes.
         masks: a unit goes if they remove all of its slices, in weights, biases and norms: those of
-            `Channels(structure)` do. Units of which anything is left stay.
+            `Channels(structure)` do. Units of which anything is left stay. The directions of a weight norm
+            (`Structure.unmasked`) go with their units, and are left to them until then: none may be zero.
         verified: compare it with the masked network on the example inputs.
         lossy: accept any difference, for a structure that was traced so; see `verify` for its size.
 
@@ -126,7 +127,7 @@ def kept_units(masks: Mapping[str, Tensor], structure: Structure, blocks: tuple[
     kept = np.zeros(structure.size, bool)
     for name in structure.parameters:
         for dim, units in enumerate(structure.axes[name]):
-            if units is None:
+            if units is None or (name, dim) in structure.unmasked:
                 continue
             mask = masks.get(name)
             if mask is None:
