@@ -39,6 +39,7 @@ class Difference:
 
     @property
     def size(self) -> int:
+        """How many there are, where a tensor that is missing counts most."""
         return 1000 * len(self.names) + len(self.sizes) + len(self.factors) + len(self.numbers)
 
 
@@ -88,14 +89,16 @@ def _quiet() -> Iterator[None]:
 
 
 def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """All parameters and buffers, under all of their names."""
     tensors = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
     return {name: tuple(tensor.shape) for name, tensor in tensors}
 
 
 def difference_of(part: nn.Module, built: nn.Module, odd: frozenset[str]) -> Difference:
+    """How `part` differs from what a configuration built; `odd`: tensors that it may lack."""
     own, other = shapes_of(part), shapes_of(built)
-    names = sorted((own.keys() ^ other.keys()) - odd)
-    names = [name for name in names if name in other or name in _saved(part)]  # or a table that nothing reads any more
+    tables = _transient(part)  # of which it may have some that nothing reads any more
+    names = sorted((own.keys() - other.keys() - tables) | (other.keys() - own.keys() - odd))
     words = [f"{name} is only in {'the model' if name in own else 'what it builds'}" for name in names]
     sizes = []
     for name in sorted(own.keys() & other.keys()):
@@ -113,12 +116,16 @@ def difference_of(part: nn.Module, built: nn.Module, odd: frozenset[str]) -> Dif
     return Difference(tuple(names), tuple(sizes), factors, numbers, words[0] if words else "")
 
 
-def _saved(model: nn.Module) -> frozenset[str]:
-    """Names of what a file of the model has: not of tables that are computed again."""
-    transient = {
+def attribute(model: nn.Module, module: str, name: str) -> Any:
+    """What a module of `model` holds under a name."""
+    return vars(model.get_submodule(module))[name]
+
+
+def _transient(model: nn.Module) -> frozenset[str]:
+    """Names of tables that are no part of a file of the model, but computed again."""
+    return frozenset(
         within(name, key) for name, module in model.named_modules() for key in module._non_persistent_buffers_set
-    }
-    return frozenset(shapes_of(model).keys() - transient)
+    )
 
 
 def _may_be_idle(mine: Any, theirs: Any) -> bool:

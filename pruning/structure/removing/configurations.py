@@ -16,13 +16,14 @@ from pruning.copying import cloned
 from pruning.errors import StructureError
 from pruning.inputs import Inputs
 from pruning.parameters import within
-from pruning.structure.removing.built import built_of, difference_of, shapes_of, values_of
+from pruning.structure.coupling.families import numberless
+from pruning.structure.removing.built import attribute, built_of, difference_of, shapes_of, values_of
 from pruning.structure.removing.deleting import Left, delete_, numbered, restore_, skipped
 from pruning.structure.removing.fitting import fitting, shortened
 from pruning.structure.removing.verifying import unchanged
 
 Odd = Mapping[str, frozenset[str]]
-"""Name of a transformers model → tensors of which its configuration knew nothing before anything was removed."""
+"""Name of a transformers model → tensors that its configuration makes, and that it was constructed without."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,15 @@ def pretrained_in(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def odd_names(model: nn.Module) -> Odd:
-    """The tensors of transformers models in `model` that their configurations do not make, or more of them."""
+    """The tensors that transformers models in `model` lack, as without a pooling layer, before anything is removed.
+
+    Those of layers, which have a number in their name, do not count: they were taken out.
+    """
     found = {}
     for name, part in pretrained_in(model):
         built = built_of(part, part.config)
-        found[name] = frozenset(() if isinstance(built, str) else shapes_of(part).keys() ^ shapes_of(built).keys())
+        more = () if isinstance(built, str) else shapes_of(built).keys() - shapes_of(part).keys()
+        found[name] = frozenset(key for key in more if numberless(key) == key)
     return found
 
 
@@ -114,16 +119,22 @@ def _settled_(
                 del left[name]
             return f"blocks are gone that {kind} cannot leave out ({difference.words})"
         _adopt_(part, found, built)
+    own = difference_of(part, built, odd).numbers  # neither what the old configuration says, nor the new one
     fits = fitting(part, odd)
+    words = min((fit[0] for fit in fits), key=lambda found: found.size).words
     for difference, found, made in fits:
-        if difference.grave or (difference.numbers and inputs is None):
+        others = [key for key in difference.numbers if key in own and type(attribute(part, *key)) is int]
+        if others and not difference.grave:
+            name, key = others[0]
+            words = f"{name}.{key} is {attribute(part, name, key)}, not {attribute(made, name, key)}"
+        if difference.grave or others or (difference.numbers and inputs is None):
             continue
         twin = cloned(model) if difference.numbers else model
         undo = [*_agree_(part, made, difference.numbers), *_adopt_(part, found, made)]
         if inputs is None or not difference.numbers or unchanged(twin, model, inputs):
             return None
         _undo_(undo)
-    return f"no {kind} describes it ({min((fit[0] for fit in fits), key=lambda found: found.size).words})"
+    return f"no {kind} describes it ({words})"
 
 
 _Undo = list[tuple[dict[str, Any], str, Any]]
@@ -150,18 +161,18 @@ def _renumber_(part: nn.Module, built: nn.Module, left: Left) -> _Undo:
     undo: _Undo = []
     others = dict(built.named_modules())
     for name, module, old, new in numbered(part, left):
-        for attribute, value in list(vars(module).items()):
-            other = vars(others[name]).get(attribute) if name in others else None
+        for key, value in list(vars(module).items()):
+            other = vars(others[name]).get(key) if name in others else None
             if old != new and type(value) is int and value == old and type(other) is int and other == new:
-                _set_(module, attribute, new, undo)
+                _set_(module, key, new, undo)
     return undo
 
 
 def _agree_(part: nn.Module, built: nn.Module, numbers: Iterable[tuple[str, str]]) -> _Undo:
     """Give modules the whole numbers that they have in `built`."""
     undo: _Undo = []
-    for name, attribute in numbers:
-        _set_(part.get_submodule(name), attribute, vars(built.get_submodule(name))[attribute], undo)
+    for name, key in numbers:
+        _set_(part.get_submodule(name), key, attribute(built, name, key), undo)
     return undo
 
 

@@ -286,6 +286,33 @@ def _halved(structure, chosen):
     return Masks(unit_masks(structure, kept.numpy()))
 
 
+def test_what_was_taken_out_or_put_in_by_hand_is_refused(tmp_path):
+    """The configuration knows nothing of either: from_pretrained would fill up one, and leave out the other."""
+    model, inputs = families.built("Llama")
+    model.model.layers = model.model.layers[:2]
+    structure = trace(model, inputs)
+    small = remove(model, _halved(structure, [f for f in structure.families if f.size == 40]), structure)
+    with pytest.raises(StructureError, match=r"layers.2.input_layernorm.weight is only in what it builds"):
+        small.save_pretrained(tmp_path)
+    model, inputs = families.built("Llama")
+    model.model.layers[1].mlp.down_proj = nn.Sequential(model.model.layers[1].mlp.down_proj, nn.Linear(32, 32))
+    structure = trace(model, inputs)
+    small = remove(model, _halved(structure, [f for f in structure.families if f.size == 40]), structure)
+    with pytest.raises(StructureError, match=r"layers.1.mlp.down_proj.0.weight is only in the model"):
+        small.save_pretrained(tmp_path)
+
+
+def test_a_number_that_was_changed_by_hand_stays_and_is_refused(tmp_path):
+    """It may matter to inputs that are longer than the examples."""
+    model, inputs = families.built("Gemma 3")
+    model.model.layers[0].self_attn.sliding_window = 9
+    structure = trace(model, inputs)
+    small = remove(model, _halved(structure, [f for f in structure.families if f.size == 40]), structure)
+    assert small.model.layers[0].self_attn.sliding_window == 9
+    with pytest.raises(StructureError, match=r"sliding_window is 9, not 4"):
+        small.save_pretrained(tmp_path)
+
+
 def test_nothing_is_asked_of_a_model_of_which_nothing_goes(tmp_path):
     model, inputs = families.built("GPT-2")
     structure = trace(model, inputs)
