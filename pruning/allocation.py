@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 
-from pruning.competition import Competition, Group, Rows
+from pruning.competition import Competition, Group, Rows, Unlike
 from pruning.errors import AllocationError
 from pruning.granularity import Units
 from pruning.layouts import Layout
@@ -34,6 +34,8 @@ class Global:
 
     def groups(self, units: Mapping[str, Units], density: float | None) -> list[Competition]:
         _check_minimum(self.minimum)
+        if len({u.each for u in units.values()}) > 1:
+            return [Unlike(tuple(units), _given(density), self.minimum)]
         total = sum(u.scores.numel() for u in units.values())
         return [Group(tuple(units), kept_count(_given(density), total), self.minimum)]
 

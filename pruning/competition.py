@@ -10,7 +10,7 @@ from torch import Tensor
 from pruning.errors import AllocationError
 from pruning.granularity import Units
 from pruning.layouts import STANDARD, Layout
-from pruning.selection import count, elements, top, top_of_rows
+from pruning.selection import count, elements, kept_count, top, top_of_rows
 
 
 class Competition(Protocol):
@@ -108,6 +108,45 @@ class Rows:
 
     def _restored(self, mask: Tensor, shape: torch.Size) -> Tensor:
         return self.layout.restored(mask if self.length is None else mask.movedim(-1, 1), shape)
+
+
+@dataclass(frozen=True)
+class Unlike:
+    """As `Group`, of units that stand for different numbers of units (`Units.stand_for`), which `density` counts.
+
+    The best stay, as many as come closest to the density; of two that are equally close, fewer.
+    """
+
+    names: tuple[str, ...]
+    density: float
+    minimum: int = 0
+
+    def select(self, units: Mapping[str, Units]) -> dict[str, Tensor]:
+        chosen = {name: units[name] for name in self.names}
+        total = sum(u.stand_for(torch.ones_like(u.scores, dtype=torch.bool)) for u in chosen.values())
+        asked = kept_count(self.density, total)
+        lowest = sum(min(max(self.minimum, u.minimum), u.live) for u in chosen.values())
+        highest = sum(u.live for u in chosen.values())
+        least, most = self._kept(units, lowest), self._kept(units, highest)
+        slack = max(u.each for u in chosen.values()) / 2
+        if not least - slack <= asked <= most + slack:
+            raise AllocationError(
+                f"{self.names[0]} … {self.names[-1]}: asked to keep {asked} of {total} units, but at least {least} "
+                f"stay and at most {most} are alive: ask for another density, or for a lower minimum"
+            )
+        while lowest < highest:  # the largest number with which no more than `asked` stay
+            middle = (lowest + highest + 1) // 2
+            lowest, highest = (middle, highest) if self._kept(units, middle) <= asked else (lowest, middle - 1)
+        fewer, more = (
+            self._kept(units, lowest),
+            self._kept(units, min(lowest + 1, sum(u.live for u in chosen.values()))),
+        )
+        return Group(self.names, lowest + (more - asked < asked - fewer), self.minimum).select(units)
+
+    def _kept(self, units: Mapping[str, Units], keep: int) -> int:
+        """How many units stay with the `keep` best."""
+        masks = Group(self.names, keep, self.minimum).select(units)
+        return sum(units[name].stand_for(mask) for name, mask in masks.items())
 
 
 def _alive(unit: Units) -> Tensor:

@@ -49,6 +49,15 @@ class Units:
         """How many units may be chosen."""
         return self.scores.numel() if self.alive is None else int(self.alive.sum())
 
+    @property
+    def each(self) -> int:
+        """How many units of a traced structure every one stands for, at most; 1 where there is none."""
+        return 1 if self.members is None else self.members.shape[1]
+
+    def stand_for(self, mask: Tensor) -> int:
+        """How many units those in a unit mask stand for."""
+        return int(mask.sum()) if self.members is None else int((self.members[mask.cpu()] >= 0).sum())
+
 
 @dataclass(frozen=True)
 class Pooled:

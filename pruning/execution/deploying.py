@@ -18,7 +18,8 @@ from pruning.execution.timing import in_turn
 from pruning.inputs import Inputs
 from pruning.masks import Masks
 from pruning.parameters import unwrapped
-from pruning.structure import remove, trace, verify, without_dead
+from pruning.structure import remove, trace, without_dead
+from pruning.structure.removing.verifying import difference
 
 log = logging.getLogger("pruning")
 
@@ -118,10 +119,10 @@ def deploy(model: nn.Module, masks: Mapping[str, Tensor], example_inputs: Inputs
     best = next(name for name in forms if times[name] <= NOISE * min(times.values()))
     chosen = choices.get(best, {})
     layers = tuple(replace(layer, chosen=chosen.get(layer.name, "dense")) for layer in layers)
-    difference = verify(model, masks, forms[best], example_inputs)
-    if not difference <= TOLERANCE:
+    found = difference(model, masks, forms[best], example_inputs)
+    if not found <= TOLERANCE:
         raise ExecutionError(
-            f"{type(model).__name__}: outputs of the {best} form differ by {difference:.2g} of the largest: give "
+            f"{type(model).__name__}: outputs of the {best} form differ by {found:.2g} of the largest: give "
             "inputs on which the masked network is finite, and in which no two runs differ"
         )
     return Deployed(
@@ -135,7 +136,7 @@ def deploy(model: nn.Module, masks: Mapping[str, Tensor], example_inputs: Inputs
         removed=times.get("removed", times["masked"]),
         final=times[best],
         speedup=median(a / b for a, b in zip(seconds["masked"], seconds[best], strict=True)),
-        difference=difference,
+        difference=found,
         threads=torch.get_num_threads(),
     )
 

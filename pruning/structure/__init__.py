@@ -4,12 +4,13 @@ from pruning.structure.choosing.budget import Budget
 from pruning.structure.choosing.channels import Channels
 from pruning.structure.choosing.dead import without_dead
 from pruning.structure.choosing.depth import Depth
+from pruning.structure.choosing.influence import block_influence
 from pruning.structure.choosing.latency import LatencyTable, measure_latency
 from pruning.structure.coupling.structure import Structure
 from pruning.structure.removing.blocks import Skip, find_blocks
-from pruning.structure.removing.remove import TOLERANCE, remove, remove_
+from pruning.structure.removing.remove import remove, remove_
 from pruning.structure.removing.saving import load, save
-from pruning.structure.removing.verifying import verify
+from pruning.structure.removing.verifying import TOLERANCE, verify
 from pruning.structure.tracing import trace
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "LatencyTable",
     "Skip",
     "Structure",
+    "block_influence",
     "find_blocks",
     "load",
     "measure_latency",

@@ -44,6 +44,21 @@ def test_each_level_is_removed_verified_and_timed(tmp_path):
     assert rows[0]["latency_ms"] > 0
 
 
+def test_layers_of_one_kind_keep_the_same_width(tmp_path):
+    options = (
+        "granularity=channels",
+        "model=mlp",
+        "model.hidden=[16,16,16]",
+        "density=[0.5,0.25]",
+        "scorer=taylor",
+        "latency=null",
+    )
+    rows = run(tmp_path, *options, "granularity.equal=[fc*]")
+    for row, width in zip(rows[1:], (8, 4), strict=True):
+        assert row["removed_parameters"] == 64 * width + 2 * width * width + width * 10 + 3 * width + 10
+        assert row["removed_difference"] <= 1e-5
+
+
 def test_a_row_s_macs_are_those_of_the_small_network(tmp_path):
     options = (*CHANNELS, "density=0.5")
     row = run(tmp_path, *options)[1]

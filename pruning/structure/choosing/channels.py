@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pruning.errors import GranularityError
 from pruning.granularity import Pooled, Units
+from pruning.structure.choosing.alike import bundles, kinds
 from pruning.structure.coupling.cost_terms import Kept, left
 from pruning.structure.coupling.families import Family
 from pruning.structure.coupling.structure import Structure
@@ -43,6 +44,10 @@ class Channels:
         minimum: how many units a family keeps at least, from 1; or glob → number, 1 for what no glob matches.
         multiple_of: a family keeps all units, or a multiple of this, for hardware; or glob → number. The units that
             compete are then bundles of so many, best first, of which the last may be smaller.
+        equal: True: families of one kind, in layers that repeat, keep the same number of units, so that one number of
+            a configuration describes them all; or globs, all that one matches count as one kind too (see `kinds`). What
+            competes is then the best unit of each, the second best of each, …, by the mean of their scores; a global
+            density is met as closely as whole bundles allow. Families that cannot lose units do not count.
 
     Raises:
         GranularityError: an option that does not exist, or a glob that matches no family.
@@ -55,6 +60,7 @@ class Channels:
     exclude: str | tuple[str, ...] = ()
     minimum: int | Mapping[str, int] = 1
     multiple_of: int | Mapping[str, int] = 1
+    equal: bool | str | tuple[str, ...] = False
 
     def __post_init__(self) -> None:
         if self.pooling not in _POOLINGS:
@@ -65,7 +71,7 @@ class Channels:
             for number in value.values() if isinstance(value, Mapping) else (value,):
                 if isinstance(number, bool) or not isinstance(number, int) or number < 1:
                     raise GranularityError(f"{name}={number!r}: give a whole number from 1")
-        for globs in (self.include, self.exclude, self.minimum, self.multiple_of):
+        for globs in (self.include, self.exclude, self.minimum, self.multiple_of, self._equal):
             for glob in () if isinstance(globs, int) else _globs(globs):
                 if glob != "*" and not any(fnmatchcase(family.name, glob) for family in self.structure.families):
                     known = ", ".join(family.name for family in self.structure.families[:5])
@@ -75,6 +81,12 @@ class Channels:
                 "no family of units is left: the structure has none, or include and exclude leave none; "
                 "print(structure) lists them"
             )
+
+        kinds(self.families, self._equal)  # raises
+
+    @property
+    def _equal(self) -> bool | tuple[str, ...]:
+        return self.equal if isinstance(self.equal, bool) else _globs(self.equal)
 
     @property
     def families(self) -> tuple[Family, ...]:
@@ -92,14 +104,15 @@ class Channels:
         if not scored:
             known = ", ".join(family.name for family in self.families[:5])
             raise GranularityError(f"no weight of any family ({known}, …) was scored: score some, or include others")
+        own = {family.name: pooled[family.units] for family in scored}
+        lives = {family.name: alive[family.units] for family in scored}
+        if self.normalise is not None:
+            own = {name: found / _size(found[lives[name]], self.normalise) for name, found in own.items()}
         units: dict[str, Units] = {}
-        for family in scored:
-            own, lives = pooled[family.units], alive[family.units]
-            if self.normalise is not None:
-                own = own / _size(own[lives], self.normalise)
-            units[family.name] = _bundled(
-                family, own, lives, _of(family.name, self.minimum), _of(family.name, self.multiple_of)
-            )
+        for same in kinds(scored, self._equal):
+            names = [family.name for family in same]
+            given = [[_of(name, number) for name in names] for number in (self.minimum, self.multiple_of)]
+            units[names[0]] = bundles(same, [own[n] for n in names], [lives[n] for n in names], *given)
         return Pooled(units, partial(self._expand, scores, units))
 
     def _expand(
@@ -118,13 +131,16 @@ class Channels:
 
 
 def unit_masks(structure: Structure, kept: Kept, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """Parameter name → bool tensor, False in all slices of the units that are not `kept`; of all tensors with units."""
+    """Parameter name → bool tensor, False in all slices of the units that are not `kept`; of all tensors with units.
+
+    Slices that a unit's removal leaves as they are (`Structure.unmasked`) stay True.
+    """
     masks: dict[str, Tensor] = {}
     for name in structure.parameters:
         axes = structure.axes[name]
         shape = structure.tape.shapes[structure.tape.tensors[name]]
         for dim, units in enumerate(axes):
-            if units is not None:
+            if units is not None and (name, dim) not in structure.unmasked:
                 stays = torch.from_numpy(left(units, kept)).to(device)
                 mask = masks.setdefault(name, torch.ones(shape, dtype=torch.bool, device=device))
                 mask &= stays.view([-1 if d == dim else 1 for d in range(len(shape))])
@@ -192,26 +208,6 @@ def _subtract_shared(total: Tensor, values: Tensor, first: tuple[int, Tensor], s
     plane = plane if dim < other else plane.T
     shared = (rows[:, None] == columns[None, :]) & (rows >= 0)[:, None]
     total.index_add_(0, rows[rows >= 0], -(plane * shared).sum(1)[rows >= 0])
-
-
-def _bundled(family: Family, scores: Tensor, alive: Tensor, minimum: int, multiple: int) -> Units:
-    """The family's units, or bundles of `multiple`, those with the highest scores first."""
-    size = family.size
-    shape = torch.Size((size, 1))
-    numbers = torch.arange(family.first, family.first + size)
-    if multiple == 1:
-        return Units(scores, alive, shape, minimum, numbers[:, None])
-    order = torch.argsort(torch.where(alive, scores, -torch.inf), descending=True, stable=True)
-    count = -(-size // multiple)
-    members = torch.full((count * multiple,), -1)
-    members[:size] = numbers[order.cpu()]
-    members = members.view(count, multiple)
-    ranked = [order[i : i + multiple] for i in range(0, size, multiple)]
-    pooled = torch.stack(
-        [scores[part][alive[part]].mean() if alive[part].any() else scores.new_zeros(()) for part in ranked]
-    )
-    lives = torch.stack([alive[part].any() for part in ranked])
-    return Units(pooled, lives, shape, -(-minimum // multiple), members)
 
 
 def _size(scores: Tensor, normalise: Normalisation) -> Tensor:

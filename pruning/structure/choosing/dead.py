@@ -92,7 +92,7 @@ def _slots(structure: Structure, alive: Mapping[str, Tensor]) -> Iterator[tuple[
     """Yield, per tensor and dimension, the units of which anything is left there."""
     for name, mask in alive.items():
         for dim, units in enumerate(structure.axes[name]):
-            if units is not None:
+            if units is not None and (name, dim) not in structure.unmasked:
                 others = [d for d in range(mask.dim()) if d != dim]
                 lives = (mask.sum(others) > 0 if others else mask).cpu().numpy()
                 yield name, dim, units[(units >= 0) & lives]

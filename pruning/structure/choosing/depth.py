@@ -15,6 +15,8 @@ from pruning.granularity import Pooled, Units
 class Depth:
     """One unit a block, with all its parameters: the granularity of depth pruning.
 
+    For any scorer; `block_influence` gives scores of whole blocks.
+
     Attributes:
         model: the one that is scored, whose parameters have the names of the scores.
         blocks: names of modules, as `find_blocks` gives them.

@@ -1,11 +1,19 @@
 """Units, numbered family by family: those whose slices lie in the same tensors."""
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
 
 from pruning.structure.coupling.labels import Array
 from pruning.structure.coupling.solving import Solution
+
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
+
+
+def numberless(name: str) -> str:
+    """`name` with * for its parts that are numbers, as of layers in their list: `h.0.mlp.weight` → `h.*.mlp.weight`."""
+    return _NUMBER.sub("*", name)
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,7 @@ class Labelling:
         reads: labels of weights' dimensions that are summed over, with activations.
         nonzero_when_removed: labels of activations that weights read, and that do not hold zeros where removed.
         summed_elsewhere: labels that are summed over by other operators than products of weights and activations.
+        unmasked: (parameter, dimension) that keep their values where they are removed: what reads them is zero there.
         unknown: operators without a rule, with the module that ran them.
     """
 
@@ -76,6 +77,7 @@ class Labelling:
     reads: list[Array] = field(default_factory=list)
     nonzero_when_removed: list[Array] = field(default_factory=list)
     summed_elsewhere: list[Array] = field(default_factory=list)
+    unmasked: list[tuple[int, int]] = field(default_factory=list)
     unknown: dict[str, str] = field(default_factory=dict)
     number: int = 0
     size: int = 0

@@ -29,6 +29,8 @@ class Structure:
         inputs: the example inputs.
         reads: (tensor, dimension) pairs with which weights read units: they are summed over.
         writes: all other pairs, which make units; and those of weights that are used several times, which may do both.
+        unmasked: (tensor, dimension) whose slices keep their values where a unit is removed, as the directions of a
+            weight norm, which have no length of zero.
         nonzero_when_removed: [units], those whose activations weights read, and that may hold other values than zeros
             where they are removed.
         summed_elsewhere: [units], those that other operators than products of weights and activations sum over.
@@ -45,6 +47,7 @@ class Structure:
     inputs: Inputs = field(repr=False)
     reads: frozenset[tuple[str, int]] = field(repr=False)
     writes: frozenset[tuple[str, int]] = field(repr=False)
+    unmasked: frozenset[tuple[str, int]] = field(repr=False)
     nonzero_when_removed: Kept = field(repr=False)
     summed_elsewhere: Kept = field(repr=False)
     tape: Tape = field(repr=False)
@@ -148,6 +151,7 @@ def structure_of(
         name: tuple(None if axis is None else _units(unit[axis.labels]) for axis in labelling.axes[value])
         for name, value in tape.tensors.items()
     }
+    names = {value: name for name, value in tape.tensors.items()}
     size = sum(family.size for family in found)
     read = np.zeros(labelling.size, bool)
     read[_joined(labelling.reads)] = True
@@ -183,6 +187,7 @@ def structure_of(
             for dim in range(len(tape.shapes[value]))
             if (name, dim) not in reads or labelling.uses.get(value, 0) > 1
         ),
+        unmasked=frozenset((names[value], dim) for value, dim in labelling.unmasked if value in names),
         nonzero_when_removed=marks[0],
         summed_elsewhere=marks[1],
         tape=tape,

@@ -25,6 +25,9 @@ def find_blocks(model: nn.Module, inputs: Inputs) -> tuple[str, ...]:
     changed.
     """
     trial = copy.deepcopy(unwrapped(model)).eval()
+    for module in trial.modules():  # a cache grows from call to call
+        if getattr(getattr(module, "config", None), "use_cache", False):
+            module.config.use_cache = False  # type: ignore[union-attr]  # to torch, a tensor or module
     passes = _passes(trial, inputs)
     found: list[str] = []
     for name, module in reversed(list(trial.named_modules())):  # children come before their parents

@@ -14,11 +14,10 @@ from pruning.parameters import first_names, unwrapped
 from pruning.structure.coupling.cost_terms import Kept
 from pruning.structure.coupling.structure import Structure
 from pruning.structure.removing.blocks import removed_blocks, skip_
+from pruning.structure.removing.configurations import odd_names, settle_
+from pruning.structure.removing.deleting import Left
 from pruning.structure.removing.shrinking import adjust_, sliced
-from pruning.structure.removing.verifying import first_difference, verify
-
-TOLERANCE = 1e-5
-"""The largest relative difference between masked and removed that `remove` accepts."""
+from pruning.structure.removing.verifying import TOLERANCE, first_difference, judged
 
 
 def remove(
@@ -27,18 +26,27 @@ def remove(
     """A new module of the same class without the units that `masks` remove; `model` stays as it is.
 
     Masks of single weights that are left stay zeros in it. Tied weights stay tied. A residual block of which the masks
-    leave nothing (see `Depth`) becomes a `Skip`.
+    leave nothing (see `Depth`) becomes a `Skip`; in a model of transformers it is deleted from its list and the others
+    are numbered anew, where that is possible.
+
+    The `config` of a model of transformers, or of one inside, gets the new sizes. Where none describes what is left, as
+    where widths differ by layer, `save_pretrained` of the new module raises `StructureError`, and names `save`.
+
+    A part of a larger model, as the backbone of a detector whose own code cannot be traced, is removed from alone, with
+    the inputs that it gets there: `model.backbone = remove(model.backbone, masks, trace(model.backbone, images))`. What
+    it returns keeps its shape, so that the rest fits.
 
     Args:
         model: the traced one, or one of the same class and shapes.
         masks: a unit goes if they remove all of its slices, in weights, biases and norms: those of
-            `Channels(structure)` do. Units of which anything is left stay.
+            `Channels(structure)` do. Units of which anything is left stay. The directions of a weight norm
+            (`Structure.unmasked`) go with their units, and are left to them until then: none may be zero.
         verified: compare it with the masked network on the example inputs.
         lossy: accept any difference, for a structure that was traced so; see `verify` for its size.
 
     Raises:
         StructureError: the masks do not fit, or the smaller network differs from the masked one by more than 1e-5
-            relative; it names the module where they part.
+            relative, in float64 where float32 fails; it names the module where they part.
     """
     model = unwrapped(model)
     masks = _by_first_name(model, masks)
@@ -56,8 +64,11 @@ def remove(
     small = copied(model, replacement)
     skip_(small, blocks)
     adjust_(small, structure, kept)
+    left: Left = {}
+    if blocks or not kept.all():
+        left = settle_(small, odd_names(model), inputs=structure.inputs)
     if verified:
-        _check(model, masks, small, structure, kept, lossy)
+        _check(model, masks, small, structure, kept, lossy, left)
     return small
 
 
@@ -81,6 +92,7 @@ def remove_(
     kept = kept_units(masks, structure, blocks)
     if verified:  # before anything is changed
         remove(model, masks, structure, verified=True, lossy=lossy)
+    odd = odd_names(model)
     Masks(masks).apply_(model)
     skip_(model, blocks)
     optimizers = () if optimizer is None else optimizers_in(optimizer)
@@ -102,6 +114,8 @@ def remove_(
     for owner in model.modules():
         owner._buffers.update({key: smaller[id(b)] for key, b in owner._buffers.items() if b is not None})
     adjust_(model, structure, kept)
+    if blocks or not kept.all():
+        settle_(model, odd, inputs=structure.inputs)
 
 
 def kept_units(masks: Mapping[str, Tensor], structure: Structure, blocks: tuple[str, ...] = ()) -> Kept:
@@ -113,7 +127,7 @@ def kept_units(masks: Mapping[str, Tensor], structure: Structure, blocks: tuple[
     kept = np.zeros(structure.size, bool)
     for name in structure.parameters:
         for dim, units in enumerate(structure.axes[name]):
-            if units is None:
+            if units is None or (name, dim) in structure.unmasked:
                 continue
             mask = masks.get(name)
             if mask is None:
@@ -176,22 +190,24 @@ def _check(
     structure: Structure,
     kept: Kept,
     lossy: bool,
+    left: Left,
 ) -> None:
     try:
-        difference = verify(model, masks, small, structure.inputs)
+        verdict = judged(model, masks, small, structure.inputs)
     except Exception as error:
         raise StructureError(
             f"{type(model).__name__}: the smaller network does not run on the example inputs "
             f"({first_line(error)}): keep more units, as with minimum= or exclude=, and report the model"
         ) from error
-    if difference <= TOLERANCE or (lossy and np.isfinite(difference)):
+    if verdict.difference <= TOLERANCE or (lossy and np.isfinite(verdict.difference)):
         return
     if structure.lossy:
         hint = "the structure is lossy: pass lossy=True to accept that"
     else:
         hint = "keep the units of this layer, as in Channels(structure, exclude='name*')"
-    where = first_difference(model, masks, small, structure, kept)
+    where = first_difference(model, masks, small, structure, kept, left, double=verdict.double)
+    undecided = "" if verdict.failure is None else f" (float64 could not decide: {verdict.failure})"
     raise StructureError(
-        f"{where or type(model).__name__}: without the removed units the outputs differ by {difference:.2g} of the "
-        f"largest, and this is where it begins: {hint}"
+        f"{where or type(model).__name__}: without the removed units the outputs differ by {verdict.difference:.2g} of "
+        f"the largest{undecided}, and this is where it begins: {hint}"
     )

@@ -13,6 +13,8 @@ from pruning.errors import ArtefactError, StructureError
 from pruning.parameters import unwrapped
 from pruning.structure.removing.attention import PrunedAttention
 from pruning.structure.removing.blocks import Skip, skip_
+from pruning.structure.removing.configurations import odd_names, settle_
+from pruning.structure.removing.deleting import delete_, saved_places, to_delete
 
 _FIELDS = {"tensors", "sizes", "classes"}
 
@@ -34,7 +36,7 @@ def load(path: str | PathLike[str], model: nn.Module) -> nn.Module:
         StructureError: `model` is not of the class and form that was saved.
     """
     tree = snapshot.load(path)
-    if not isinstance(tree, dict) or set(tree) != _FIELDS:
+    if not isinstance(tree, dict) or set(tree) - {"blocks"} != _FIELDS:
         raise ArtefactError(f"{path}: is a snapshot, but not of a removed network: give one from structure.save")
     return restored_(model, tree)
 
@@ -46,6 +48,7 @@ def described(small: nn.Module) -> dict[str, Any]:
         "tensors": dict(small.named_parameters()) | dict(small.named_buffers()),
         "sizes": {name: _sizes(module) for name, module in small.named_modules()},
         "classes": {name: type(module).__qualname__ for name, module in small.named_modules()},
+        "blocks": saved_places(small),
     }
 
 
@@ -53,6 +56,8 @@ def restored_(model: nn.Module, tree: dict[str, Any]) -> nn.Module:
     """Make `model`, from the original constructor, the network that was `described`, in place, and return it."""
     model = unwrapped(model)
     tensors: dict[str, Tensor] = tree["tensors"]
+    odd, left = odd_names(model), to_delete(model, tree.get("blocks", {}))
+    delete_(model, left)
     skip_(model, tuple(name for name, kind in tree["classes"].items() if kind == Skip.__qualname__))
     modules = dict(model.named_modules())
     own = dict(model.named_parameters()) | dict(model.named_buffers())
@@ -84,6 +89,7 @@ def restored_(model: nn.Module, tree: dict[str, Any]) -> nn.Module:
     for module in modules.values():
         if isinstance(module, nn.RNNBase):
             module.flatten_parameters()
+    settle_(model, odd, left)
     return model
 
 

@@ -8,7 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
+from pruning.modes import kept_modes
 from pruning.parameters import is_conv1d
 from pruning.structure.coupling.cost_terms import Kept, left
 from pruning.structure.coupling.structure import Structure
@@ -43,7 +46,14 @@ def adjust_(small: nn.Module, structure: Structure, kept: Kept) -> frozenset[tup
 
     Returns the (class, attribute) pairs that changed, but for modules whose sizes follow from their tensors.
     """
+    with kept_modes(small):
+        small.eval()  # reading a weight under spectral_norm changes its vectors in training
+        return _adjusted_(small, structure, kept)
+
+
+def _adjusted_(small: nn.Module, structure: Structure, kept: Kept) -> frozenset[tuple[type, str]]:
     places = _places(structure, kept)
+    _weigh_again_(small)
     others: dict[type[nn.Module], list[tuple[nn.Module, Places]]] = {}
     for name, module in reversed(list(small.named_modules())):  # those within first
         if not _adjust_known_(module):
@@ -57,6 +67,17 @@ def adjust_(small: nn.Module, structure: Structure, kept: Kept) -> frozenset[tup
         for attribute in {attribute for module, _ in alike for attribute in vars(module)}
         if (kind, attribute) not in structure.constants and _adjust_attribute_(attribute, alike)
     )
+
+
+def _weigh_again_(small: nn.Module) -> None:
+    """Compute weights that hooks make, as torch.nn.utils.weight_norm does, from what is left of their parts."""
+    with torch.no_grad():
+        for module in small.modules():
+            for hook in module._forward_pre_hooks.values():
+                if isinstance(hook, SpectralNorm):
+                    setattr(module, hook.name, hook.compute_weight(module, do_power_iteration=False))
+                elif isinstance(hook, WeightNorm):
+                    setattr(module, hook.name, hook.compute_weight(module))
 
 
 def _places(structure: Structure, kept: Kept) -> dict[str, Places]:

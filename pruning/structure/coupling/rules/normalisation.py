@@ -76,12 +76,22 @@ def _group_norm(state: Labelling, call: Call) -> Sequence[Axes]:
 
 
 def _weight_norm(state: Labelling, call: Call) -> Sequence[Axes]:
-    """g · v / ‖v‖ by index of one dimension: none of these can be zero; zeros in others leave the norm as it is."""
-    vectors, dim = call.args[0], argument(call, 2, "dim", 0)
-    for ref in call.args[:2]:
-        state.fix(state.of(ref)[dim])
-    axes = tuple(None if i == dim else axis for i, axis in enumerate(state.of(vectors)))
-    return [axes, (None,) * len(state.made(call, 1))]
+    """g · v / ‖v‖ by index of one dimension. What g makes zero is zero whatever v is, which must not be zero there, and
+    stays as it is. Zeros in v's other dimensions leave the norm as it is.
+    """
+    vectors, lengths, dim = call.args[0], call.args[1], argument(call, 2, "dim", 0)
+    axis, scale = state.of(vectors)[dim], state.of(lengths)[dim]
+    if vectors.value in state.weights and state.weights[vectors.value] == vectors.value:
+        axis = state.tie([axis, scale], scale is not None and scale.holds_zeros)
+        state.unmasked.append((vectors.value, dim))
+    else:
+        for other in (axis, scale):
+            state.fix(other)
+        axis = None
+    own = state.of(vectors)
+    state.summed_elsewhere += [other.labels for i, other in enumerate(own) if other is not None and i != dim]
+    state.axes[vectors.value] = tuple(nonzero([a])[0] if i == dim else a for i, a in enumerate(own))
+    return [(*own[:dim], axis, *own[dim + 1 :]), nonzero(state.of(lengths))]
 
 
 RULES: dict[str, Rule] = {

@@ -1,8 +1,11 @@
 """Norms of activations and of weights."""
 
+import warnings
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
 from tests.pruning.structure.zoo.case import Case, images
 
@@ -76,9 +79,29 @@ class Rows(nn.Module):
         return self.head(F.relu(self.second(F.relu(self.norm(self.first(x))))))
 
 
-def _weight_norm() -> nn.Module:
+def _weight_norm(norm: Any = parametrizations.weight_norm, **options: Any) -> nn.Module:
     layers = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
-    parametrizations.weight_norm(layers[2])
+    for number in (0, 2):
+        norm(layers[number], **options)
+    return layers
+
+
+def _old(norm: Any) -> Any:
+    """A norm by a hook, which torch advises against."""
+
+    def normed(layer: nn.Module, **options: Any) -> nn.Module:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            return norm(layer, **options)
+
+    return normed
+
+
+def _normed_convolutions(norm: Any) -> nn.Module:
+    first, second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3, bias=False)
+    layers = nn.Sequential(first, nn.ReLU(), second, nn.Flatten(), nn.Linear(24, 3))
+    for number in (0, 2):
+        norm(layers[number])
     return layers
 
 
@@ -94,7 +117,26 @@ CASES: dict[str, Case] = {
     "sum after batch norm": (BatchNormSum, lambda: images(4), (6,)),
     "standardised weights": (Standardised, lambda: images(3, 6, 6), (5,)),
     "weights standardised by batch norm": (lambda: Standardised(by_batch_norm=True), lambda: images(3, 6, 6), (4, 5)),
-    "weight norm": (_weight_norm, lambda: images(5), (8,)),
+    "weight norm": (_weight_norm, lambda: images(5), (6, 8)),
+    "weight norm of columns": (lambda: _weight_norm(dim=1), lambda: images(5), (6, 8)),
+    "weight norm of the whole": (lambda: _weight_norm(dim=None), lambda: images(5), (6, 8)),
+    "weight norm by a hook": (lambda: _weight_norm(_old(weight_norm)), lambda: images(5), (6, 8)),
+    "weight norm of convolutions": (
+        lambda: _normed_convolutions(parametrizations.weight_norm),
+        lambda: images(3, 6, 6),
+        (6, 8),
+    ),
+    "weight norm of convolutions by a hook": (
+        lambda: _normed_convolutions(_old(weight_norm)),
+        lambda: images(3, 6, 6),
+        (6, 8),
+    ),
+    "spectral norm by a hook": (lambda: _weight_norm(_old(spectral_norm)), lambda: images(5), (6, 8)),
+    "spectral norm of convolutions": (
+        lambda: _normed_convolutions(parametrizations.spectral_norm),
+        lambda: images(3, 6, 6),
+        (6, 8),
+    ),
     "spectral norm": (_spectral_norm, lambda: images(5), (6, 7, 8)),
     "batch norm": (lambda: Norms(nn.BatchNorm2d(8)), lambda: images(3, 6, 6), (6, 8)),
     "batch norm without weights": (lambda: Norms(nn.BatchNorm2d(8, affine=False)), lambda: images(3, 6, 6), (6, 8)),
