@@ -76,7 +76,7 @@ def settle_(
     Args:
         left: lists whose blocks were deleted already, and what was left of them.
         inputs: of `model`. Whole numbers that its modules have kept though they do not use them become those of a
-            model that is built anew, if the outputs stay the same; without inputs none may differ.
+            model that is built again, if the outputs stay the same; without inputs none may differ.
 
     Returns:
         The lists that are shorter now, and what is left of them.

@@ -1,4 +1,4 @@
-"""Removed blocks are deleted from their lists, and those that are left numbered anew, where the model allows it."""
+"""Removed blocks are deleted from their lists, and those that are left renumbered, where the model allows it."""
 
 from collections.abc import Iterator, Mapping
 

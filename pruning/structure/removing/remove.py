@@ -27,7 +27,7 @@ def remove(
 
     Masks of single weights that are left stay zeros in it. Tied weights stay tied. A residual block of which the masks
     leave nothing (see `Depth`) becomes a `Skip`; in a model of transformers it is deleted from its list and the others
-    are numbered anew, where that is possible.
+    are renumbered, where that is possible.
 
     The `config` of a model of transformers, or of one inside, gets the new sizes. Where none describes what is left, as
     where widths differ by layer, `save_pretrained` of the new module raises `StructureError`, and names `save`.

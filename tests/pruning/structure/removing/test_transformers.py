@@ -174,7 +174,7 @@ def test_the_configuration_says_what_there_is_and_nothing_else_changes(name):
             assert config == before | changed, what
 
 
-def test_blocks_are_numbered_anew():
+def test_blocks_are_renumbered():
     small = removal("Llama", "blocks").small
     assert [layer.self_attn.layer_idx for layer in small.model.layers] == [0, 1]
     assert small.model.config.num_hidden_layers == small.config.num_hidden_layers == len(small.model.layers) == 2
