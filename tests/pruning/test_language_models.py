@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from experiments.benchmarks.language_peer import peer_wanda
 from pruning import Evidence, Masks, prunable, prune, scorers
 from pruning.allocation import NofM, PerRow, Uniform
 from pruning.curvature import layer_hessian
@@ -114,3 +115,22 @@ def test_block_by_block_with_a_sweep(name: str) -> None:
     assert masks.agree(model)
     untouched = {n: p for n, p in before.named_parameters() if n not in masks}
     assert all(torch.equal(p, dict(model.named_parameters())[n]) for n, p in untouched.items())
+
+
+@pytest.mark.parametrize(("density", "m"), [(0.5, None), (0.3, None), (0.5, 4)])
+@pytest.mark.parametrize("name", ["llama", "gemma", "opt"])
+def test_masks_of_wanda_are_those_of_a_plain_reading_of_the_paper(name: str, density: float, m: int | None) -> None:
+    """Every place, but where two scores of a row differ by rounding alone."""
+    model, peer = built(name), built(name)
+    text = [torch.randint(3, 48, (4, 12), generator=torch.Generator().manual_seed(n)) for n in range(3)]
+    allocation = PerRow() if m is None else NofM(2, m)
+
+    def step(block: Evidence) -> Masks:
+        return prune(scorers.wanda(block), None if m else density, allocation=allocation)
+
+    masks = sequentially(model, text, step, parameters=prunable(model, exclude=["lm_head*"]))
+    peer_wanda(peer, text, density, m)
+    theirs = dict(peer.named_parameters())
+    assert all(torch.equal(mask, theirs[key] != 0) for key, mask in masks.items())
+    for key, parameter in model.named_parameters():
+        assert torch.equal(parameter, theirs[key]), key
