@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning.errors import SequenceError
+from pruning.batches import cut
+from pruning.errors import ScoreError, SequenceError
 from pruning.evidence import Evidence
 from pruning.inputs import Inputs, arguments, mapped, tensors_in
 from pruning.masks import Masks
@@ -107,20 +108,29 @@ def sequentially(
 
 
 def _check_order(model: nn.Module, names: Sequence[str], batches: Iterable[Inputs]) -> None:
-    """Raise `SequenceError` unless the model runs each of the blocks once and in this order, with the first batch."""
+    """Raise `SequenceError` unless the model runs each of the blocks once and in this order, with the first example."""
     ran: list[str] = []
     with ExitStack() as stack, torch.no_grad(), eval_mode(model):
         for name in names:
             hook = model.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: ran.append(name))
             stack.callback(hook.remove)
         for inputs in islice(batches, 1):
-            args, kwargs = arguments(inputs)
+            args, kwargs = arguments(_first(inputs))
             model(*args, **kwargs)
             if ran != list(names):
                 raise SequenceError(
                     f"{type(model).__name__}: runs the blocks {', '.join(ran) or '(none)'}: name each that it runs "
                     "once, in this order, with names="
                 )
+
+
+def _first(inputs: Inputs) -> Inputs:
+    """The first example of `inputs`, which takes less time; all of them where examples do not come first."""
+    try:
+        found: Inputs = cut(inputs, slice(0, 1))
+    except ScoreError:
+        return inputs
+    return found
 
 
 def _pruned(

@@ -9,10 +9,13 @@ deployed, when it writes one token after the other. `--model tiny` is a small on
 from __future__ import annotations
 
 import argparse
+import ctypes
 import math
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -63,7 +66,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         None,
     )
     show("time of parts, in turn", ("part", "ms", "ratio"), _parts(model, text, asked.turns, found), None)
-    show("memory beside the model", ("blocks", "MB", "by bound"), _memory(model, text, asked.depths, found), None)
+    show(
+        "memory beside the model",
+        ("blocks", "MB", "by bound"),
+        _memory(asked.model, asked.pieces, asked.length, asked.depths, found),
+        None,
+    )
     show("all weights at once", ("selection", "seconds"), _selection(model, found), None)
     show(
         "one token after the other",
@@ -195,26 +203,32 @@ def _restore(evidence: Evidence, before: dict[str, Tensor]) -> None:
         parameter.copy_(before[name])
 
 
-def _memory(model: nn.Module, text: list[Tensor], depths: Sequence[int], found: dict[str, Any]) -> Iterator[Row]:
-    """Bytes at the peak beside the model, and by 3 times a block and two sets of activations."""
+def _memory(name: str, pieces: int, length: int, depths: Sequence[int], found: dict[str, Any]) -> Iterator[Row]:
+    """Bytes at the peak beside the model, and by 3 times a block and two sets of activations; each in a fresh process,
+    where no memory that others have freed is at hand.
+    """
     for depth in depths:
-        shallow = deepcopy(model)
-        names = blocks(shallow)
-        if depth > len(names):
-            continue
-        parent, _, _ = names[0].rpartition(".")
-        stack = shallow.get_submodule(parent)
-        owner = shallow.get_submodule(parent.rpartition(".")[0])
-        setattr(owner, parent.rpartition(".")[2], stack[:depth])
-        shallow.config.num_hidden_layers = depth
-        block = sum(p.numel() * p.element_size() for p in stack[0].parameters())
-        states = catch(shallow, text)
-        activations = 2 * sum(call["args"][0].numel() * call["args"][0].element_size() for call in states)
-        del states
-        procedure = ours(scorers.magnitude, Uniform(), 0.5, "block")
-        _, peak = peak_bytes(partial(procedure, shallow, text))
-        found["memory"][str(depth)] = {"bytes": peak, "bound": 3 * block + activations}
-        yield str(depth), f"{peak / 1e6:.0f}", f"{peak / (3 * block + activations):.2f}"
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+            peak, bound = alone.submit(_peak, name, pieces, length, depth).result()
+        found["memory"][str(depth)] = {"bytes": peak, "bound": bound}
+        yield str(depth), f"{peak / 1e6:.0f}", f"{peak / bound:.2f}"
+
+
+def _peak(name: str, pieces: int, length: int, depth: int) -> tuple[int, int]:
+    """Bytes beside the model that SparseGPT on its first `depth` blocks takes, and the bound."""
+    torch.set_num_threads(1)
+    model, text, _ = _material(name, pieces, length)
+    names = blocks(model)
+    owner, _, attribute = names[0].rpartition(".")[0].rpartition(".")
+    setattr(model.get_submodule(owner), attribute, model.get_submodule(f"{owner}.{attribute}")[:depth])
+    model.config.num_hidden_layers = depth
+    block = sum(p.numel() * p.element_size() for p in model.get_submodule(names[0]).parameters())
+    states = [call["args"][0] for call in catch(model, text)]
+    bound = 3 * block + 2 * sum(state.numel() * state.element_size() for state in states)
+    del states
+    ctypes.CDLL(None).malloc_trim(0)  # what loading has freed would hide what pruning takes
+    _, peak = peak_bytes(partial(ours(scorers.magnitude, Uniform(), 0.5, "block"), model, text))
+    return peak, bound
 
 
 def _selection(model: nn.Module, found: dict[str, Any]) -> Iterator[Row]:
