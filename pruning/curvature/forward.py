@@ -13,6 +13,7 @@ from pruning.curvature.calls import Use, uses
 from pruning.curvature.linear_maps import factors
 from pruning.errors import ScoreError
 from pruning.evidence import Evidence, Scores, accumulated, output_tensor
+from pruning.gradients import leaves
 from pruning.inputs import tensors_in
 
 
@@ -63,7 +64,7 @@ def run(evidence: Evidence, batch: Batch) -> tuple[Tensor, Tensor]:
     with _outputs(evidence.local) as outputs:
         loss = evidence.loss(evidence.local, batch)
     size = examples(batch)
-    whole = _outputs_of_loss(loss, outputs[-1] if outputs else None)
+    whole = _outputs_of_loss(evidence.local, loss, outputs[-1] if outputs else None)
     if not whole.dim() or len(whole) != size:
         raise ScoreError(f"the model's output has shape {list(whole.shape)} for {size} examples: put examples first")
     if not whole.requires_grad:
@@ -71,17 +72,16 @@ def run(evidence: Evidence, batch: Batch) -> tuple[Tensor, Tensor]:
     return loss, whole
 
 
-def _outputs_of_loss(loss: Tensor, outputs: Any) -> Tensor:
-    """The outputs; of several tensors in a tuple or a mapping the one that the loss depends on."""
+def _outputs_of_loss(model: nn.Module, loss: Tensor, outputs: Any) -> Tensor:
+    """The outputs; of several tensors in a tuple or a mapping that one through which all weights reach the loss."""
     try:
         return output_tensor(outputs)
     except ScoreError:
-        among = [one for one in tensors_in(outputs) if one.requires_grad]
-        slopes = torch.autograd.grad(loss, among, retain_graph=True, allow_unused=True) if among else ()
-        seen = [one for one, slope in zip(among, slopes, strict=True) if slope is not None]
-        if len(seen) != 1:
-            raise
-        return seen[0]
+        weights = {id(parameter) for parameter in model.parameters()}
+        for one in tensors_in(outputs):
+            if one.requires_grad and not weights & set(map(id, leaves(loss, {(one.grad_fn, one.output_nr)}))):
+                return one
+        raise
 
 
 @contextmanager

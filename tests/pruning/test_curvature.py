@@ -696,3 +696,48 @@ def test_a_penalty_that_begins_in_a_later_batch_is_refused_there() -> None:
     mean_squares(Evidence(model, prunable(model), [(x[:4], y[:4])], growing), cotangents.empirical)
     with pytest.raises(ScoreError, match="weight: the loss sees it past the model's outputs"):
         mean_squares(Evidence(model, prunable(model), [(x[:4], y[:4]), (x[4:], y[4:])], growing), cotangents.empirical)
+
+
+class Several(nn.Module):
+    """Returns its hidden units too, in a tuple or by name; the loss is of the last layer's outputs alone."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last, self.kind = nn.Linear(5, 4), nn.Linear(4, 3), kind
+
+    def forward(self, x: Tensor) -> Any:
+        hidden = torch.tanh(self.first(x))
+        found = self.last(hidden)
+        return {"tensor": found, "tuple": (hidden, found), "mapping": {"hidden": hidden, "out": found}}[self.kind]
+
+
+@pytest.mark.parametrize("kind", ["tuple", "mapping"])
+@pytest.mark.parametrize("scorer", [scorers.fisher, scorers.obd, scorers.woodfisher], ids=lambda s: s.__name__)
+def test_of_several_outputs_those_count_that_the_loss_depends_on(kind: str, scorer: Any) -> None:
+    x, y = torch.randn(6, 5), torch.randint(3, (6,))
+    taken = {"tensor": lambda out: out, "tuple": lambda out: out[1], "mapping": lambda out: out["out"]}
+    found, wanted = (
+        scorer(
+            Evidence(
+                model := Several(which),
+                prunable(model),
+                [(x, y)],
+                lambda m, b, which=which: nn.functional.cross_entropy(taken[which](m(b[0])), b[1]),
+            )
+        )
+        for which in (kind, "tensor")
+    )
+    for name, score in found.items():
+        torch.testing.assert_close(score, wanted[name])
+
+
+def test_a_loss_of_several_outputs_has_no_gradients_of_examples_by_one_of_them() -> None:
+    model, x, y = Several("tuple"), torch.randn(6, 5), torch.randint(3, (6,))
+
+    def loss(m: nn.Module, b: Any) -> Tensor:
+        hidden, found = m(b[0])
+        return nn.functional.cross_entropy(found, b[1]) + hidden.square().mean()
+
+    with pytest.raises(ScoreError, match=r"output is no tensor.*tuple"):
+        scorers.fisher(Evidence(model, prunable(model), [(x, y)], loss))
