@@ -7,6 +7,7 @@ The rows of a run go to <folder>/<run>/rows.jsonl. The same command again resume
 """
 
 import logging
+import math
 import os
 import re
 import sys
@@ -159,26 +160,27 @@ def _check_before_training(setting: Setting, schedule: Schedule) -> None:
 
 
 def _check_scorer(setting: Setting) -> None:
-    """Score a few examples where the dense network is still to be trained, and whole networks are scored at all."""
+    """Score a few examples where the dense network is still to be trained, and anything is scored at all."""
     config = setting.config
-    if config.when == "pretrained" or config.calibration != "whole" or stages.reaches_density_while_training(config):
+    if config.when == "pretrained" or stages.reaches_density_while_training(config):
         return
     try:
         stages.dense(replace(setting, store=Made(setting.store.root)))
     except AbsentError:
-        stages.check_scorer(setting)
+        check = stages.check_scorer if config.calibration == "whole" else stages.check_block_scorer
+        check(setting)
 
 
 def _check_what_is_left(setting: Setting, model: nn.Module, schedule: Schedule) -> None:
     """Raise `ConfigurationError` where a model that brings masks keeps less than the first round is to keep."""
-    masks, names = getattr(model, "starting_masks", None), setting.prunable(model)
+    masks, parameters = getattr(model, "starting_masks", None), setting.prunable(model)
     if masks is None:
         return
-    kept, total = sum(int(masks[name].sum()) for name in names), sum(value.numel() for value in names.values())
+    kept, total = sum(int(masks[name].sum()) for name in parameters), sum(p.numel() for p in parameters.values())
     for target in densities(setting.config.density):
         first = schedule(target)[1]
         if first is not None and round(first * total) > kept:
-            left = f"{kept / total:.4g}"
+            left = f"{math.floor(1e6 * kept / total) / 1e6:.6g}"  # not more than is left
             raise ConfigurationError(
                 f"density={first:.4g}: the network of that run keeps {left} of its weights: give at most that, in "
                 f"rounds with ++schedule.start={left}"

@@ -134,14 +134,14 @@ class Unlike:
                 f"{self.names[0]} … {self.names[-1]}: asked to keep {asked} of {total} units, but at least {least} "
                 f"stay and at most {most} are alive: ask for another density, or for a lower minimum"
             )
+        live = highest
         while lowest < highest:  # the largest number with which no more than `asked` stay
             middle = (lowest + highest + 1) // 2
             lowest, highest = (middle, highest) if self._kept(units, middle) <= asked else (lowest, middle - 1)
-        fewer, more = (
-            self._kept(units, lowest),
-            self._kept(units, min(lowest + 1, sum(u.live for u in chosen.values()))),
-        )
-        return Group(self.names, lowest + (more - asked < asked - fewer), self.minimum).select(units)
+        keep = lowest
+        if keep < live and self._kept(units, keep + 1) - asked < asked - self._kept(units, keep):
+            keep += 1
+        return Group(self.names, keep, self.minimum).select(units)
 
     def _kept(self, units: Mapping[str, Units], keep: int) -> int:
         """How many units stay with the `keep` best."""

@@ -11,10 +11,12 @@ from pruning.errors import ScoreError
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Free bytes of a CUDA device, or of this machine's memory; None where the system does not say."""
+    """Free bytes of a CUDA device, with what torch holds there unused, or of this machine's memory; None where the
+    system does not say.
+    """
     if device.type == "cuda":
         free: int = torch.cuda.mem_get_info(device)[0]
-        return free
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     if device.type != "cpu":
         return None
     try:

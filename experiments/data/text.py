@@ -113,7 +113,7 @@ def _part(data: str, tokenise: Tokenise, texts: Iterable[str], length: int, want
     if length < 2:
         raise DataError(f"data={data}: length={length}: give at least 2 tokens")
     tokens = torch.tensor([token for text in texts for token in tokenise(text)])
-    whole = cut(tokens, length)
+    whole = pieces(tokens, length)
     if not len(whole) or (wanted is not None and not 1 <= wanted <= len(whole)):
         raise DataError(
             f"data={data}: {'all' if wanted is None else wanted} pieces of {length} tokens are wanted of a part that "
@@ -122,7 +122,7 @@ def _part(data: str, tokenise: Tokenise, texts: Iterable[str], length: int, want
     return Examples(input_ids=whole[:wanted])
 
 
-def cut(tokens: Tensor, length: int) -> Tensor:
+def pieces(tokens: Tensor, length: int) -> Tensor:
     """`tokens` [n] in pieces that follow each other, [n // length, length]; what is left at the end is not used."""
     return tokens[: len(tokens) // length * length].view(-1, length)
 

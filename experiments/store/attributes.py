@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,27 +20,36 @@ from torch import Tensor, nn
 log = logging.getLogger("experiments")
 
 _INTERNAL = frozenset(vars(nn.Module())) | {"starting_masks"}
-_PLAIN = (type(None), bool, int, float, complex, str, bytes)
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, np.generic)
 
 
 def attributes(holder: object) -> Iterator[tuple[str, Any]]:
-    """Names and values: of every module of a model, or of another object."""
+    """Names and values: of every module of a model, or of another object.
+
+    Weights that hooks compute from parameters before every call, as torch.nn.utils.weight_norm does, are none.
+    """
     if not isinstance(holder, nn.Module):
         yield from vars(holder).items() if hasattr(holder, "__dict__") else ()
         return
     for path, module in holder.named_modules():
         prefix = f"{path}." if path else ""
+        computed = {getattr(hook, "name", None) for hook in module._forward_pre_hooks.values()}
+        computed |= {getattr(hook, "_tensor_name", None) for hook in module._forward_pre_hooks.values()}
         for name, value in vars(module).items():
-            if name not in _INTERNAL:
+            if name not in _INTERNAL and name not in computed:
                 yield f"{prefix}{name}", value
         for name in sorted(module._non_persistent_buffers_set):
             yield f"{prefix}{name}", module._buffers.get(name)
 
 
 def content_of_attributes(holder: object) -> str:
-    """SHA-256 of all values that are data, or name a function or a class; the first 32 digits of 64."""
-    found = sorted((name, repr(_content(value))) for name, value in attributes(holder))
-    return hashlib.sha256(repr(found).encode()).hexdigest()[:32]
+    """SHA-256 of all values that are data, or name a function or a class; the first 32 digits of 64.
+
+    Of a module among them, as the teacher that a task holds, weights, buffers and attributes count too. Of other
+    objects only the class does.
+    """
+    known = set(map(id, holder.modules())) if isinstance(holder, nn.Module) else set[int]()
+    return _digest(repr(_contents(attributes(holder), known)).encode())[:32]
 
 
 @dataclass(frozen=True)
@@ -69,31 +78,49 @@ class Kept:
 
 
 def _marks(holders: Mapping[str, object]) -> dict[str, object]:
-    return {f"{of}.{name}": _mark(value) for of, holder in holders.items() for name, value in attributes(holder)}
+    trained = {id(p) for holder in holders.values() if isinstance(holder, nn.Module) for p in holder.parameters()}
+    return {
+        f"{of}.{name}": _mark(value, trained) for of, holder in holders.items() for name, value in attributes(holder)
+    }
 
 
-def _content(value: Any) -> object:
+def _contents(named: Iterator[tuple[str, Any]], known: set[int]) -> list[tuple[str, str]]:
+    return sorted((name, repr(_content(value, known))) for name, value in named)
+
+
+def _content(value: Any, known: set[int]) -> object:
+    """Plain data that tell values apart; `known`: ids of modules whose content counts already."""
+    if isinstance(value, np.ndarray) and value.dtype.hasobject:  # its bytes are addresses
+        value = value.tolist()
     if isinstance(value, Tensor):
         flat = value.detach().cpu().contiguous()
         return str(flat.dtype), list(flat.shape), _digest(flat.reshape(-1).view(torch.uint8).numpy().tobytes())
     if isinstance(value, Mapping):
-        return [(repr(key), _content(item)) for key, item in value.items()]
+        return [(repr(key), _content(item, known)) for key, item in value.items()]
     if isinstance(value, list | tuple | set | frozenset):
-        found = [_content(item) for item in value]
+        found = [_content(item, known) for item in value]
         return found if isinstance(value, list | tuple) else sorted(map(repr, found))
     if isinstance(value, (*_PLAIN, np.ndarray)):
         return _plain(value)
-    named = value if callable(value) and hasattr(value, "__qualname__") else type(value)
+    if isinstance(value, nn.Module) and id(value) not in known:
+        known.update(map(id, value.modules()))
+        kinds = [(path, _name(type(module))) for path, module in value.named_modules()]
+        return kinds, _content(value.state_dict(), known), _contents(attributes(value), known)
+    return _name(value if callable(value) and hasattr(value, "__qualname__") else type(value))
+
+
+def _name(named: Any) -> str:
     return f"{named.__module__}.{named.__qualname__}"
 
 
-def _mark(value: Any) -> object:
+def _mark(value: Any, trained: Container[int]) -> object:
+    """What differs once `value` has changed; not for the parameters that are `trained`, which a state_dict has."""
     if isinstance(value, Tensor):
-        return id(value), value._version
+        return None if id(value) in trained else (id(value), value._version)
     if isinstance(value, Mapping):
-        return [(repr(key), _mark(item)) for key, item in value.items()]
+        return [(repr(key), _mark(item, trained)) for key, item in value.items()]
     if isinstance(value, list | tuple):
-        return [_mark(item) for item in value]
+        return [_mark(item, trained) for item in value]
     if isinstance(value, (*_PLAIN, np.ndarray)):
         return _plain(value)
     return _STATES.get(type(value), id)(value)

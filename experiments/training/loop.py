@@ -56,7 +56,7 @@ class Trained:
         sparse: the weights that ran sparsely.
         diverged: the first step whose loss was not finite, where the last epoch's was not either and no better epoch is
             kept.
-        first_loss: mean loss of the first step; None of no steps.
+        first_loss: mean loss of the first step in which something counted; None where there was none.
     """
 
     epochs: list[Epoch]

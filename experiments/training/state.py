@@ -50,7 +50,7 @@ class TrainingState:
         epochs: those before.
         best: the best validation metric so far, and the weights that had it.
         diverged: the first step whose loss was not finite, found when it was done on a CPU, else by its epoch's end.
-        first: the sum of the losses of the first step, and how much counted.
+        first_loss: the mean loss of the first step in which something counted, in all processes; None before it.
     """
 
     step: int
@@ -60,12 +60,12 @@ class TrainingState:
     epochs: list[Epoch] = field(default_factory=list)
     best: tuple[float, dict[str, Tensor]] | None = None
     diverged: int | None = None
-    first: tuple[Tensor, float | Tensor] | None = None
+    first_loss: float | None = None
 
     def add(self, loss: Tensor, count: float | Tensor) -> None:
         """Add a step, given the sum of its losses."""
-        if self.first is None:
-            self.first = loss, count
+        if self.first_loss is None and count:
+            self.first_loss = float(all_reduce(loss)) / float(count)
         self.loss += loss
         self.seen += count
         self.step += 1
@@ -100,13 +100,6 @@ class TrainingState:
         kept = self.best is not None or not self.epochs or math.isfinite(self.epochs[-1].loss)
         return None if kept else self.diverged
 
-    @property
-    def first_loss(self) -> float | None:
-        """The mean loss of the first step; None before it, and where nothing counted in it."""
-        if self.first is None or not float(self.first[1]):
-            return None
-        return float(all_reduce(self.first[0])) / float(self.first[1])
-
     def _not_finite(self) -> None:
         if self.diverged is None:
             self.diverged = self.step
@@ -139,7 +132,7 @@ def to_tree(
         "epochs": [asdict(epoch) for epoch in state.epochs],
         "best": state.best,
         "diverged": state.diverged,
-        "first": state.first,
+        "first_loss": state.first_loss,
     }
 
 
@@ -169,5 +162,5 @@ def from_tree(
         epochs=[Epoch(**epoch) for epoch in tree["epochs"]],
         best=None if best is None else (best[0], {name: value.to(device) for name, value in best[1].items()}),
         diverged=tree["diverged"],
-        first=tree["first"],
+        first_loss=tree["first_loss"],
     )

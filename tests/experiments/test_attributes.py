@@ -2,12 +2,15 @@
 
 import json
 import random
+from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune as torch_prune
 
 from experiments import run as app
 from experiments.data import Examples
@@ -31,6 +34,14 @@ class Holder(nn.Linear):
         self.register_buffer("hidden", torch.zeros(2), persistent=False)
 
 
+def filled(value: float, **attributes) -> nn.Module:
+    model = nn.Sequential(nn.Linear(2, 1))
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, value)
+    vars(model[0]).update(attributes)
+    return model
+
+
 VALUES = {
     "a number": (1, 2),
     "a number and a truth value": (1, True),
@@ -38,6 +49,10 @@ VALUES = {
     "a tensor": (torch.zeros(3), torch.ones(3)),
     "another type": (torch.zeros(3), torch.zeros(3, dtype=torch.float64)),
     "an array": (np.zeros(3), np.arange(3.0)),
+    "an array of objects": (np.array([["a"], None], object), np.array([["b"], None], object)),
+    "numpy's number": (np.float32(1), np.float32(2)),
+    "weights of another model": ([filled(0.0)], [filled(1.0)]),
+    "what another model holds": ([filled(0.0, scale=1)], [filled(0.0, scale=2)]),
     "a list": ([1, [2]], [1, [3]]),
     "a function": (torch.relu, torch.tanh),
     "an order": ({"a": 1, "b": 2}, {"b": 2, "a": 1}),
@@ -47,8 +62,15 @@ VALUES = {
 @pytest.mark.parametrize("name", VALUES)
 def test_values_make_another_content_and_equal_ones_the_same(name):
     one, other = VALUES[name]
-    assert content_of_attributes(Holder(x=one)) == content_of_attributes(Holder(x=one))
+    assert content_of_attributes(Holder(x=one)) == content_of_attributes(Holder(x=deepcopy(one)))
     assert content_of_attributes(Holder(x=one)) != content_of_attributes(Holder(x=other))
+
+
+def test_a_module_that_holds_the_one_around_it_has_a_content():
+    one, other = Holder(), Holder(x=1)
+    for model in (one, other):
+        model.values["around"] = nn.Sequential(model)
+    assert content_of_attributes(one) != content_of_attributes(other)
 
 
 def test_buffers_that_are_not_persistent_count_and_weights_do_not():
@@ -110,9 +132,38 @@ def test_a_training_with_a_counter_in_its_model_begins_again_where_it_is_killed(
     assert torch.equal(weights(again), weights(whole))
 
 
-def test_a_training_without_such_state_writes_checkpoints_and_says_nothing(tmp_path, caplog):
-    data, path = examples(), tmp_path / "checkpoint"
-    train(network(), data, data, recipe(), TASK, accelerator("cpu"), checkpoints=Checkpoints(path, None, 1))
+class Recurrent(nn.Module):
+    """An LSTM holds its parameters in a list too."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.last = nn.LSTM(6, 4, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.last(self.layer(x[:, None])[0][:, 0])
+
+
+def under(hook) -> nn.Module:
+    """A network of which a layer's weight is computed by a hook, from parameters."""
+    model = network()
+    hook(next(module for module in model.modules() if isinstance(module, nn.Linear)))
+    return model
+
+
+WITHOUT_STATE = {
+    "plain": network,
+    "recurrent": Recurrent,
+    "weight_norm": lambda: under(nn.utils.weight_norm),
+    "spectral_norm": lambda: under(nn.utils.spectral_norm),
+    "torch's own pruning": lambda: under(partial(torch_prune.l1_unstructured, name="weight", amount=0.5)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("name", WITHOUT_STATE)
+def test_a_training_without_such_state_writes_checkpoints_and_says_nothing(name, tmp_path, caplog):
+    data, path, model = examples(), tmp_path / "checkpoint", WITHOUT_STATE[name]()
+    train(model, data, data, recipe(), TASK, accelerator("cpu"), checkpoints=Checkpoints(path, None, 1))
     assert path.exists()
     assert not caplog.text
 
@@ -225,6 +276,18 @@ def test_a_scorer_that_fails_does_so_before_the_training(tmp_path, monkeypatch):
     assert stages.dense(made).key == stages.dense(setting).key
     with pytest.raises(AbsentError):
         stages.dense(replace(made, whole=replace(setting.whole, seed=5)))
+
+
+def test_examples_in_which_nothing_counts_pass_the_check(tmp_path):
+    """Those of a language model whose first texts are empty, say: others are scored later."""
+
+    class Counted(Classification):
+        def count(self, batch):
+            return (batch["targets"] > 99).sum()
+
+    setting = Setting(configured("scorer=taylor"), Store(tmp_path))
+    setting.made["first_task"] = Counted(classes=10)
+    stages.check_scorer(setting)
 
 
 def test_a_scorer_of_how_far_weights_came_passes_the_check_where_they_will_come(tmp_path):

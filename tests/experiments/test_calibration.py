@@ -173,9 +173,16 @@ def test_what_does_not_go_block_by_block_is_refused(folder, more, words):
         made(folder, *SEQUENTIAL, "scorer=wanda", *more)
 
 
-def test_a_scorer_of_the_networks_loss_is_refused(folder):
+def test_a_scorer_of_the_networks_loss_is_refused_before_training(tmp_path):
     with pytest.raises(ScoreError, match="no single number"):
-        made(folder, *SEQUENTIAL, "scorer=taylor")
+        made(tmp_path, *SEQUENTIAL, "scorer=taylor")
+    assert not (tmp_path / "store" / "dense").exists()
+
+
+@pytest.mark.parametrize("options", [SEQUENTIAL, INSIDE])
+def test_that_the_training_diverged_is_said_where_nothing_can_be_scored(tmp_path, options):
+    with pytest.raises(ScoreError, match=r"^training diverged at step \d+, so that nothing can be scored: .* \("):
+        made(tmp_path, *options, "scorer=wanda", "optimizer=sgd", "optimizer.lr=1e30")
 
 
 def test_the_first_examples_are_those_of_the_draw(folder):

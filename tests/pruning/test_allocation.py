@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pruning.allocation import ERK, Densities, Global, NofM, PerRow, Rates, Uniform, erk_densities
+from pruning.competition import Unlike
 from pruning.errors import AllocationError
-from pruning.granularity import Blocks, Vectors, Weights
+from pruning.granularity import Blocks, Units, Vectors, Weights
 from pruning.pipeline import prune
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "selection.json").read_text())
@@ -342,3 +343,21 @@ def test_rows_need_two_dimensions(allocation, granularity, shape):
     with pytest.raises(AllocationError) as caught:
         prune({"norm.weight": torch.ones(shape)}, 0.5, granularity, allocation)
     assert_one_line(caught, "norm.weight", type(allocation).__name__, "exclude")
+
+
+def standing_for(sizes, alive):
+    """Units that stand for so many each."""
+    members = torch.tensor([[n if i < size else -1 for i in range(max(sizes))] for n, size in enumerate(sizes)])
+    return Units(torch.rand(len(sizes)), torch.tensor(alive), torch.Size((len(sizes), 1)), members=members)
+
+
+@pytest.mark.parametrize(("density", "kept"), [(0.9, 7), (0.67, 6), (0.23, 2)])
+def test_units_of_different_sizes_come_closest_to_the_density(density, kept):
+    """Of nine units two are dead, as a bundle: 0.9 are eight, which half a bundle makes of the seven that live."""
+    torch.manual_seed(0)
+    units = {"pairs": standing_for((2, 2, 2), (True, True, False)), "single": standing_for((1, 1, 1), (True,) * 3)}
+    units["pairs"].scores.add_(1)
+    competition = Unlike(tuple(units), density)
+    found = competition.select(units)
+    assert sum(units[name].stand_for(mask) for name, mask in found.items()) == kept
+    assert not bool(found["pairs"][2])

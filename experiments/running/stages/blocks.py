@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from experiments.configuration.targets import instantiate
+from experiments.data.examples import take
 from experiments.running.conditions import conditions
 from experiments.running.setting import Setting
-from experiments.running.stages.scoring import SCORED, Scoring, check_scores, seen_batches
+from experiments.running.stages.scoring import SCORED, Scoring, check_scores, divergence_named, seen_batches
 from experiments.runtime.seeding import seeded
 from experiments.store.identity import EXECUTION, STRUCTURE, code
 from experiments.store.networks import MASKS, Network, load, save
@@ -34,7 +36,8 @@ def prune_blocks(setting: Setting, network: Network, density: float | None, scor
         model = load(setting.new_model(), network).to(setting.device)
         parameters, within = setting.prunable(model), network.load_masks()
         names = {id(parameter): name for name, parameter in parameters.items()}
-        own = _densities(setting, density, network, scoring)
+        with divergence_named(network):
+            own = _densities(setting, density, network, scoring)
         scorer = instantiate("scorer", setting.config.scorer)
         compensate = instantiate("compensate", setting.config.compensate) if setting.config.compensate else None
 
@@ -50,8 +53,9 @@ def prune_blocks(setting: Setting, network: Network, density: float | None, scor
             made = None if compensate is None else compensate(evidence, masks)
             return masks if made is None else made  # a sweep may choose masks itself
 
-        batches = [setting.task.inputs(batch) for batch in seen_batches(setting)]
-        with seeded(setting.config.seed, "scoring noise"):
+        task = setting.task
+        batches = [task.inputs(batch) for batch in seen_batches(setting)]
+        with divergence_named(network), seeded(setting.config.seed, "scoring noise"):
             alive = None if within is None else within.to(setting.device)
             found = sequentially(model, batches, step, parameters=parameters, masks=alive)
         masks = Masks({name: found[name] for name in parameters}).to("cpu")
@@ -80,6 +84,24 @@ def check_blocks(setting: Setting, model: nn.Module) -> None:
         )
     if setting.structured:
         raise ConfigurationError("granularity=channels: units reach across blocks: set calibration=whole")
+
+
+def check_block_scorer(setting: Setting, count: int = 4) -> None:
+    """Score the first block by a few examples, as `check_scorer` does the network, with the initial weights."""
+    setting = setting.only(*SCORED, "model")
+    model = setting.new_model().to(setting.device)
+    scorer = instantiate("scorer", setting.config.scorer)
+    first = blocks(model)[0]
+    inside = {name: p for name, p in setting.prunable(model).items() if name.startswith(f"{first}.")}
+
+    def step(evidence: Evidence) -> Mapping[str, Tensor]:
+        check_scores(setting.config.scorer["_target_"], scorer(evidence), evidence.parameters)
+        return Masks.dense(evidence.parameters)
+
+    few = [setting.task.inputs(take(setting.splits.train, count, setting.device))]
+    with seeded(setting.config.seed, "scoring noise"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # four examples make a poor estimate
+        sequentially(model, few, step, names=(first,), parameters=inside)
 
 
 def _densities(

@@ -6,13 +6,12 @@ from pathlib import Path
 import torch
 
 from experiments.running.setting import Setting
-from experiments.running.stages.scoring import SCORED, Scoring
+from experiments.running.stages.scoring import SCORED, Scoring, divergence_named
 from experiments.runtime.seeding import generator
 from experiments.store.identity import EXECUTION, STRUCTURE, code
 from experiments.store.networks import MASKS, Network
 from pruning import Masks
 from pruning import prune as selected
-from pruning.errors import ScoreError
 from pruning.granularity import Granularity
 from pruning.layouts import LaidOut, Layout, layouts
 
@@ -24,16 +23,8 @@ def prune(setting: Setting, network: Network, density: float | None, scoring: Sc
 
     def make(folder: Path) -> None:
         within = network.load_masks()
-        lost = network.history["diverged"]
-        try:
+        with divergence_named(network):
             masks = selected(scoring(network), density, setting.granularity, setting.allocation, within=within)
-        except ScoreError as error:
-            if lost is None:
-                raise
-            raise ScoreError(
-                f"training diverged at step {lost}, so that nothing can be scored: lower optimizer.lr, or set "
-                f"training.clip ({error})"
-            ) from error
         masks.to("cpu").save(folder / MASKS)
 
     return Network(network.weights, setting.obtain("masks", identity, make))

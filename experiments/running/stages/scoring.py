@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from experiments.runtime.seeding import generator, seeded
 from experiments.store.networks import Network, load
 from experiments.tasks import counts, mean_loss
 from pruning import Evidence, Masks
-from pruning.errors import ScoreError
+from pruning.errors import ScoreError, SequenceError
 from pruning.evidence import Scores, with_layouts
 
 Scoring = Callable[[Network], Scores]
@@ -43,7 +44,7 @@ def check_scorer(setting: Basis, count: int = 4) -> None:
     """Score a few examples, so that a scorer which cannot do that for this model raises before hours of training.
 
     The network is the initial one; its weights are moved a little, unless they are to be scored as they are, as there
-    are scorers of how far weights have come.
+    are scorers of how far weights have come. Where nothing counts in these examples, nothing is checked.
     """
     setting = setting.only(*SCORED, "when", "model")
     model = setting.new_model()
@@ -53,6 +54,8 @@ def check_scorer(setting: Basis, count: int = 4) -> None:
                 parameter.mul_(1 + 0.01 * torch.rand_like(parameter))
     evidence = evidence_of(setting, model, getattr(model, "starting_masks", None))
     few = take(setting.splits.train, count, setting.device)
+    if evidence.count is not None and not evidence.count(few):
+        return
     scorer = instantiate("scorer", setting.config.scorer)
     with seeded(setting.config.seed, "scoring noise"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # four examples make a poor estimate
@@ -94,6 +97,21 @@ class Reread:
     def __iter__(self) -> Iterator[Batch]:
         batches = self.data.batches(self.chosen)
         return batches if self.count is None else (batch for batch in batches if self.count(batch))
+
+
+@contextmanager
+def divergence_named(network: Network) -> Iterator[None]:
+    """Errors within, of scores or of inputs that are NaN, say that the training of `network` diverged, if it did."""
+    try:
+        yield
+    except (ScoreError, SequenceError) as error:
+        lost = network.history["diverged"]
+        if lost is None:
+            raise
+        raise ScoreError(
+            f"training diverged at step {lost}, so that nothing can be scored: lower optimizer.lr, or set "
+            f"training.clip ({error})"
+        ) from error
 
 
 def check_scores(scorer: str, scores: Any, parameters: Mapping[str, Tensor]) -> None:

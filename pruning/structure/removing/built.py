@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from pruning.errors import first_line
 from pruning.parameters import within
@@ -74,6 +75,54 @@ def built_of(part: nn.Module, config: Any) -> nn.Module | str:
             return type(part)(type(config).from_dict(config.to_dict()))
         except Exception as error:  # any of the class's own
             return first_line(error)
+
+
+class _ParametersWithoutValues(TorchFunctionMode):
+    """What torch.empty makes, as parameters, is on the meta device; tables, which are computed, have their values."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if function is torch.empty:
+            kwargs["device"] = "meta"
+        return function(*args, **kwargs)
+
+
+def other_table(part: nn.Module, config: Any) -> str | None:
+    """The first table of `part`, a tensor that files do not have, which is not as `config` makes it, in words; or None.
+
+    Sines of positions, say, are others where the hidden size is another, and not some of those that there were.
+    """
+    with _quiet(), torch.random.fork_rng(devices=()), _ParametersWithoutValues():
+        try:
+            built = type(part)(type(config).from_dict(config.to_dict()))
+        except Exception as error:  # any of the class's own
+            return f"its tables cannot be compared: {first_line(error)}"
+    own, made = dict(_tables(part)), dict(_tables(built))
+    for name in sorted(own.keys() & made.keys()):
+        if own[name].is_meta or made[name].is_meta:
+            return f"{name} cannot be compared"
+        if own[name].shape != made[name].shape or not _close(own[name], made[name]):
+            return f"{name} has other values"
+    return None
+
+
+def _tables(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, module in model.named_modules():
+        buffers = {key: module._buffers.get(key) for key in module._non_persistent_buffers_set}
+        for key, value in (*buffers.items(), *vars(module).items()):
+            if isinstance(value, Tensor):
+                yield within(name, key), value
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    """Whether they are equal but for the rounding of another device."""
+    one, other = one.detach().cpu(), other.detach().to(one.dtype)
+    if not one.is_floating_point():
+        return torch.equal(one, other)
+    return torch.allclose(one, other, rtol=_ROUNDING, atol=_ROUNDING, equal_nan=True)
+
+
+_ROUNDING = 1e-5
 
 
 @contextmanager

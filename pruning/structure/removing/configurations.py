@@ -17,7 +17,7 @@ from pruning.errors import StructureError
 from pruning.inputs import Inputs
 from pruning.parameters import within
 from pruning.structure.coupling.families import numberless
-from pruning.structure.removing.built import attribute, built_of, difference_of, shapes_of, values_of
+from pruning.structure.removing.built import attribute, built_of, difference_of, other_table, shapes_of, values_of
 from pruning.structure.removing.deleting import Left, delete_, numbered, restore_, skipped
 from pruning.structure.removing.fitting import fitting, shortened
 from pruning.structure.removing.verifying import unchanged
@@ -132,7 +132,10 @@ def _settled_(
         twin = cloned(model) if difference.numbers else model
         undo = [*_agree_(part, made, difference.numbers), *_adopt_(part, found, made)]
         if inputs is None or not difference.numbers or unchanged(twin, model, inputs):
-            return None
+            table = other_table(part, found)
+            if table is None:
+                return None
+            words = table
         _undo_(undo)
     return f"no {kind} describes it ({words})"
 

@@ -83,7 +83,8 @@ def remove_(
 ) -> None:
     """Remove units in place: parameters stay the same objects, so `optimizer`, whose state is sliced too, goes on.
 
-    Everything else is as in `remove`. Detach masks first, and attach again those that leave part of a unit.
+    Everything else is as in `remove`. Detach masks first, and attach again those that leave part of a unit. Where
+    blocks are deleted from their list, the parameters of later ones have other names than in `masks`.
     """
     model = unwrapped(model)
     masks = _by_first_name(model, masks)

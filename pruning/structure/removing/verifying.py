@@ -1,6 +1,6 @@
 """Masked against removed: the largest difference, and the module at which it begins."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -75,9 +75,7 @@ def difference(
     """What `verify` gives, in one precision: the model's own, at least single, or float64 (`double`)."""
     expected = _outputs(_masked(model, masks, double), inputs)
     found = _outputs(_copy(small, double), inputs)
-    if not expected or len(expected) != len(found):
-        return float("inf")
-    return max((_difference(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
+    return _largest(expected, found)
 
 
 def unchanged(before: nn.Module, after: nn.Module, inputs: Inputs) -> bool:
@@ -87,9 +85,7 @@ def unchanged(before: nn.Module, after: nn.Module, inputs: Inputs) -> bool:
         found = _outputs(_copy(after, double=False), inputs)
     except Exception:  # of any kind: its own code fails
         return False
-    return len(expected) == len(found) and all(
-        _difference(a, b) <= TOLERANCE for a, b in zip(expected, found, strict=True)
-    )
+    return _largest(expected, found) <= TOLERANCE
 
 
 def first_difference(
@@ -187,6 +183,13 @@ def _without_tf32() -> Iterator[None]:
     finally:
         for (part, name, _), value in zip(settings, before, strict=True):
             setattr(part, name, value)
+
+
+def _largest(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    """The largest `_difference` of outputs; infinite if there are none, or not as many."""
+    if not expected or len(expected) != len(found):
+        return float("inf")
+    return max(_difference(a, b) for a, b in zip(expected, found, strict=True))
 
 
 def _difference(expected: Tensor, found: Tensor) -> float:

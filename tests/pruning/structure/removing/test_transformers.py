@@ -4,6 +4,7 @@ import copy
 import json
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -34,6 +35,7 @@ from tests.pruning.structure.families import (  # noqa: E402
     REFUSED,
     REMOVED,
     SAME,
+    WORDS,
     generates,
     logits,
     outcome,
@@ -329,3 +331,25 @@ def test_a_configuration_that_lies_is_found_out(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match=r"size mismatch|ignore_mismatched"):
         outcome(removal("Llama", "inner width"), tmp_path / "other")
     removal.cache_clear()
+
+
+@pytest.mark.parametrize(("what", "expected"), [("inner width", SAME), ("hidden size and heads", REFUSED)])
+def test_tables_that_no_file_has_are_those_that_the_configuration_makes(what, expected, tmp_path):
+    """The sines of XGLM's positions are others of another hidden size, and its file does not hold them."""
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "ffn_dim": 40, "num_layers": 2, "attention_heads": 4, "max_position_embeddings": 64}
+    model = transformers.XGLMForCausalLM(transformers.XGLMConfig(**WORDS, **sizes, scale_embedding=False)).eval()
+    inputs = {"input_ids": torch.randint(3, 50, (2, 7))}
+    structure = trace(model, inputs, lossy=True)
+    kept = np.ones(structure.size, bool)
+    for family in structure.families:
+        gone = {40: 10} if what == "inner width" else {32: 8, 4: 1}  # units; 24 features are three heads of eight
+        kept[family.first : family.first + gone.get(family.size, 0)] = False
+    small = remove(model, unit_masks(structure, kept), structure, lossy=True)
+    if expected == REFUSED:
+        with pytest.raises(StructureError, match=r"model\.embed_positions\.weights has other values"):
+            small.save_pretrained(tmp_path)
+        return
+    small.save_pretrained(tmp_path)
+    again = transformers.XGLMForCausalLM.from_pretrained(tmp_path).eval()
+    assert torch.equal(logits(small.eval(), inputs), logits(again, inputs))
