@@ -21,11 +21,27 @@ def available_bytes(device: torch.device) -> int | None:
         return None
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+        return min([free, *_left_of_group()])
     except (OSError, StopIteration):
         names = getattr(os, "sysconf_names", {})
         known = "SC_PHYS_PAGES" in names and "SC_PAGE_SIZE" in names
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if known else None
+
+
+def _left_of_group() -> list[int]:
+    """Bytes that the limit of a control group leaves, as in a container or a job of SLURM; [] without one."""
+    root = Path("/sys/fs/cgroup")
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            most, now = ((root / name).read_text().strip() for name in (limit, used))
+        except OSError:
+            continue
+        return [] if most == "max" else [max(0, int(most) - int(now))]
+    return []
 
 
 def check_bytes(what: str, wanted: float, device: torch.device, fix: str) -> None:

@@ -13,6 +13,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError
 
+from experiments.configuration.methods import check_method
 from experiments.configuration.schema import CONTROLS, Configuration
 from experiments.configuration.targets import check_target, completed
 from pruning.allocation import ERK, Densities, Global, Rates, check_density
@@ -53,6 +54,7 @@ def validate(config: DictConfig) -> Configuration:
     if found.data.get("augment") is not None:
         check_target("data.augment", found.data["augment"])
     _check_values(found)
+    check_method(plain)
     facts = {name: value for name, value in found.data.items() if name not in ("name", "load", "augment")}
     counted = next((facts[name] for name in ("classes", "labels") if name in facts), None)
     facts = ({} if counted is None else {"outputs": counted}) | facts

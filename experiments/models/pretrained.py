@@ -37,6 +37,8 @@ def transformers_model(
     Raises:
         ModelError: transformers is missing, an unknown class or configuration, or weights that cannot be had.
     """
+    if package is not None and name is None:
+        raise ModelError(f"transformers: model.package={package} holds a folder of weights: set model.name to it")
     if (name is None) == (config is None):
         raise ModelError("transformers: give either model.name, of pretrained weights, or model.config, of random ones")
     try:

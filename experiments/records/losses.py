@@ -8,7 +8,7 @@ GROWN = 10.0
 
 
 def failed_training(row: Mapping[str, Any]) -> str:
-    """ "training loss grew from 2.31 to 5.1e+28", of the training that ended in the network of `row`; "" where it did
+    """ "training loss grew from 2.31 to 5.1e+28", by the last epoch of the training of `row`'s network; "" where it did
     not, or is not known, as in rows that were written before the loss of the first step was kept.
     """
     first, losses = row.get("first_loss"), row.get("losses")

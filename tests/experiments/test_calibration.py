@@ -191,3 +191,19 @@ def test_the_first_examples_are_those_of_the_draw(folder):
     first, second = (next(iter(stages.scoring.seen_batches(setting)))["inputs"] for setting in (one, other))
     assert first.shape == second.shape == take(one.splits.train, 20)["inputs"].shape
     assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("method", "changed"),
+    [
+        ("wanda", ["scorer=magnitude"]),
+        ("wanda", ["calibration=whole"]),
+        ("wanda", ["allocation=uniform"]),
+        ("sparsegpt", ["compensate.choose=row"]),
+        ("sparsegpt_2of4", ["allocation.n=1"]),
+    ],
+)
+def test_a_paper_names_what_it_chose_and_nothing_else(method, changed):
+    assert configured(f"method={method}", "exclude=[first*]", "density=[0.4]" if "of" not in method else "density=null")
+    with pytest.raises(ConfigurationError, match=rf"^method={method}: stands for {changed[0].partition('=')[0]}"):
+        configured(f"method={method}", *changed)
