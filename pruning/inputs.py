@@ -59,15 +59,23 @@ def outputs_in(value: Any) -> list[Tensor]:
 
 
 def mapped(value: Any, function: Callable[[Tensor], Any]) -> Any:
-    """`value` with `function` of every tensor in its tuples, lists and mappings, which stay of their kinds."""
+    """`value` with `function` of every tensor in its tuples, lists, mappings and dataclasses, of their kinds."""
     if isinstance(value, Tensor):
         return function(value)
-    if isinstance(value, MutableMapping):
-        made = copy.copy(value)
-        made.update({key: mapped(part, function) for key, part in value.items()})
-        return made
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(mapped(part, function) for part in value))
     if isinstance(value, list | tuple):
-        return type(value)(mapped(part, function) for part in value)
-    return value
+        items = [mapped(part, function) for part in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    is_mapping, has_fields = isinstance(value, MutableMapping), is_dataclass(value) and not isinstance(value, type)
+    if not (is_mapping or has_fields):
+        return value
+    named = dict(value) if is_mapping else {part.name: getattr(value, part.name) for part in fields(value)}
+    named = {name: mapped(part, function) for name, part in named.items()}
+    if is_mapping and has_fields:  # the outputs of transformers refuse to be updated
+        return type(value)(**named)
+    made = copy.copy(value)
+    if is_mapping:
+        made.update(named)
+    else:
+        for name, part in named.items():
+            object.__setattr__(made, name, part)
+    return made

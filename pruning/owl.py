@@ -1,5 +1,6 @@
 """Densities of blocks by their outliers: a block in which few scores tower over the rest loses more of its weights."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,7 +31,9 @@ def owl_densities(
     Raises:
         AllocationError: a value out of its range, or a block whose density would not lie in (0, 1].
     """
-    if not multiple > 0 or not spread >= 0:
+    if not scores:
+        raise AllocationError("OWL: no scores to share a density by")
+    if not 0 < multiple < math.inf or not 0 <= spread < math.inf:
         raise AllocationError(f"OWL: multiple={multiple}, spread={spread}: give one above 0, and one of at least 0")
     members: dict[str, list[str]] = {}
     for name in scores:

@@ -138,4 +138,7 @@ def checked(evidence: Evidence, masks: Mapping[str, Tensor]) -> Masks:
     for name in sorted(kept.keys() ^ evidence.parameters.keys()):
         raise MaskError(f"{name}: in only one of the masks and the prunable parameters: give masks for exactly those")
     kept.check(evidence.model)
+    for name, mask in {} if evidence.masks is None else evidence.masks.items():
+        if name in kept and bool((kept[name] & ~mask.to(kept[name].device)).any()):
+            raise MaskError(f"{name}: masks keep what evidence.masks has removed: give prune within=evidence.masks")
     return kept

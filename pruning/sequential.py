@@ -13,18 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from pruning.batches import cut
-from pruning.errors import ScoreError, SequenceError
+from pruning.errors import MaskError, ScoreError, SequenceError
 from pruning.evidence import Evidence
-from pruning.inputs import Inputs, arguments, mapped, tensors_in
+from pruning.inputs import Inputs, mapped, tensors_in
 from pruning.masks import Masks
 from pruning.modes import eval_mode
 from pruning.parameters import kernels, unwrapped
+from pruning.stubs import Call, call_model, call_of_block, stack_of, without_cache
 
 Step = Callable[[Evidence], Mapping[str, Tensor]]
 """From the evidence of one block to its masks; it may change the block's weights, as a compensation does."""
-
-Call = dict[str, Any]
-"""One call of a block: `args` and `kwargs`."""
 
 
 def blocks(model: nn.Module) -> tuple[str, ...]:
@@ -73,55 +71,113 @@ def sequentially(
         masks: what is alive, by names in `model`; None: everything.
         device: where a block is while it is worked on; None: where it is.
 
+    An error of `step`, or an interruption, leaves the blocks before that one pruned: load the model again.
+
     Raises:
+        MaskError: `step` keeps what `masks` removed.
         SequenceError: a block does not run exactly once, not in this order, or reads more of the blocks before it than
             the outputs of the last one and of the ends of earlier stacks.
         Others: those of `step`.
     """
     model = unwrapped(model)
-    names = blocks(model) if names is None else tuple(names)
+    names = _checked_names(model, names)
     lost = [key for key in parameters or () if not any(key.startswith(f"{name}.") for name in names)]
     if lost:
         raise SequenceError(f"{lost[0]}: is in no block: leave it out of parameters=, or name its block with names=")
-    _check_order(model, names, batches)
     found: dict[str, Tensor] = {}
     known: list[dict[str, Any]] = []  # batch by batch, the outputs of some blocks
-    with torch.no_grad(), eval_mode(model), _without_cache(model):
+    with torch.no_grad(), eval_mode(model), without_cache(model):
+        for inputs in islice(batches, 1):
+            _rehearse(model, names, _first(inputs))
         for number, name in enumerate(names):
             calls = []
             for index, inputs in enumerate(batches):
                 if not number:
                     known.append({})
-                calls.append(_call(model, names[: number + 1], inputs, known[index]))
+                calls.append(call_of_block(model, names[: number + 1], inputs, known[index]))
             if not calls or len(calls) < len(known):
-                raise SequenceError(f"{name}: there are {len(calls)} batches: give a list, iterated for each block")
+                raise SequenceError(
+                    f"{name}: there are {len(calls)} batches: give a list, or what can be iterated again for each block"
+                )
             block = model.get_submodule(name)
             with _placed(block, device) as home:
                 calls = [mapped(call, lambda x: x.to(device or home)) for call in calls]
                 masks_here = _pruned(block, name, calls, step, parameters, masks)
                 found |= {f"{name}.{key}": mask.to(home) for key, mask in masks_here.items()}
                 for outputs, call in zip(known, calls, strict=True):
-                    if number and _stack(names[number - 1]) == _stack(name):
-                        del outputs[names[number - 1]]
                     outputs[name] = mapped(_run(block, call), lambda x: x.to(home))
+                    _forget(outputs, names, number)
     return Masks(found)
 
 
-def _check_order(model: nn.Module, names: Sequence[str], batches: Iterable[Inputs]) -> None:
-    """Raise `SequenceError` unless the model runs each of the blocks once and in this order, with the first example."""
+def _checked_names(model: nn.Module, names: Sequence[str] | None) -> tuple[str, ...]:
+    if names is None:
+        return blocks(model)
+    modules = dict(model.named_modules())
+    if isinstance(names, str) or not names or not all(name in modules for name in names):
+        raise SequenceError(f"names={names!r}: give a list of names of modules, as blocks(model) does")
+    return tuple(names)
+
+
+def _forget(outputs: dict[str, Any], names: Sequence[str], number: int) -> None:
+    """Keep the outputs of block `number` and of the ends of earlier stacks."""
+    if number and stack_of(names[number - 1]) == stack_of(names[number]):
+        del outputs[names[number - 1]]
+
+
+def _rehearse(model: nn.Module, names: Sequence[str], inputs: Inputs) -> None:
+    """Raise `SequenceError` unless the model runs each block once, in this order, and calls it with the same where the
+    blocks before it are stood in for: asked of one example, before anything is changed.
+    """
     ran: list[str] = []
-    with ExitStack() as stack, torch.no_grad(), eval_mode(model):
+    given: dict[str, list[Tensor]] = {}
+    made: dict[str, Any] = {}
+
+    def before(name: str, args: Any, kwargs: Any) -> None:
+        ran.append(name)
+        given[name] = [tensor.clone() for tensor in tensors_in((args, kwargs))]
+
+    def after(name: str, output: Any) -> None:
+        made[name] = mapped(output, Tensor.clone)
+
+    with ExitStack() as stack:
         for name in names:
-            hook = model.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: ran.append(name))
-            stack.callback(hook.remove)
-        for inputs in islice(batches, 1):
-            args, kwargs = arguments(_first(inputs))
-            model(*args, **kwargs)
-            if ran != list(names):
-                raise SequenceError(
-                    f"{type(model).__name__}: runs the blocks {', '.join(ran) or '(none)'}: name each that it runs "
-                    "once, in this order, with names="
-                )
+            block = model.get_submodule(name)
+            first = block.register_forward_pre_hook(
+                lambda _, args, kwargs, name=name: before(name, args, kwargs), prepend=True, with_kwargs=True
+            )
+            last = block.register_forward_hook(lambda _, args, output, name=name: after(name, output))
+            stack.callback(first.remove)
+            stack.callback(last.remove)
+        call_model(model, inputs)
+    if ran != list(names):
+        raise SequenceError(
+            f"{type(model).__name__}: runs the blocks {', '.join(ran) or '(none)'}: name each that it runs once, in "
+            "this order, with names="
+        )
+    known: dict[str, Any] = {}
+    for number, name in enumerate(names):
+        call = call_of_block(model, names[: number + 1], inputs, known)
+        found = list(tensors_in((call["args"], call["kwargs"])))
+        if len(found) != len(given[name]) or not all(map(_same, found, given[name])):
+            raise SequenceError(
+                f"{name}: gets other inputs where the blocks before it do not run: it depends on more than the outputs "
+                "of the block before it and of other stacks, or these write into what they get, or the model keeps a "
+                "state between its passes"
+            )
+        known[name] = made[name]
+        _forget(known, names, number)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are equal up to the rounding of their dtype."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    if not one.is_floating_point():
+        return torch.equal(one, other)
+    scale = float(other.double().nan_to_num(0.0, 0.0, 0.0).abs().max()) if other.numel() else 0.0
+    tolerance = 16 * torch.finfo(one.dtype).eps
+    return torch.allclose(one.double(), other.double(), rtol=tolerance, atol=tolerance * scale, equal_nan=True)
 
 
 def _first(inputs: Inputs) -> Inputs:
@@ -147,15 +203,27 @@ def _pruned(
         chosen = {key: p for key, p in block.named_parameters() if f"{name}.{key}" in parameters}
     if not chosen:
         return {}
-    alive = None if masks is None else {key: masks[f"{name}.{key}"] for key in chosen}
+    alive = None if masks is None else _alive(masks, name, chosen)
+    if alive is not None:
+        alive.apply_(block)
     with torch.enable_grad():
-        made = Masks(step(Evidence(block, chosen, calls, _run, alive, count=_examples)))
+        given = step(Evidence(block, chosen, calls, _run, alive, count=_examples))
+    if not isinstance(given, Mapping):
+        raise SequenceError(f"{name}: step returned a {type(given).__name__}: return masks, name in the block → tensor")
+    made = Masks(given)
+    for key, mask in {} if alive is None else alive.items():
+        if bool((made[key] & ~mask).any()):
+            raise MaskError(f"{name}.{key}: step keeps weights that masks= removed: give prune within=evidence.masks")
     made.apply_(block)
     return made
 
 
-def _stack(name: str) -> str:
-    return name.rpartition(".")[0]
+def _alive(masks: Mapping[str, Tensor], name: str, chosen: Mapping[str, Tensor]) -> Masks:
+    """What `masks` say of a block, by names in it."""
+    for key in chosen:
+        if f"{name}.{key}" not in masks:
+            raise MaskError(f"{name}.{key}: is not in masks=: give masks of all parameters that may be pruned")
+    return Masks({key: masks[f"{name}.{key}"] for key in chosen})
 
 
 def _run(block: nn.Module, call: Call) -> Any:
@@ -165,92 +233,7 @@ def _run(block: nn.Module, call: Call) -> Any:
 
 def _examples(call: Call) -> float:
     """The number of rows of what the block transforms, which comes first."""
-    return float(len(next(tensors_in((call["args"], call["kwargs"])))))
-
-
-class _Reached(Exception):  # noqa: N818  # no error: the model has come to the block that is worked on
-    """Carries the arguments of that block."""
-
-    def __init__(self, call: Call):
-        super().__init__()
-        self.call = call
-
-
-def _call(model: nn.Module, names: Sequence[str], inputs: Inputs, known: Mapping[str, Any]) -> Call:
-    """The arguments of the last block of `names`, as the model gives them after all the others.
-
-    The others do not run: those of which the outputs are `known` return them, and the rest return NaN, so that a block
-    that depends on them is found out.
-    """
-    waiting = list(names)
-    args, kwargs = arguments(inputs)
-    with ExitStack() as stack:
-        for name in names:
-            stack.enter_context(_replaced(model.get_submodule(name), _stub(name, waiting, known)))
-        try:
-            model(*args, **kwargs)
-        except _Reached as reached:
-            found = reached.call
-        else:
-            raise SequenceError(f"{waiting[0]}: the model does not run it: name the blocks that run, with names=")
-    for tensor in tensors_in((found["args"], found["kwargs"])):
-        if tensor.is_floating_point() and bool(tensor.isnan().any()):
-            raise SequenceError(
-                f"{names[-1]}: gets NaN: it reads more than the outputs of the block before it and of other stacks, or "
-                "the model itself computes NaN"
-            )
-    return found
-
-
-def _stub(name: str, waiting: list[str], known: Mapping[str, Any]) -> Callable[..., Any]:
-    """What runs in the place of a block; the last one that is waited for raises `_Reached`."""
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        if waiting[0] != name:
-            raise SequenceError(
-                f"{name}: runs before {waiting[0]} with other data than the first: its order must not depend on them"
-            )
-        if len(waiting) == 1:
-            raise _Reached({"args": args, "kwargs": kwargs})
-        del waiting[0]
-        if name in known:
-            return mapped(known[name], Tensor.clone)
-        end = [other for other in known if _stack(other) == _stack(name)][-1]
-        return mapped(known[end], _unknown)
-
-    return forward
-
-
-def _unknown(tensor: Tensor) -> Tensor:
-    return torch.full_like(tensor, torch.nan) if tensor.is_floating_point() else tensor.clone()
-
-
-@contextmanager
-def _replaced(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """`block` with another forward function, and its own again afterwards."""
-    own = block.__dict__.get("forward")
-    block.forward = forward
-    try:
-        yield
-    finally:
-        if own is None:
-            del block.forward
-        else:
-            block.forward = own
-
-
-@contextmanager
-def _without_cache(model: nn.Module) -> Iterator[None]:
-    """Keep no keys and values of earlier passes: a block that runs twice would find its own."""
-    every = [getattr(module, "config", None) for module in model.modules()]
-    caching: list[Any] = [config for config in every if getattr(config, "use_cache", False)]
-    try:
-        for config in caching:
-            config.use_cache = False
-        yield
-    finally:
-        for config in caching:
-            config.use_cache = True
+    return float(next(len(tensor) for tensor in tensors_in((call["args"], call["kwargs"])) if tensor.dim()))
 
 
 @contextmanager

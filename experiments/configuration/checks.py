@@ -150,7 +150,15 @@ def _check_pretrained(config: Configuration) -> None:
 
 def _check_calibration(config: Configuration) -> None:
     """Raise `ConfigurationError` for options that do not go with the order in which masks and weights are made."""
-    choose = config.compensate.get("choose", "given")
+    choose, m = config.compensate.get("choose", "given"), config.allocation.get("m")
+    whole = isinstance(choose, int) and not isinstance(choose, bool)
+    if choose not in ("given", "block", "row") and not whole:
+        raise ConfigurationError(f"compensate.choose={choose}: give given, block, row, or m of allocation=n_of_m")
+    if choose != "given" and (whole or m is not None) and choose != m:
+        raise ConfigurationError(
+            f"compensate.choose={choose}: masks would not be those of the allocation: give given, or m of n_of_m with "
+            "allocation=n_of_m"
+        )
     if config.calibration == "whole":
         if choose != "given":
             raise ConfigurationError(

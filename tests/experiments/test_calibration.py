@@ -165,6 +165,8 @@ def test_owl_gives_blocks_the_densities_of_the_whole_networks_scores(folder):
         (["granularity=channels", "allocation=uniform"], "calibration=whole"),
         (["dynamic=gradual", "recovery.epochs=1"], "calibration=sequential: nothing is pruned"),
         (["calibration=whole", "compensate=sweep", "compensate.choose=row"], r"compensate\.choose=row: .*sequential"),
+        (["compensate=sweep", "compensate.choose=foo"], r"compensate\.choose=foo: give given, block"),
+        (["compensate=sweep", "compensate.choose=8"], r"compensate\.choose=8: masks would not be those of the alloc"),
         (["exclude=[last*]"], r"first\.weight: is in no block: set exclude=\[first\.weight\]"),
     ],
 )
@@ -173,9 +175,18 @@ def test_what_does_not_go_block_by_block_is_refused(folder, more, words):
         made(folder, *SEQUENTIAL, "scorer=wanda", *more)
 
 
-def test_a_scorer_of_the_networks_loss_is_refused_before_training(tmp_path):
-    with pytest.raises(ScoreError, match="no single number"):
-        made(tmp_path, *SEQUENTIAL, "scorer=taylor")
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["scorer=taylor"],
+        ["scorer=magnitude", "compensate=block"],
+        ["scorer=obs", "compensate=layer", "compensate.hessian.damping=-1"],
+        ["scorer=magnitude", "compensate=sweep", "compensate.hessian.precision=float16"],
+    ],
+)
+def test_what_cannot_be_asked_of_a_block_is_refused_before_training(tmp_path, options):
+    with pytest.raises(ScoreError, match=r"^scorer=\w+, block by block: .*: choose magnitude, wanda or obs"):
+        made(tmp_path, *SEQUENTIAL, *options)
     assert not (tmp_path / "store" / "dense").exists()
 
 
@@ -183,6 +194,17 @@ def test_a_scorer_of_the_networks_loss_is_refused_before_training(tmp_path):
 def test_that_the_training_diverged_is_said_where_nothing_can_be_scored(tmp_path, options):
     with pytest.raises(ScoreError, match=r"^training diverged at step \d+, so that nothing can be scored: .* \("):
         made(tmp_path, *options, "scorer=wanda", "optimizer=sgd", "optimizer.lr=1e30")
+
+
+def test_a_network_without_blocks_is_refused(folder):
+    setting = Setting(configured(*SEQUENTIAL, "scorer=wanda", "exclude=null"), Store(folder / "store"))
+    setting = replace(setting, whole=replace(setting.whole, model={"_target_": f"{__name__}.flat"}))
+    with pytest.raises(ConfigurationError, match="calibration=sequential: Sequential has no blocks: set it to whole"):
+        app.run(setting, folder / "run", "name")
+
+
+def flat() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 
 
 def test_the_first_examples_are_those_of_the_draw(folder):

@@ -1,19 +1,21 @@
 """Block by block: the same inputs, masks and weights as by running the whole model again for every block."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
 import transformers as t
 from torch import Tensor, nn
 
-from pruning import Evidence, Masks, prune, scorers
+from pruning import Evidence, Masks, prunable, prune, scorers
 from pruning.allocation import PerRow
-from pruning.errors import SequenceError
+from pruning.errors import MaskError, SequenceError
 from pruning.inputs import arguments, tensors_in
 from pruning.parameters import kernels
-from pruning.recovery import compensate
+from pruning.recovery import compensate, compensate_bias
 from pruning.sequential import blocks, sequentially
+from pruning.sweep import sweep
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 40}
 LLAMA = SMALL | {"num_key_value_heads": 1, "max_position_embeddings": 32}
@@ -189,3 +191,174 @@ def test_earlier_masks_stay_and_only_chosen_parameters_are_pruned():
     assert list(sequentially(model, batches, wanda, parameters={"layers.1.0.weight": some["layers.1.0.weight"]})) == [
         "layers.1.0.weight"
     ]
+
+
+# What the stand-ins would hide
+
+
+class Layers(nn.Module):
+    """Three blocks, between which `between(model, number, x, outputs)` stands."""
+
+    def __init__(self, between=None, block=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList([(block or Plain)() for _ in range(3)])
+        self.register_buffer("calls", torch.zeros(()))
+        self.between = between or (lambda model, number, x, outputs: x)
+
+    def forward(self, x):
+        outputs = []
+        for number, layer in enumerate(self.layers):
+            x = self.between(self, number, x, outputs)
+            outputs.append(layer(x))
+            x = outputs[-1]
+        return x
+
+
+class Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return x + self.two(torch.relu(self.one(x)))
+
+
+@dataclass
+class Out:
+    h: Tensor
+
+
+class Boxed(Plain):
+    def forward(self, x):
+        return Out(super().forward(x.h if isinstance(x, Out) else x))
+
+
+class Writing(Plain):
+    def forward(self, x):
+        return super().forward(x.mul_(2))
+
+
+def counted(model, number, x, outputs):
+    if number == 0:
+        model.calls += 1
+    return x * model.calls
+
+
+HIDDEN = {
+    "a condition on an earlier block": lambda m, n, x, o: torch.where(o[0] > 0, x, -x) if n == 2 else x,
+    "an index by an earlier block": lambda m, n, x, o: x + o[0].argmax() if n == 2 else x,
+    "a count of passes": counted,
+}
+
+
+def seen_and_given(model, batches):
+    """The inputs of each block as its step sees them, and in the finished pruned model."""
+    seen, given = [], []
+
+    def step(evidence):
+        seen.append(
+            [tensor.clone() for call in evidence.batches for tensor in tensors_in((call["args"], call["kwargs"]))]
+        )
+        return prune(scorers.magnitude(evidence), 0.5)
+
+    sequentially(model, batches, step, names=[f"layers.{n}" for n in range(3)])
+    for layer in model.layers:
+        found = []
+        layer.register_forward_pre_hook(
+            lambda _, args, found=found: found.extend(t.clone() for t in tensors_in(args)), prepend=True
+        )
+        given.append(found)
+    for batch in batches:
+        model(batch.clone())
+    return seen, given
+
+
+class Added(Layers):
+    def forward(self, x):
+        for layer in self.layers:
+            x = x + layer(x)
+        return x
+
+
+@pytest.mark.parametrize("name", [*HIDDEN, "a block that writes into its input"])
+def test_what_stand_ins_would_hide_is_refused_before_anything_changes(name):
+    model = Layers(HIDDEN[name]) if name in HIDDEN else Added(block=Writing)
+    before = {key: p.detach().clone() for key, p in model.named_parameters()}
+    with pytest.raises(SequenceError, match=r"gets other inputs where the blocks before it do not run|gets NaN"):
+        sequentially(model, [torch.randn(3, 4)], lambda e: prune(scorers.magnitude(e), 0.5))
+    assert all(torch.equal(p, before[key]) for key, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("kind", ["plain", "dataclass", "hooks", "model that writes"])
+def test_blocks_see_what_the_finished_model_gives_them(kind):
+    changing = {
+        "dataclass": lambda m, n, x, o: Out(x.h.add_(1)) if isinstance(x, Out) else x,
+        "model that writes": lambda m, n, x, o: x.div_(2) if n == 0 else x,
+    }
+    model = Layers(changing.get(kind), Boxed if kind == "dataclass" else None)
+    if kind == "hooks":
+        for layer in model.layers:
+            layer.register_forward_pre_hook(lambda _, args: (args[0] + 1,))
+            layer.register_forward_hook(lambda _, args, out: out * 1.5)
+    batches = [torch.randn(3, 4), torch.randn(2, 4)]
+    before = [batch.clone() for batch in batches]
+    seen, given = seen_and_given(model, batches)
+    assert all(torch.equal(batch, was) for batch, was in zip(batches, before, strict=True))
+    for one, other in zip(seen, given, strict=True):
+        assert len(one) == len(other) == 2
+        for a, b in zip(one, other, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_masks_that_hold_already_hold_in_blocks_and_cannot_be_undone():
+    model = Layers()
+    names = list(prunable(model))
+    within = Masks({name: torch.rand(4, 4) < 0.7 for name in names})
+    found = sequentially(
+        model, [torch.randn(3, 4)], lambda e: prune(scorers.magnitude(e), 0.4, within=e.masks), masks=within
+    )
+    assert all(bool((found[name] <= within[name]).all()) for name in names)
+    assert found.agree(model)
+    with pytest.raises(MaskError, match=r"layers\.0\.one\.weight: step keeps weights that masks= removed"):
+        sequentially(Layers(), [torch.randn(3, 4)], lambda e: Masks.dense(e.parameters), masks=within)
+    with pytest.raises(MaskError, match=r"layers\.1\.one\.weight: is not in masks="):
+        sequentially(Layers(), [torch.randn(3, 4)], lambda e: e.masks, masks={n: within[n] for n in names[:2]})
+
+
+@pytest.mark.parametrize("remove", [compensate, compensate_bias, sweep])
+def test_compensation_does_not_bring_back_what_was_removed(remove):
+    model = Layers()
+    within = prune(scorers.magnitude(Evidence(model, prunable(model))), 0.5)
+    within.apply_(model)
+    case = Evidence(model, prunable(model), [torch.randn(9, 4)], lambda m, b: m(b).square().mean(), within)
+    with pytest.raises(MaskError, match=r"masks keep what evidence\.masks has removed"):
+        remove(case, Masks.dense(prunable(model)))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"names": "layers.0"}, "names='layers.0': give a list"),
+        ({"names": []}, "give a list of names"),
+        ({"names": ["layers.9"]}, r"names=\['layers.9'\]: give a list of names of modules"),
+        ({"step": lambda e: None}, "step returned a NoneType: return masks"),
+        ({"batches": iter([torch.randn(3, 4)])}, "iterated again for each block"),
+    ],
+)
+def test_what_cannot_be_called_so_is_one_line(options, words):
+    given = {"batches": [torch.randn(3, 4)], "step": lambda e: prune(scorers.magnitude(e), 0.5)} | options
+    with pytest.raises(SequenceError, match=words) as caught:
+        sequentially(Layers(), **given)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_cache_asked_for_by_the_batches_is_not_kept():
+    options = {"vocab_size": 48, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+    found = []
+    for more in ({}, {"use_cache": True}):
+        torch.manual_seed(0)
+        model = t.LlamaForCausalLM(t.LlamaConfig(**options, intermediate_size=24)).eval()
+        batches = [{"input_ids": torch.arange(24).view(2, 12), **more}]
+        found.append(sequentially(model, batches, lambda e: prune(scorers.wanda(e), 0.5)))
+    assert found[0] == found[1]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from experiments.configuration.targets import instantiate
+from experiments.configuration.targets import instantiate, short_name
 from experiments.data.examples import take
 from experiments.running.conditions import conditions
 from experiments.running.setting import Setting
@@ -18,7 +18,7 @@ from experiments.store.identity import EXECUTION, STRUCTURE, code
 from experiments.store.networks import MASKS, Network, load, save
 from pruning import Evidence, Masks
 from pruning import prune as selected
-from pruning.errors import ConfigurationError
+from pruning.errors import ConfigurationError, ScoreError, SequenceError
 from pruning.evidence import with_layouts
 from pruning.owl import OWL, owl_densities
 from pruning.sequential import blocks, sequentially
@@ -76,7 +76,12 @@ def check_blocks(setting: Setting, model: nn.Module) -> None:
 
     `SequenceError`: `model` has no blocks.
     """
-    inside = tuple(f"{name}." for name in blocks(model))
+    try:
+        inside = tuple(f"{name}." for name in blocks(model))
+    except SequenceError as error:
+        raise ConfigurationError(
+            f"calibration=sequential: {type(model).__name__} has no blocks: set it to whole"
+        ) from error
     outside = [name for name in setting.prunable(model) if not name.startswith(inside)]
     if outside:
         raise ConfigurationError(
@@ -87,15 +92,27 @@ def check_blocks(setting: Setting, model: nn.Module) -> None:
 
 
 def check_block_scorer(setting: Setting, count: int = 4) -> None:
-    """Score the first block by a few examples, as `check_scorer` does the network, with the initial weights."""
-    setting = setting.only(*SCORED, "model")
+    """Score the first block by a few examples, as `check_scorer` does the network, with the initial weights, and
+    compensate it with nothing removed.
+    """
+    setting = setting.only(*SCORED, "model", "compensate")
+    target = setting.config.scorer["_target_"]
+    compensate = instantiate("compensate", setting.config.compensate) if setting.config.compensate else None
     model = setting.new_model().to(setting.device)
     scorer = instantiate("scorer", setting.config.scorer)
     first = blocks(model)[0]
     inside = {name: p for name, p in setting.prunable(model).items() if name.startswith(f"{first}.")}
 
     def step(evidence: Evidence) -> Mapping[str, Tensor]:
-        check_scores(setting.config.scorer["_target_"], scorer(evidence), evidence.parameters)
+        try:
+            check_scores(target, scorer(evidence), evidence.parameters)
+            if compensate is not None:
+                compensate(evidence, Masks.dense(evidence.parameters))
+        except ScoreError as error:
+            raise ScoreError(
+                f"scorer={short_name(setting.config.scorer)}, block by block: {error}; a block has no loss of its own: "
+                "choose magnitude, wanda or obs and compensate=sweep or layer, or set calibration=whole"
+            ) from error
         return Masks.dense(evidence.parameters)
 
     few = [setting.task.inputs(take(setting.splits.train, count, setting.device))]
