@@ -158,13 +158,18 @@ def untouched(model: nn.Module, parameters: Iterable[nn.Parameter] = ()) -> Iter
 def scalar_loss(evidence: Evidence, batch: Batch) -> Tensor:
     """The loss of `batch`, in the graph; `ScoreError` if it is not what a gradient can be taken of."""
     assert evidence.loss is not None
-    loss = evidence.loss(evidence.local, batch)
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        what = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise ScoreError(f"the loss is no single number but {what}: give the mean over the batch")
+    loss = single(evidence.loss(evidence.local, batch))
     if not loss.requires_grad:
         raise ScoreError("the loss has no gradient: give one that is not detached, and score outside inference_mode")
     return loss.reshape(())
+
+
+def single(loss: Any) -> Tensor:
+    """`loss`, if it is one number; else `ScoreError`."""
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        what = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise ScoreError(f"the loss is no single number but {what}: give the mean over the batch")
+    return loss
 
 
 def output_tensor(outputs: Any) -> Tensor:
