@@ -168,7 +168,7 @@ def _check_moments(evidence: Evidence, each: int) -> None:
         device = evidence.parameters[name].device
     if size:
         fix = "go block by block with pruning.sequential, or take fewer layers by include and exclude"
-        check_bytes("layer_hessian, where no layers share inputs,", size, device, fix)
+        check_bytes("layer_hessian without shared inputs", size, device, fix)
 
 
 @dataclass
