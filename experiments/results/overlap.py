@@ -55,7 +55,7 @@ def overlaps(points: pd.DataFrame, load: Loader) -> pd.DataFrame:
     """
     rows = []
     for requested, at in points.groupby("requested_density", sort=False):
-        loaded = {(row["method"], row["dense"]): load(row) for row in as_dicts(at)}
+        loaded = {(row["method"], (row["dense"], row["seed"])): load(row) for row in as_dicts(at)}
         masks = {key: found for key, found in loaded.items() if found is not None}
         index = jaccard(list(masks.values()))
         place = {key: number for number, key in enumerate(masks)}
@@ -77,8 +77,12 @@ def overlaps(points: pd.DataFrame, load: Loader) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["requested_density", "method", "other", "jaccard", "n", "chance"])
 
 
-def _pairs(keys: Iterable[tuple[str, str]], method: str, other: str) -> list[tuple[tuple[str, str], tuple[str, str]]]:
-    """The (method, dense network) of two masks each that are compared."""
+Key = tuple[str, tuple[str, int]]
+"""The method of a mask, and the dense network and seed that it is of: a pretrained network is one for all seeds."""
+
+
+def _pairs(keys: Iterable[Key], method: str, other: str) -> list[tuple[Key, Key]]:
+    """The keys of two masks each that are compared."""
     starts = {name: [dense for of, dense in keys if of == name] for name in (method, other)}
     if method == other:
         return [((method, a), (method, b)) for a, b in combinations(starts[method], 2)]

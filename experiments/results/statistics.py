@@ -123,8 +123,9 @@ def dense(frame: pd.DataFrame, value: Value | str | None = None, interval: str =
 
     Usually that is one, {"dense": Interval}; a frame with several models, data sets or trainings has more (see
     `labels.setups`), since their mean would be meaningless. The networks are identified by their key ("dense"):
-    four scorers that start from the same three networks give n = 3. Those that diverged do not count, nor those without
-    a value that is no metric, as "removed_bytes"; a set-up with no other has no interval.
+    four scorers that start from the same three networks give n = 3, and a pretrained one, which all seeds share, n = 1.
+    Those that diverged do not count, nor those without a value that is no metric, as "removed_bytes"; a set-up with no
+    other has no interval.
 
     Raises `RecordsError` for no level 0, one network with two values, and two networks of one set-up and seed.
     """
@@ -144,8 +145,8 @@ def dense(frame: pd.DataFrame, value: Value | str | None = None, interval: str =
     intervals = {}
     for setup, rows in sorted(start.groupby("setup"), key=lambda group: natural(str(group[0]))):
         # Scorers write different rows about one network, so here only the value must agree.
-        networks = _each_once(rows[["run", "level", "seed", "dense", column]], "dense", f"dense network of {setup}")
-        networks = _each_once(networks, "seed", str(setup))
+        networks = _each_once(rows[["run", "level", "dense", column]], "dense", f"dense network of {setup}")
+        _each_once(rows[["run", "level", "seed", "dense"]], "seed", str(setup))
         intervals[str(setup)] = INTERVALS[interval](networks[column].astype(float).tolist())
     return intervals
 

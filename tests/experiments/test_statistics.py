@@ -251,6 +251,12 @@ def test_dense_networks_of_other_set_ups_are_apart():
     assert list(found) == ["dense (training.epochs=5)", "dense (training.epochs=10)"]
 
 
+def test_a_pretrained_network_is_one_for_all_seeds():
+    rows = [start(scorer, seed, 0.9, dense="pretrained") for scorer in ("magnitude", "wanda") for seed in range(3)]
+    found = dense(frame(*rows))
+    assert (found["dense"].n, found["dense"].mean) == (1, 0.9)
+
+
 def test_one_network_with_two_values_and_two_networks_of_one_seed_are_refused():
     with pytest.raises(RecordsError, match=r"same dense \(network-0\) but not the same test_accuracy"):
         dense(frame(start(accuracy=0.9), start("snip", accuracy=0.91)))

@@ -487,7 +487,9 @@ def test_a_wrong_approximation_is_refused(hessian: Any, said: str) -> None:
 def test_what_would_not_fit_memory_is_refused_with_the_number(monkeypatch: pytest.MonkeyPatch) -> None:
     case = classifier()
     monkeypatch.setattr("pruning.limits.available_bytes", lambda device: 100)
-    with pytest.raises(ScoreError, match=r"^layer_hessian without shared inputs: needs \S+ \w+, and \d+ bytes are free: go block by"):
+    with pytest.raises(
+        ScoreError, match=r"^layer_hessian without shared inputs: needs \S+ \w+, and \d+ bytes are free: go block by"
+    ):
         list(layer_hessian(case))
     with pytest.raises(ScoreError, match=r"^block_hessian\(size=64\): needs 65.5 kB, and 100 bytes are free: give"):
         list(block_hessian(case))
