@@ -18,7 +18,7 @@ from pruning.evidence import Evidence
 from pruning.inputs import Inputs, mapped, tensors_in
 from pruning.masks import Masks
 from pruning.modes import eval_mode
-from pruning.parameters import kernels, unwrapped
+from pruning.parameters import check_values, kernels, unwrapped
 from pruning.stubs import Call, call_model, call_of_block, stack_of, without_cache
 
 Step = Callable[[Evidence], Mapping[str, Tensor]]
@@ -75,12 +75,14 @@ def sequentially(
 
     Raises:
         MaskError: `step` keeps what `masks` removed.
+        ParameterError: offloaded weights, whose values are not here.
         SequenceError: a block does not run exactly once, not in this order, or reads more of the blocks before it than
             the outputs of the last one and of the ends of earlier stacks.
         Others: those of `step`.
     """
     model = unwrapped(model)
     names = _checked_names(model, names)
+    check_values(dict(model.named_parameters()))
     lost = [key for key in parameters or () if not any(key.startswith(f"{name}.") for name in names)]
     if lost:
         raise SequenceError(f"{lost[0]}: is in no block: leave it out of parameters=, or name its block with names=")
