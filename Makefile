@@ -44,7 +44,7 @@ curve: install
 	$(BIN)/python -m experiments.report runs/quickstart
 
 test: develop
-	$(ONE_THREAD) $(BIN)/python -m pytest -n 3 --dist worksteal
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal
 
 kills: develop
 	$(ONE_THREAD) KILLS=100 $(BIN)/python -m pytest tests/experiments/test_interruption.py

@@ -22,3 +22,11 @@ def pytest_configure(config: pytest.Config) -> None:
     folder.chmod(0o755)  # some tests are other users
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
     config.add_cleanup(partial(shutil.rmtree, folder, ignore_errors=True))
+
+
+SLOW = ("test_notebooks.py", "test_launchers.py", "test_torchrun.py", "test_training_contexts.py", "test_readme.py")
+"""Files whose tests take long: they come first, so that no worker has one left when the others are done."""
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in SLOW)

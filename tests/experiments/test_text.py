@@ -108,7 +108,8 @@ def test_wikitext_that_cannot_be_fetched_is_one_line(monkeypatch):
     assert data.wikitext2("any", length=3, validation=1).test["input_ids"].tolist() == [[1, 2, 3]]
 
 
-def test_the_tokens_of_tales_are_their_text(tokenise):
+def test_the_tokens_of_tales_are_their_text(tokenise, monkeypatch):
+    monkeypatch.setattr(text, "tokeniser", lambda *_: tokenise)
     transformers = pytest.importorskip("transformers")
     source = str(text.carried(SMOLLM2["package"], SMOLLM2["name"]))
     known = transformers.AutoTokenizer.from_pretrained(source, gguf_file=SMOLLM2["gguf_file"])
