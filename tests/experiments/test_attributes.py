@@ -14,6 +14,7 @@ from torch.nn.utils import prune as torch_prune
 
 from experiments import run as app
 from experiments.data import Examples
+from experiments.data.content import content_of_tensors
 from experiments.running import stages
 from experiments.running.setting import Setting
 from experiments.store import Store
@@ -218,8 +219,6 @@ def test_what_is_read_from_a_file_is_in_the_key(of, tmp_path, monkeypatch):
 
 
 def test_nested_names_and_the_order_of_columns_are_in_the_content():
-    from experiments.data.content import content_of_tensors  # noqa: PLC0415
-
     a, b = torch.zeros(2, 3), torch.ones(2, 3)
     found = [
         content_of_tensors(Examples(**columns))
@@ -253,7 +252,7 @@ def test_a_model_that_writes_into_its_inputs_leaves_the_data(tmp_path, monkeypat
 
 def test_stages_share_no_task(tmp_path):
     setting = Setting(configured(), Store(tmp_path))
-    setting.task.seen = 1  # type: ignore[attr-defined]
+    setting.task.seen = 1
     assert not hasattr(setting.task, "seen")
     assert isinstance(setting.task, Classification)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pruning.errors import first_line
+from pruning.errors import PruningError, first_line
 from pruning.parameters import within
 
 
@@ -73,7 +73,9 @@ def built_of(part: nn.Module, config: Any) -> nn.Module | str:
     with _quiet(), torch.random.fork_rng(devices=()), torch.device("meta"):
         try:
             return type(part)(type(config).from_dict(config.to_dict()))
-        except Exception as error:  # any of the class's own
+        except PruningError:
+            raise
+        except Exception as error:  # whatever the class raises that cannot be built so: the answer is why
             return first_line(error)
 
 
@@ -95,7 +97,9 @@ def other_table(part: nn.Module, config: Any) -> str | None:
     with _quiet(), torch.random.fork_rng(devices=()), _ParametersWithoutValues():
         try:
             built = type(part)(type(config).from_dict(config.to_dict()))
-        except Exception as error:  # any of the class's own
+        except PruningError:
+            raise
+        except Exception as error:  # whatever the class raises that cannot be built so: the answer is why
             return f"its tables cannot be compared: {first_line(error)}"
     own, made = dict(_tables(part)), dict(_tables(built))
     for name in sorted(own.keys() & made.keys()):

@@ -93,7 +93,7 @@ def settle_(
         if reason is not None:
             for module in part.modules():
                 if callable(getattr(module, "save_pretrained", None)):
-                    module.save_pretrained = Unsaveable(type(part).__name__, reason)  # type: ignore[assignment]
+                    module.save_pretrained = Unsaveable(type(part).__name__, reason)  # type: ignore[assignment]  # to torch, a tensor or module
     return found
 
 

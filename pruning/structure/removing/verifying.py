@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.copying import cloned
-from pruning.errors import first_line
+from pruning.errors import PruningError, first_line
 from pruning.evidence import untouched
 from pruning.inputs import Inputs, copies_for, mapped, outputs_in
 from pruning.masks import Masks
@@ -83,7 +83,9 @@ def unchanged(before: nn.Module, after: nn.Module, inputs: Inputs) -> bool:
     expected = _outputs(_copy(before, double=False), inputs)
     try:
         found = _outputs(_copy(after, double=False), inputs)
-    except Exception:  # of any kind: its own code fails
+    except PruningError:
+        raise
+    except Exception:  # whatever its own code raises: then it does not run
         return False
     return _largest(expected, found) <= TOLERANCE
 

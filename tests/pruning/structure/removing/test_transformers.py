@@ -7,14 +7,12 @@ import pickle
 import numpy as np
 import pytest
 import torch
+import transformers
+from torch import nn
 
-transformers = pytest.importorskip("transformers")
-
-from torch import nn  # noqa: E402
-
-from pruning import Evidence, Masks, prunable, prune, scorers  # noqa: E402
-from pruning.errors import StructureError  # noqa: E402
-from pruning.structure import (  # noqa: E402
+from pruning import Evidence, Masks, prunable, prune, scorers
+from pruning.errors import StructureError
+from pruning.structure import (
     Channels,
     Depth,
     Skip,
@@ -26,9 +24,9 @@ from pruning.structure import (  # noqa: E402
     trace,
     verify,
 )
-from pruning.structure.choosing.channels import unit_masks  # noqa: E402
-from tests.pruning.structure import families  # noqa: E402
-from tests.pruning.structure.families import (  # noqa: E402
+from pruning.structure.choosing.channels import unit_masks
+from tests.pruning.structure import families
+from tests.pruning.structure.families import (
     EXPECTED,
     FAMILIES,
     NOTHING,
