@@ -151,6 +151,11 @@ def _check_before_training(setting: Setting, schedule: Schedule) -> None:
     if config.calibration == "sequential":
         stages.check_blocks(setting, model)
     _check_what_is_left(setting, model, schedule)
+    if config.training.accumulate > 1 and not setting.task.additive:
+        raise ConfigurationError(
+            f"training.accumulate={config.training.accumulate}: the loss of this task is of whole batches, which it "
+            "would cut: set it to 1"
+        )
     trained = config.when != "pretrained" or config.recovery.epochs != 0
     check_fit(setting.task, model, setting.splits, f"model={short_name(config.model)}", trained)
     setting.learning_rate(0.0)

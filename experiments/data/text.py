@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from experiments.data.examples import Examples, Splits
-from experiments.runtime.extras import carried, missing, require
+from experiments.runtime.extras import carried, missing, pretrained
 from pruning.errors import DataError
 
 Tokenise = Callable[[str], list[int]]
@@ -92,10 +92,7 @@ def tokeniser(data: str, name: str | None, package: str | None, gguf_file: str |
         import transformers  # noqa: PLC0415  # an optional extra, and slow to import
     except ImportError as error:
         raise DataError(missing("transformers")) from error
-    if gguf_file is not None:
-        require("gguf")
-    source = name if package is None else str(carried(package, name))
-    files = {} if gguf_file is None else {"gguf_file": gguf_file}
+    source, files = pretrained(name, package, gguf_file)
     try:
         found = transformers.AutoTokenizer.from_pretrained(source, **files)
     except (OSError, ValueError, ImportError, KeyError) as error:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from experiments.models.names import unknown_name
-from experiments.runtime.extras import carried, missing, require
+from experiments.runtime.extras import missing, pretrained
 from pruning.errors import ModelError
 
 
@@ -45,9 +45,7 @@ def transformers_model(
         import transformers  # noqa: PLC0415  # an optional extra, and slow to import
     except ImportError as error:
         raise ModelError(missing("transformers")) from error
-    if gguf_file is not None:
-        require("gguf")
-    source = name if package is None or name is None else str(carried(package, name))
+    source, files = (None, {}) if name is None else pretrained(name, package, gguf_file)
     chosen = getattr(transformers, auto, None)
     if chosen is None:
         known = [one for one in dir(transformers) if one.startswith("AutoModel")]
@@ -59,7 +57,6 @@ def transformers_model(
             made = transformers.AutoConfig.for_model(**options)
             model: nn.Module = chosen.from_config(made)
         else:
-            files = {} if gguf_file is None else {"gguf_file": gguf_file}
             fitted = {"ignore_mismatched_sizes": True} if head else {}
             model = chosen.from_pretrained(source, dtype="float32", **files, **head, **fitted, **kwargs)
     except (OSError, ValueError, TypeError, AttributeError, ImportError, KeyError) as error:

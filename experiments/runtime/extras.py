@@ -50,6 +50,18 @@ def require(package: str) -> None:
         raise ConfigurationError(missing(package))
 
 
+def pretrained(name: str, package: str | None, gguf_file: str | None) -> tuple[str, dict[str, str]]:
+    """What `from_pretrained` is called with: the name, or the folder of it that `package` holds, and options.
+
+    Raises `ConfigurationError` where a package is missing.
+    """
+    if gguf_file is not None:
+        require("gguf")
+    return name if package is None else str(carried(package, name)), {} if gguf_file is None else {
+        "gguf_file": gguf_file
+    }
+
+
 def carried(package: str, place: str) -> Path:
     """A file or folder that an installed `package` holds; nothing of it is imported.
 

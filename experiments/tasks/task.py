@@ -117,8 +117,8 @@ class Task:
         return found
 
     def _is_higher_better(self, name: str, measure: torchmetrics.Metric) -> bool:
-        said = {True: "higher", False: "lower"}.get(measure.higher_is_better)  # type: ignore[arg-type]  # None too
-        asked = self.better.get(name, said)
+        higher = measure.higher_is_better
+        asked = self.better.get(name, None if higher is None else "higher" if higher else "lower")
         if asked not in ("higher", "lower"):
             raise ConfigurationError(
                 f"task.metrics.{name}: {type(measure).__name__} does not say whether higher is better: set "
@@ -153,18 +153,16 @@ class Task:
             outputs = call(self, model, batch)
             loss += float(self.loss(outputs, batch))
             count += float(self.count(batch))
-            for measures, give in ((own, self.predictions), (others, self.measured)):
+            for where, measures, give in (("measures()", own, self.predictions), ("metrics", others, self.measured)):
                 found = give(outputs, batch) if measures else ()
                 for name, measure in measures.items():
-                    _update(name, measure, found)
+                    _update(f"task.{where}.{name}", measure, found)
         if not count:
             raise DataError("task: nothing in these data counts, so that there is no mean: give labels")
         mean = loss / count
-        values = (
-            {name: _value(name, measure) for name, measure in (own | others).items()}
-            | self.derived(mean)
-            | {"loss": mean}
-        )
+        values = self.derived(mean) | {"loss": mean}
+        for where, measures in (("measures()", own), ("metrics", others)):
+            values |= {name: _value(f"task.{where}.{name}", measure) for name, measure in measures.items()}
         return {metric.name: values[metric.name] for metric in self.all_metrics()}
 
 
@@ -175,8 +173,8 @@ def _update(name: str, measure: torchmetrics.Metric, found: Sequence[Tensor]) ->
     except FAILURES as error:
         given = " and ".join(f"{str(one.dtype).removeprefix('torch.')} {list(one.shape)}" for one in found)
         raise ConfigurationError(
-            f"task.metrics.{name}: {type(measure).__name__} takes no predictions and targets that are {given} "
-            f"({kind_and_message(error)}): give a metric that does, or a task whose predictions() fit it"
+            f"{name}: {type(measure).__name__} takes no predictions and targets that are {given} "
+            f"({kind_and_message(error)}): give a metric that does, or a task whose measured() fits it"
         ) from error
 
 
@@ -185,8 +183,7 @@ def _value(name: str, measure: torchmetrics.Metric) -> float:
         return value_of(measure)
     except FAILURES as error:
         raise ConfigurationError(
-            f"task.metrics.{name}: {type(measure).__name__} has no single number ({kind_and_message(error)}): give one "
-            "that averages"
+            f"{name}: {type(measure).__name__} has no single number ({kind_and_message(error)}): give one that averages"
         ) from error
 
 

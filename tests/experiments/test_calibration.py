@@ -13,6 +13,7 @@ from experiments.running.setting import Setting
 from experiments.store import Store
 from experiments.store.networks import load
 from experiments.store.retrieval import masks_of, network_of
+from experiments.tasks import Classification
 from pruning import Masks, prunable, prune, scorers
 from pruning.allocation import NofM, PerRow
 from pruning.errors import ConfigurationError, ScoreError
@@ -229,3 +230,14 @@ def test_a_paper_names_what_it_chose_and_nothing_else(method, changed):
     assert configured(f"method={method}", "exclude=[first*]", "density=[0.4]" if "of" not in method else "density=null")
     with pytest.raises(ConfigurationError, match=rf"^method={method}: stands for {changed[0].partition('=')[0]}"):
         configured(f"method={method}", *changed)
+
+
+def test_a_loss_of_whole_batches_is_not_cut_into_parts(folder):
+    setting = Setting(configured("training.accumulate=2"), Store(folder / "store"))
+    task = replace(setting, whole=replace(setting.whole, task={"_target_": f"{__name__}.Whole", "classes": 10}))
+    with pytest.raises(ConfigurationError, match=r"^training\.accumulate=2: the loss of this task is of whole batches"):
+        app.run(task, folder / "run", "name")
+
+
+class Whole(Classification):
+    additive = False

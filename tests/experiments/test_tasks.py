@@ -646,3 +646,13 @@ def test_a_single_example_left_over_joins_the_part_before_it():
     assert [len(part["inputs"]) for part in chunks({"inputs": torch.arange(7)}, 3)] == [3, 4]
     assert [len(part["inputs"]) for part in chunks({"inputs": torch.arange(3)}, 3)] == [1, 1, 1]
     assert torch.equal(torch.cat([part["inputs"] for part in chunks({"inputs": torch.arange(7)}, 3)]), torch.arange(7))
+
+
+def test_a_measure_of_ones_own_task_is_blamed_as_such():
+    class Mine(Classification):
+        def measures(self):
+            return {"accuracy": torchmetrics.MeanSquaredError()}
+
+    data = Examples(inputs=torch.randn(4, 3), targets=torch.tensor([0, 1, 2, 0]))
+    with pytest.raises(ConfigurationError, match=r"^task\.measures\(\)\.accuracy: MeanSquaredError takes no"):
+        evaluate(Mine(classes=3), nn.Linear(3, 3), data)
