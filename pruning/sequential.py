@@ -97,6 +97,7 @@ def sequentially(
                 if not number:
                     known.append({})
                 calls.append(call_of_block(model, names[: number + 1], inputs, known[index]))
+                _forget(known[index], names, number)
             if not calls or len(calls) < len(known):
                 raise SequenceError(
                     f"{name}: there are {len(calls)} batches: give a list, or what can be iterated again for each block"
@@ -108,7 +109,6 @@ def sequentially(
                 found |= {f"{name}.{key}": mask.to(home) for key, mask in masks_here.items()}
                 for outputs, call in zip(known, calls, strict=True):
                     outputs[name] = mapped(_run(block, call), lambda x: x.to(home))
-                    _forget(outputs, names, number)
     return Masks(found)
 
 
@@ -122,7 +122,7 @@ def _checked_names(model: nn.Module, names: Sequence[str] | None) -> tuple[str, 
 
 
 def _forget(outputs: dict[str, Any], names: Sequence[str], number: int) -> None:
-    """Keep the outputs of block `number` and of the ends of earlier stacks."""
+    """Of the blocks before block `number`, which has its inputs, keep the outputs of the ends of earlier stacks."""
     if number and stack_of(names[number - 1]) == stack_of(names[number]):
         del outputs[names[number - 1]]
 
@@ -132,15 +132,24 @@ def _rehearse(model: nn.Module, names: Sequence[str], inputs: Inputs) -> None:
     blocks before it are stood in for: asked of one example, before anything is changed.
     """
     ran: list[str] = []
-    given: dict[str, list[Tensor]] = {}
-    made: dict[str, Any] = {}
+    known: dict[str, Any] = {}
 
     def before(name: str, args: Any, kwargs: Any) -> None:
+        number = len(ran)
         ran.append(name)
-        given[name] = [tensor.clone() for tensor in tensors_in((args, kwargs))]
+        if ran == list(names[: number + 1]):
+            call = call_of_block(model, names[: number + 1], inputs, known)
+            found, given = (list(tensors_in(each)) for each in ((call["args"], call["kwargs"]), (args, kwargs)))
+            if len(found) != len(given) or not all(map(_same, found, given)):
+                raise SequenceError(
+                    f"{name}: gets other inputs where the blocks before it do not run: it depends on more than the "
+                    "outputs of the block before it and of other stacks, or these write into what they get, or the "
+                    "model keeps a state between its passes"
+                )
+            _forget(known, names, number)
 
     def after(name: str, output: Any) -> None:
-        made[name] = mapped(output, Tensor.clone)
+        known[name] = mapped(output, Tensor.clone)
 
     with ExitStack() as stack:
         for name in names:
@@ -157,18 +166,6 @@ def _rehearse(model: nn.Module, names: Sequence[str], inputs: Inputs) -> None:
             f"{type(model).__name__}: runs the blocks {', '.join(ran) or '(none)'}: name each that it runs once, in "
             "this order, with names="
         )
-    known: dict[str, Any] = {}
-    for number, name in enumerate(names):
-        call = call_of_block(model, names[: number + 1], inputs, known)
-        found = list(tensors_in((call["args"], call["kwargs"])))
-        if len(found) != len(given[name]) or not all(map(_same, found, given[name])):
-            raise SequenceError(
-                f"{name}: gets other inputs where the blocks before it do not run: it depends on more than the outputs "
-                "of the block before it and of other stacks, or these write into what they get, or the model keeps a "
-                "state between its passes"
-            )
-        known[name] = made[name]
-        _forget(known, names, number)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

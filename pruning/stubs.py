@@ -36,9 +36,10 @@ def call_of_block(model: nn.Module, names: Sequence[str], inputs: Inputs, known:
     that depends on them is found out.
     """
     waiting = list(names)
+    nans: dict[int, tuple[Tensor, int]] = {}
     with ExitStack() as stack:
         for name in names:
-            stack.enter_context(_replaced(model.get_submodule(name), _stub(name, waiting, known)))
+            stack.enter_context(_replaced(model.get_submodule(name), _stub(name, waiting, known, nans)))
         try:
             call_model(model, inputs)
         except _Reached as reached:
@@ -64,7 +65,9 @@ def stack_of(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _stub(name: str, waiting: list[str], known: Mapping[str, Any]) -> Callable[..., Any]:
+def _stub(
+    name: str, waiting: list[str], known: Mapping[str, Any], nans: dict[int, tuple[Tensor, int]]
+) -> Callable[..., Any]:
     """What runs in the place of a block; the last one that is waited for raises `_Reached`."""
 
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -78,13 +81,20 @@ def _stub(name: str, waiting: list[str], known: Mapping[str, Any]) -> Callable[.
         if name in known:
             return mapped(known[name], Tensor.clone)
         end = [other for other in known if stack_of(other) == stack_of(name)][-1]
-        return mapped(known[end], _unknown)
+        return mapped(known[end], lambda tensor: _unknown(tensor, nans))
 
     return forward
 
 
-def _unknown(tensor: Tensor) -> Tensor:
-    return torch.full_like(tensor, torch.nan) if tensor.is_floating_point() else tensor.clone()
+def _unknown(like: Tensor, nans: dict[int, tuple[Tensor, int]]) -> Tensor:
+    """NaN in the place of real numbers: for all blocks one tensor, with its version, until the model writes into it."""
+    if not like.is_floating_point():
+        return like.clone()
+    nan, version = nans.get(id(like), (None, 0))
+    if nan is None or nan._version != version:
+        nan = torch.full_like(like, torch.nan)
+        nans[id(like)] = nan, nan._version
+    return nan
 
 
 @contextmanager

@@ -56,31 +56,39 @@ def sweep(
         for quadratic in approximated(hessian, evidence):
             factors = quadratic.inverse_factors()
             for name in quadratic.names:
-                layout, weight = evidence.layouts[name], evidence.parameters[name]
-                rows = layout.rows(weight.detach())
-                if rows[0].numel() != factors.shape[1]:
-                    raise ScoreError(f"{name}: a sweep needs the Hessian of its rows: give hessian=layer_hessian")
-                if isinstance(choose, int) and rows[0].numel() != rows.shape[1]:
-                    raise MaskError(
-                        f"{name}: m consecutive inputs of a convolution lie apart: choose block, row or given"
-                    )
-                alive = torch.ones_like(weight, dtype=torch.bool) if evidence.masks is None else evidence.masks[name]
-                matrices = [
-                    layout.rows(part).reshape(len(factors), -1, factors.shape[1])
-                    for part in (accumulated(weight), kept[name].to(weight.device), alive.to(weight.device))
-                ]
-                swept = [
-                    _swept(factor, values, mask, living, choose, columns)
-                    for factor, values, mask, living in zip(factors, *matrices, strict=True)
-                ]
-                put(name, layout.restored(torch.stack([values for values, _ in swept]), weight.shape))
-                found[name] = layout.restored(torch.stack([mask for _, mask in swept]), weight.shape)
+                values, found[name] = _swept(evidence, name, factors, kept[name], choose, columns)
+                put(name, values)
+                del values
+            del quadratic, factors  # their memory is the next ones'
     made = Masks({name: found[name] for name in evidence.parameters})
     made.apply_(evidence.model)
     return made
 
 
 def _swept(
+    evidence: Evidence, name: str, factors: Tensor, kept: Tensor, choose: Choose, columns: int
+) -> tuple[Tensor, Tensor]:
+    """The values and the mask of one weight after its sweep, of its own shape; `factors` [groups, size, size]."""
+    layout, weight = evidence.layouts[name], evidence.parameters[name]
+    rows = layout.rows(weight.detach())
+    if rows[0].numel() != factors.shape[1]:
+        raise ScoreError(f"{name}: a sweep needs the Hessian of its rows: give hessian=layer_hessian")
+    if isinstance(choose, int) and rows[0].numel() != rows.shape[1]:
+        raise MaskError(f"{name}: m consecutive inputs of a convolution lie apart: choose block, row or given")
+    alive = torch.ones_like(weight, dtype=torch.bool) if evidence.masks is None else evidence.masks[name]
+    matrices = [
+        layout.rows(part).reshape(len(factors), -1, factors.shape[1])
+        for part in (accumulated(weight), kept.to(weight.device), alive.to(weight.device))
+    ]
+    swept = [
+        _sweep_rows(factor, values, mask, living, choose, columns)
+        for factor, values, mask, living in zip(factors, *matrices, strict=True)
+    ]
+    values, mask = (torch.stack(parts) for parts in zip(*swept, strict=True))
+    return layout.restored(values, weight.shape), layout.restored(mask, weight.shape)
+
+
+def _sweep_rows(
     factor: Tensor, weight: Tensor, kept: Tensor, alive: Tensor, choose: Choose, columns: int
 ) -> tuple[Tensor, Tensor]:
     """Weights and mask, [rows, columns], after a sweep with U = `factor`. Columns lie in memory as rows meanwhile."""

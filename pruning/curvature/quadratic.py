@@ -16,6 +16,9 @@ from pruning.layouts import STANDARD, Layout
 _ELEMENTS = 2**24
 """How many numbers the matrices of a chunk of rows may hold."""
 
+_LEFT = 1e-4
+"""Share of a diagonal that a factorisation in float32 must leave: its inverse is then right to a percent or so."""
+
 
 @dataclass(frozen=True)
 class Quadratic:
@@ -23,7 +26,8 @@ class Quadratic:
 
     Attributes:
         names: the tensors.
-        hessian: [groups, size, size], float64, symmetric; consecutive rows share a matrix, equally many each.
+        hessian: [groups, size, size], float64 or float32, symmetric; consecutive rows share a matrix, equally many
+            each. What is computed of it is in float64, but for `inverse_factors` of one in float32.
         weights: how many there are; the last row may lack some, which count as removed.
         damping: added to the diagonal: as it is, or as a share of the mean of its matrix' diagonal.
         relative: whether it is a share.
@@ -64,7 +68,7 @@ class Quadratic:
         """
         w, live = self._matrix(weights), self._matrix(kept)
         removed = (w * (1 - live)).view(len(self.hessian), -1, w.shape[1])
-        pull = (removed @ self.hessian).view_as(w)
+        pull = (removed @ self.hessian.double()).view_as(w)
         moved = w * live
         for part in self._parts(live):
             columns = part.columns[part.pattern]
@@ -75,13 +79,22 @@ class Quadratic:
         return self._tensors(moved, weights)
 
     def inverse_factors(self) -> Tensor:
-        """Upper triangular U with UᵀU the inverse of the damped H, [groups, size, size], float64."""
+        """Upper triangular U with UᵀU the inverse of the damped H, [groups, size, size].
+
+        In the dtype of H; of one in float32 that is too close to singular for it, in float64.
+        """
+        if self.hessian.dtype == torch.float32:
+            upper = _inverse_factor(self.hessian, self._damping(self._scale).float())
+            if upper is not None:
+                return upper
         groups = torch.arange(len(self.hessian), device=self.hessian.device)
         every = torch.arange(self.hessian.shape[1], device=self.hessian.device).expand(len(groups), -1)
-        factor, grown = self._factor(groups, every, torch.ones_like(every, dtype=self.hessian.dtype))
+        factor, grown = self._factor(groups, every, torch.ones_like(every, dtype=torch.float64))
         self._report(grown)
-        upper: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True)
-        return upper
+        inverse = torch.cholesky_inverse(factor)
+        del factor
+        found: Tensor = torch.linalg.cholesky(inverse, upper=True)
+        return found
 
     @property
     def rows(self) -> int:
@@ -97,14 +110,18 @@ class Quadratic:
     def _scale(self) -> Tensor:
         """The mean of every matrix' diagonal, over the weights that there are."""
         size = self.hessian.shape[1]
-        present = torch.full_like(self.hessian[:, 0, 0], size)
+        present = torch.full_like(self.hessian[:, 0, 0], size, dtype=torch.float64)
         if self.rows == len(self.hessian):
             present[-1] = self.weights - (self.rows - 1) * size
-        return self.hessian.diagonal(dim1=1, dim2=2).sum(1) / present
+        return self.hessian.diagonal(dim1=1, dim2=2).sum(1, dtype=torch.float64) / present
+
+    def _damping(self, scale: Tensor) -> Tensor:
+        """What is added to the diagonal of matrices of that `scale`; nothing is a share of nothing, so 1 stands in."""
+        return torch.full_like(scale, self.damping) * (torch.where(scale > 0, scale, 1.0) if self.relative else 1)
 
     def _matrix(self, tensors: Mapping[str, Tensor]) -> Tensor:
         rows = (self.layouts.get(name, STANDARD).rows(tensors[name].detach()) for name in self.names)
-        flat = torch.cat([part.reshape(-1).to(self.hessian) for part in rows])
+        flat = torch.cat([part.reshape(-1).to(self.hessian.device, torch.float64) for part in rows])
         size = self.hessian.shape[1]
         return torch.nn.functional.pad(flat, (0, self.rows * size - len(flat))).view(self.rows, size)
 
@@ -146,12 +163,12 @@ class Quadratic:
 
     def _factor(self, groups: Tensor, columns: Tensor, live: Tensor) -> tuple[Tensor, float]:
         """Cholesky factors of the damped H of the live columns, and the largest damping that had to grow, or 0."""
-        matrices = self.hessian[groups[:, None, None], columns[:, :, None], columns[:, None, :]]
+        matrices = self.hessian[groups[:, None, None], columns[:, :, None], columns[:, None, :]].double()
         if not bool(live.all()):  # fewer live weights than others of this chunk: 1 on the diagonal, 0 beside it
             matrices.mul_(live[:, :, None]).mul_(live[:, None, :]).diagonal(dim1=1, dim2=2).add_(1 - live)
         scale = self._scale[groups]
-        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-        damping = torch.full_like(scale, self.damping) * (scale if self.relative else 1)
+        damping = self._damping(scale)
+        scale = torch.where(scale > 0, scale, 1.0)
         matrices.diagonal(dim1=1, dim2=2).add_(damping[:, None] * live)
         grown = 0.0
         while True:
@@ -167,6 +184,22 @@ class Quadratic:
                 raise ScoreError(
                     f"{', '.join(self.names)}: curvature stays singular, whatever is added: check the loss"
                 )
+
+
+def _inverse_factor(hessian: Tensor, damping: Tensor) -> Tensor | None:
+    """`Quadratic.inverse_factors` in the dtype of `hessian`, with few copies; None where rounding would spoil it."""
+    damped = hessian.clone()
+    diagonal = damped.diagonal(dim1=1, dim2=2).add_(damping[:, None]).clone()
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    del damped
+    # of what an input is beside the inputs before it, cancellation has left this share
+    left = factor.diagonal(dim1=1, dim2=2).square() / diagonal
+    if bool(failed.any()) or not bool((left >= _LEFT).all()):
+        return None
+    inverse = torch.cholesky_inverse(factor)
+    del factor
+    upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+    return None if bool(failed.any()) else upper
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def wanda(evidence: Evidence, norm: Literal[1, 2] = 2) -> Scores:
     for name, parameter in evidence.parameters.items():
         groups, columns = powers[name].shape
         layout = evidence.layouts[name]
-        rows = layout.rows(accumulated(parameter).abs())
+        rows = layout.rows(accumulated(parameter).abs()).reshape(groups, -1, columns)
         size = powers[name].pow(1 / norm).to(rows.dtype)
-        scores[name] = layout.restored(rows.reshape(groups, -1, columns) * size[:, None], parameter.shape)
+        scores[name] = layout.restored(rows.mul_(size[:, None]), parameter.shape)
     return scores
