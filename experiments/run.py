@@ -150,6 +150,8 @@ def _check_before_training(setting: Setting, schedule: Schedule) -> None:
     model = setting.new_model()
     if config.calibration == "sequential":
         stages.check_blocks(setting, model)
+    if config.when == "pretrained" and config.model.get("config"):
+        log.warning("when=pretrained: model.config gives random weights, which are pruned as they are")
     _check_what_is_left(setting, model, schedule)
     if config.training.accumulate > 1 and not setting.task.additive:
         raise ConfigurationError(
