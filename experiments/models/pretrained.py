@@ -11,7 +11,6 @@ from experiments.models.names import unknown_name
 from experiments.runtime.extras import missing, pretrained
 from pruning.errors import ModelError
 
-
 _LONG = 300
 """Characters of a reason that are worth reading."""
 
