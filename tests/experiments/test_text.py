@@ -146,9 +146,7 @@ def test_text_in_other_tokens_than_those_of_the_pretrained_model_is_refused(tmp_
     Setting(validate(composed(*overrides)), Store(tmp_path / "store")).new_model().save_pretrained(folder)
     named = ["model=transformers", f"model.name={folder}", "data=manual", "when=pretrained", "recovery=none"]
     setting = Setting(validate(composed(*named, "exclude=[lm_head*]")), Store(tmp_path / "store"))
-    with pytest.raises(
-        ConfigurationError, match=r"^data=manual: has 129 tokens of its own, and the pretrained model 140"
-    ):
+    with pytest.raises(ConfigurationError, match=r"^data=manual: has 129 tokens of its own, and .* model 140"):
         run(setting, tmp_path / "run", "run")
 
 
