@@ -135,6 +135,16 @@ def first_names(model: nn.Module) -> dict[str, str]:
     return {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
 
 
+def users_of(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    """Which modules hold each parameter, and under which of their attributes; every module once."""
+    found: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for attribute, parameter in module._parameters.items():
+            if parameter is not None:
+                found.setdefault(id(parameter), []).append((module, attribute))
+    return found
+
+
 def within(module: str, name: str) -> str:
     """The name of a module's parameter in the model, of which the path of the module is "" if it is the model."""
     return f"{module}.{name}" if module else name
