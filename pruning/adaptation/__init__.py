@@ -1,6 +1,21 @@
 """Adaptation: a sparse subnetwork, chosen by any scorer, is all that is trained; or another small update."""
 
+from pruning.adaptation.budget import Budget, largest, parse_budget
+from pruning.adaptation.combining import Conflict, combined, conflicts
 from pruning.adaptation.delta import Applied, Change, Delta
+from pruning.adaptation.support import choose_support
 from pruning.adaptation.tuning import Tuning
 
-__all__ = ["Applied", "Change", "Delta", "Tuning"]
+__all__ = [
+    "Applied",
+    "Budget",
+    "Change",
+    "Conflict",
+    "Delta",
+    "Tuning",
+    "choose_support",
+    "combined",
+    "conflicts",
+    "largest",
+    "parse_budget",
+]
