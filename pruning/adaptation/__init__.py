@@ -3,6 +3,7 @@
 from pruning.adaptation.budget import Budget, largest, parse_budget
 from pruning.adaptation.combining import Conflict, combined, conflicts
 from pruning.adaptation.delta import Applied, Change, Delta
+from pruning.adaptation.growing import Regrown
 from pruning.adaptation.support import choose_support
 from pruning.adaptation.tuning import Tuning
 
@@ -12,6 +13,7 @@ __all__ = [
     "Change",
     "Conflict",
     "Delta",
+    "Regrown",
     "Tuning",
     "choose_support",
     "combined",

@@ -7,7 +7,7 @@ weight decay pulls towards the base.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.optim import Optimizer
 
-from pruning.adaptation.delta import Change, Delta, digest, read, write_
-from pruning.adaptation.kept import Kept, can_keep, gather_gradient, keep_, release_
+from pruning.adaptation.delta import Delta
+from pruning.adaptation.kept import KeptLinear, keep_, release_
+from pruning.adaptation.part import Part
 from pruning.attachment import ELEMENTWISE, optimizers_in
 from pruning.errors import AdaptationError
 from pruning.masks import Masks
@@ -38,7 +39,7 @@ class Tuning:
 
     Attributes:
         model: the one that is trained, without its wrappers.
-        values: name -> vector of the differences, float32 or float64, in the order of the places in the weight.
+        averaged: whether gradients are averaged over several processes.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Tuning:
         """Freeze `model` but for `support` and `dense`.
 
         Args:
-            model: any; give it before it is wrapped in DDP, which then leaves the differences to this object.
+            model: any, on its device; give it before it is wrapped in DDP, which leaves the differences to this object.
             support: name -> bool tensor, True = trained, of any parameters. Tied weights count once: what all of their
                 masks have.
             dense: parameters that are trained as a whole, by globs of their names or a predicate, as in `prunable`: a
@@ -74,30 +75,32 @@ class Tuning:
         both = sorted(first[name] for name in self._dense if first[name] in joined)
         if both:
             raise AdaptationError(f"{both[0]}: is in the support and in dense=: leave it out of one of them")
-        self.values: dict[str, nn.Parameter] = {}
-        self._places: dict[str, Tensor] = {}
-        self._base: dict[str, Tensor] = {}
-        self._removers: list[Callable[[], None]] = []
-        self._required = {name: parameter.requires_grad for name, parameter in parameters.items()}
-        for name, mask in joined.items():
-            places = mask.reshape(-1).nonzero()[:, 0]
-            if len(places):
-                base = read(parameters[name], places)
-                self._places[name], self._base[name] = _narrow(places, mask.numel()), base
-                self.values[name] = nn.Parameter(torch.zeros_like(base, dtype=_wide(base.dtype)))
-        if not self.values and not self._dense:
+        self._parts = {name: Part(parameters[name], mask) for name, mask in joined.items() if bool(mask.any())}
+        if not self._parts and not self._dense:
             raise AdaptationError("the support is empty, and nothing is dense: nothing would be trained")
+        self._required = {name: parameter.requires_grad for name, parameter in parameters.items()}
+        self._removers: list[Callable[[], None]] = []
         for parameter in parameters.values():
             parameter.requires_grad_(False)
         for parameter in self._dense.values():
             parameter.requires_grad_(True)
-        several = averaged and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        self.averaged = averaged and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         users = users_of(self.model)
-        for name in self.values:
-            self._watch(name, parameters[name], users[id(parameters[name])], several)
+        for part in self._parts.values():
+            self._removers += part.watch(users[id(part.weight)], self.averaged)
         self._ignored_before = vars(self.model).get(_IGNORED)
-        setattr(self.model, _IGNORED, [*(self._ignored_before or ()), *(n for n in first if first[n] in self.values)])
+        setattr(self.model, _IGNORED, [*(self._ignored_before or ()), *(n for n in first if first[n] in self._parts)])
         setattr(self.model, _MARK, True)
+
+    @property
+    def values(self) -> dict[str, nn.Parameter]:
+        """The differences, by the names of their weights: vectors in the order of the places, in at least float32."""
+        return {name: part.values for name, part in self._parts.items()}
+
+    @property
+    def support(self) -> Masks:
+        """What is trained now: True in masks on the devices of the weights."""
+        return Masks({name: part.mask for name, part in self._parts.items()})
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """What an optimizer is to train, or a norm of gradients to clip: the differences, and what is dense."""
@@ -107,7 +110,7 @@ class Tuning:
     @property
     def count(self) -> int:
         """Number of trained weights, those of `dense` aside."""
-        return sum(values.numel() for values in self.values.values())
+        return sum(part.values.numel() for part in self._parts.values())
 
     def follow(self, *optimizers: Optimizer) -> None:
         """Write the weights after every step of these optimizers, until `finish()`.
@@ -132,26 +135,15 @@ class Tuning:
     @torch.no_grad()
     def write_(self) -> None:
         """Let the weights be base + difference, rounded to their dtype: after the values were changed by hand."""
-        parameters = named(self.model)
-        for name, values in self.values.items():
-            base = self._base[name]
-            write_(parameters[name], self._places[name].long(), (base.to(values) + values).to(base))
+        for part in self._parts.values():
+            part.write_()
 
     def delta(self, dtype: torch.dtype | None = None) -> Delta:
         """The differences up to now, rounded to `dtype` where one is given, and copies of what is dense.
 
         Raises `AdaptationError` for differences that are not finite.
         """
-        parameters = named(self.model)
-        changes = {}
-        for name, values in self.values.items():
-            if not bool(torch.isfinite(values).all()):
-                raise AdaptationError(f"{name}: has differences that are not finite: training diverged")
-            places = self._places[name].long()
-            base = parameters[name].detach().clone()
-            write_(base, places, self._base[name])
-            found = values.detach().to(dtype or values.dtype, copy=True)
-            changes[name] = Change(base.shape, base.dtype, digest(base), places, found)
+        changes = {name: part.change(name, dtype) for name, part in self._parts.items()}
         return Delta(changes, {name: p.detach().clone() for name, p in self._dense.items()})
 
     def finish(self, dtype: torch.dtype | None = None) -> Delta:
@@ -162,17 +154,15 @@ class Tuning:
         delta = self.delta(dtype)
         with torch.no_grad():
             for name, change in delta.changes.items():
-                self.values[name].copy_(change.values)
+                self._parts[name].values.copy_(change.values)
         self.write_()
         self.release()
         return delta
 
-    @torch.no_grad()
     def revert(self) -> None:
         """End the training and put the trained places back to their base, bit by bit; what is dense stays."""
-        parameters = named(self.model)
-        for name, base in self._base.items():
-            write_(parameters[name], self._places[name].long(), base)
+        for part in self._parts.values():
+            part.revert_()
         self.release()
 
     def release(self) -> None:
@@ -188,26 +178,56 @@ class Tuning:
         if self._ignored_before is not None:
             setattr(self.model, _IGNORED, self._ignored_before)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The differences and what they are differences to, to go on from; model and optimizer are saved apart."""
-        return {"values": {n: v.detach().clone() for n, v in self.values.items()}, "base": dict(self._base)}
+    @contextmanager
+    def dense_gradients(self) -> Iterator[None]:
+        """Within, weights get dense gradients before those of the values are taken, for hooks on them to see."""
+        kept = {module: module.kept for module in self.model.modules() if isinstance(module, KeptLinear)}
+        for module in kept:
+            release_(module)
+        try:
+            yield
+        finally:
+            for module, places in kept.items():
+                keep_(module, places)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict()`, of the same support: the weights are written.
+    def replace(self, support: Mapping[str, Tensor], *optimizers: Optimizer) -> None:
+        """Train other places from now on, of each tensor as many as before.
+
+        What is left goes back to its base. What is new starts at a difference of 0, with no past in the optimizers.
+
+        Raises `AdaptationError` for other tensors, or other numbers of places.
+        """
+        joined = Masks(support).joined(self.model)
+        for name in sorted(joined.keys() ^ self._parts.keys()):
+            raise AdaptationError(f"{name}: is in only one of the old and the new support: give the same tensors")
+        for name, mask in joined.items():
+            if int(mask.sum()) != len(self._parts[name].places):
+                raise AdaptationError(f"{name}: has another number of places than before: give as many")
+        for name, mask in joined.items():
+            self._parts[name].move_(mask, self.model.modules(), optimizers)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Places, base and differences, to go on from; model and optimizer are saved apart."""
+        return {
+            name: {"places": part.places.clone(), "base": part.base.clone(), "values": part.values.detach().clone()}
+            for name, part in self._parts.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Go on from `state_dict()`, of a support of the same size: the weights are written.
 
         The model may hold the base, as when this object was made, or what was trained of it.
 
         Raises `AdaptationError` for the state of another support.
         """
-        for name in sorted(state["values"].keys() ^ self.values.keys()):
+        for name in sorted(state.keys() ^ self._parts.keys()):
             raise AdaptationError(f"{name}: is in only one of the state and the support: give that of this training")
-        with torch.no_grad():
-            for name, values in self.values.items():
-                if state["values"][name].shape != values.shape:
-                    raise AdaptationError(f"{name}: the state has another support: give that of this training")
-                values.copy_(state["values"][name])
-                self._base[name].copy_(state["base"][name])
-        self.write_()
+        for name, part in self._parts.items():
+            if state[name]["values"].shape != part.values.shape:
+                raise AdaptationError(f"{name}: the state has another support: give that of this training")
+        for name, part in self._parts.items():
+            part.revert_()
+            part.set_(state[name]["places"], state[name]["base"], state[name]["values"], self.model.modules())
 
     def __enter__(self) -> "Tuning":
         return self
@@ -215,47 +235,9 @@ class Tuning:
     def __exit__(self, *_: object) -> None:
         self.release()
 
-    def _watch(self, name: str, weight: nn.Parameter, users: list[tuple[nn.Module, str]], averaged: bool) -> None:
-        """Let the values of a weight get its gradient at their places; see `kept`."""
-        values, places = self.values[name], self._places[name]
-        if all(can_keep(module, attribute, len(places)) for module, attribute in users):
-            kept = Kept(values, (int(weight.shape[0]), int(weight.shape[1])), places)
-            for module, _ in users:
-                keep_(module, kept)
-                self._removers.append(partial(release_, module))
-
-        def gather(_: Tensor) -> None:
-            gather_gradient(weight, values, places)
-            if averaged:
-                _average(values)
-
-        weight.requires_grad_(True)
-        hooks = {weight: gather} | ({values: _average} if averaged else {})
-        for parameter, hook in hooks.items():
-            handle: Any = parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]  # torch's
-            self._removers.append(handle.remove)
-
 
 _MARK = "_tuned"
 """Attribute of a model that is tuned."""
 
 _IGNORED = "_ddp_params_and_buffers_to_ignore"
 """Attribute in which DDP looks for the parameters that are not its own."""
-
-
-def _average(values: Tensor) -> None:
-    """The mean of the gradient over all processes. What was averaged before, while gradients accumulate, is its own
-    mean, so that only what is new counts.
-    """
-    assert values.grad is not None
-    dist.all_reduce(values.grad)
-    values.grad /= dist.get_world_size()
-
-
-def _narrow(places: Tensor, end: int) -> Tensor:
-    return places.int() if end < 2**31 else places
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of differences to weights of `dtype`."""
-    return torch.promote_types(dtype, torch.float32)

@@ -382,7 +382,7 @@ ERRORS: dict[str, tuple[Callable[[Network], object], type[Exception], str]] = {
         "SGD: trains none",
     ),
     "another state": (
-        lambda m: (t := Tuning(m, supports(m)["half"])).load_state_dict({"values": {}, "base": {}} | {"n": t.count}),
+        lambda m: (t := Tuning(m, supports(m)["half"])).load_state_dict({"n": t.values}),
         AdaptationError,
         "is in only one of the state",
     ),
