@@ -4,6 +4,7 @@ from pruning.adaptation.budget import Budget, largest, parse_budget
 from pruning.adaptation.combining import Conflict, combined, conflicts
 from pruning.adaptation.delta import Applied, Change, Delta
 from pruning.adaptation.growing import Regrown
+from pruning.adaptation.merging import Merged, merge
 from pruning.adaptation.support import choose_support
 from pruning.adaptation.tuning import Tuning
 
@@ -13,11 +14,13 @@ __all__ = [
     "Change",
     "Conflict",
     "Delta",
+    "Merged",
     "Regrown",
     "Tuning",
     "choose_support",
     "combined",
     "conflicts",
     "largest",
+    "merge",
     "parse_budget",
 ]
