@@ -167,6 +167,8 @@ def _check_before_training(setting: Setting, schedule: Schedule) -> None:
 def _check_scorer(setting: Setting) -> None:
     """Score a few examples where the dense network is still to be trained, and anything is scored at all."""
     config = setting.config
+    if config.when == "pretrained" and config.model.get("config"):
+        log.warning("when=pretrained: model.config gives random weights, which are pruned as they are")
     if config.when == "pretrained" or stages.reaches_density_while_training(config):
         return
     try:

@@ -40,6 +40,7 @@ class Evidence:
         initial: the prunable weights at initialisation, by name, for scorers that compare with them.
         count: what the loss of a batch is the mean over, above 0: its weight in the mean over batches. None: its
             examples, by `pruning.batches.examples`.
+        block: the name of the block that `model` is, in `pruning.sequential`; its `loss` then only runs it.
     """
 
     model: nn.Module
@@ -49,6 +50,7 @@ class Evidence:
     masks: Mapping[str, Tensor] | None = None
     initial: Mapping[str, Tensor] | None = None
     count: Callable[[Batch], float] | None = None
+    block: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.parameters, Mapping):
@@ -157,15 +159,21 @@ def untouched(model: nn.Module, parameters: Iterable[nn.Parameter] = ()) -> Iter
 
 def scalar_loss(evidence: Evidence, batch: Batch) -> Tensor:
     """The loss of `batch`, in the graph; `ScoreError` if it is not what a gradient can be taken of."""
-    assert evidence.loss is not None
-    loss = single(evidence.loss(evidence.local, batch))
+    loss = loss_of(evidence, batch)
     if not loss.requires_grad:
         raise ScoreError("the loss has no gradient: give one that is not detached, and score outside inference_mode")
     return loss.reshape(())
 
 
-def single(loss: Any) -> Tensor:
-    """`loss`, if it is one number; else `ScoreError`."""
+def loss_of(evidence: Evidence, batch: Batch) -> Tensor:
+    """The loss of `batch`, one number. Raises `ScoreError` for what is none, or where there is no loss at all."""
+    assert evidence.loss is not None
+    if evidence.block is not None:
+        raise ScoreError(
+            "a block has no loss of its own: take a scorer of weights or inputs (magnitude, wanda, obs), or score the "
+            "whole model (calibration=whole)"
+        )
+    loss = evidence.loss(evidence.local, batch)
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         what = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise ScoreError(f"the loss is no single number but {what}: give the mean over the batch")

@@ -68,11 +68,11 @@ def prunable(
     return parameters
 
 
-def kernels(model: nn.Module) -> dict[str, nn.Parameter]:
+def kernels(model: nn.Module, *, frozen: bool = False) -> dict[str, nn.Parameter]:
     """What `prunable` gives by default; nothing, without an error or a warning, where there is nothing."""
     names = _names_by_storage(unwrapped(model))
     included, _ = _by_default(unwrapped(model), names)
-    return {names[key][0][0]: names[key][1] for key in included if names[key][1].requires_grad}
+    return {names[key][0][0]: names[key][1] for key in included if frozen or names[key][1].requires_grad}
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

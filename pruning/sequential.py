@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.batches import cut
-from pruning.errors import MaskError, ScoreError, SequenceError
+from pruning.errors import MaskError, ParameterError, PruningError, ScoreError, SequenceError
 from pruning.evidence import Evidence
 from pruning.inputs import Inputs, mapped, tensors_in
 from pruning.masks import Masks
@@ -38,7 +38,7 @@ def blocks(model: nn.Module) -> tuple[str, ...]:
         ):
             continue
         kinds = {type(item) for item in module}
-        if len(module) > 1 and len(kinds) == 1 and kernels(module) and not hasattr(module[0], "weight"):
+        if len(module) > 1 and len(kinds) == 1 and kernels(module, frozen=True) and not hasattr(module[0], "weight"):
             found += [f"{name}.{number}" if name else str(number) for number in range(len(module))]
     if not found:
         raise SequenceError(f"{type(model).__name__}: has no list of blocks of one class: name them with names=")
@@ -64,8 +64,8 @@ def sequentially(
     Args:
         model: runs in eval mode, without a cache of keys and values.
         batches: what the model is called with; iterated once for each block, so a list, or read again each time.
-        step: gets the evidence of one block: its parameters by their names in the block, its inputs as batches, and a
-            loss that runs it and returns its outputs.
+        step: gets the evidence of one block: its name as `block`, its parameters by their names in the block, its
+            inputs as batches, and a loss that runs it and returns its outputs. What it gives no masks of stays whole.
         names: the blocks, in the order in which they run; None: `blocks(model)`.
         parameters: those that may be pruned, by their names in `model`; None: `prunable` ones of the blocks.
         masks: what is alive, by names in `model`; None: everything.
@@ -74,15 +74,20 @@ def sequentially(
     An error of `step`, or an interruption, leaves the blocks before that one pruned: load the model again.
 
     Raises:
-        MaskError: `step` keeps what `masks` removed.
-        ParameterError: offloaded weights, whose values are not here.
+        MaskError: `step` keeps what `masks` removed, or gives masks of what is not prunable in its block.
+        ParameterError: offloaded weights, whose values are not here, or only frozen ones.
         SequenceError: a block does not run exactly once, not in this order, or reads more of the blocks before it than
             the outputs of the last one and of the ends of earlier stacks.
-        Others: those of `step`.
+        Others: those of `step`, with the name of the block before them.
     """
     model = unwrapped(model)
     names = _checked_names(model, names)
     check_values(dict(model.named_parameters()))
+    if parameters is None and not any(kernels(model.get_submodule(name)) for name in names):
+        raise ParameterError(
+            f"{names[0]}: has no weight that may be pruned, or only frozen ones: give parameters=prunable(model, "
+            "frozen=True), without those outside of the blocks"
+        )
     lost = [key for key in parameters or () if not any(key.startswith(f"{name}.") for name in names)]
     if lost:
         raise SequenceError(f"{lost[0]}: is in no block: leave it out of parameters=, or name its block with names=")
@@ -116,8 +121,11 @@ def _checked_names(model: nn.Module, names: Sequence[str] | None) -> tuple[str, 
     if names is None:
         return blocks(model)
     modules = dict(model.named_modules())
-    if isinstance(names, str) or not names or not all(name in modules for name in names):
+    if isinstance(names, str) or not names:
         raise SequenceError(f"names={names!r}: give a list of names of modules, as blocks(model) does")
+    for name in names:
+        if name not in modules:
+            raise SequenceError(f"names: {name} is no module of the model: give names as blocks(model) does")
     return tuple(names)
 
 
@@ -205,11 +213,21 @@ def _pruned(
     alive = None if masks is None else _alive(masks, name, chosen)
     if alive is not None:
         alive.apply_(block)
-    with torch.enable_grad():
-        given = step(Evidence(block, chosen, calls, _run, alive, count=_examples))
+    try:
+        with torch.enable_grad():
+            given = step(Evidence(block, chosen, calls, _run, alive, count=_examples, block=name))
+    except PruningError as error:
+        inside = any(str(error).startswith(f"{key}:") for key in chosen)
+        raise type(error)(f"{name}{'.' if inside else ': '}{error}") from error
     if not isinstance(given, Mapping):
         raise SequenceError(f"{name}: step returned a {type(given).__name__}: return masks, name in the block → tensor")
-    made = Masks(given)
+    for key in Masks(given) if given else ():
+        if key not in chosen:
+            raise MaskError(
+                f"{name}.{key}: step gives masks of it, and it is not among what may be pruned: leave it out"
+            )
+    whole = Masks.dense(chosen) if alive is None else alive
+    made = Masks({key: given[key].to(p.device) if key in given else whole[key] for key, p in chosen.items()})
     for key, mask in {} if alive is None else alive.items():
         if bool((made[key] & ~mask).any()):
             raise MaskError(f"{name}.{key}: step keeps weights that masks= removed: give prune within=evidence.masks")

@@ -53,6 +53,9 @@ def call_of_block(model: nn.Module, names: Sequence[str], inputs: Inputs, known:
             )
     for tensor in tensors_in((found["args"], found["kwargs"])):
         if tensor.is_floating_point() and bool(tensor.isnan().any()):
+            for name, outputs in known.items():
+                if any(bool(each.isnan().any()) for each in tensors_in(outputs) if each.is_floating_point()):
+                    raise SequenceError(f"{name}: its outputs have NaN: check its weights, and the inputs of the model")
             raise SequenceError(
                 f"{names[-1]}: gets NaN: it reads more than the outputs of the block before it and of other stacks, or "
                 "the model itself computes NaN"

@@ -1,5 +1,6 @@
 """The README's own words, run as written."""
 
+import copy
 import re
 import shlex
 import subprocess
@@ -301,16 +302,20 @@ def test_the_import_order_holds():
     assert done.returncode == 0, done.stdout
 
 
-def test_a_language_model_is_pruned_block_by_block():
+def test_a_language_model_is_pruned_block_by_block(tmp_path, monkeypatch):
     pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
     names = {}
     exec(blocks("Language models", "python")[0], names)
     model, masks = names["model"], names["masks"]
     assert {name.split(".")[2] for name in masks} == {"0", "1", "2"}
     assert masks.agree(model)
-    again = names["sequentially"](model, names["batches"], names["sweeping"])
-    assert again.density == 0.5
-    assert again.agree(model)
+    loaded = names["LlamaForCausalLM"].from_pretrained("pruned")
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), loaded.parameters(), strict=True))
+    for step in ("step", "sweeping", "two_of_four"):
+        again = names["sequentially"](copy.deepcopy(model), names["batches"], names[step])
+        assert again.density == 0.5
+    assert all(bool((mask.unflatten(1, (-1, 4)).sum(-1) == 2).all()) for mask in again.values())
 
 
 def test_the_commands_of_language_models_compose():

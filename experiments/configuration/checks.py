@@ -45,6 +45,7 @@ def validate(config: DictConfig) -> Configuration:
         raise ConfigurationError(f"{error.full_key}: {reason}; choose a scorer that has it, or set it here") from None
     _check_numbers(plain, "")
     found = _typed(Configuration, plain)
+    check_method(plain)
     for group in _GROUPS:
         check_target(group, getattr(found, group))
     for group in ("compensate", "dynamic"):
@@ -54,7 +55,6 @@ def validate(config: DictConfig) -> Configuration:
     if found.data.get("augment") is not None:
         check_target("data.augment", found.data["augment"])
     _check_values(found)
-    check_method(plain)
     facts = {name: value for name, value in found.data.items() if name not in ("name", "load", "augment")}
     counted = next((facts[name] for name in ("classes", "labels") if name in facts), None)
     facts = ({} if counted is None else {"outputs": counted}) | facts

@@ -11,6 +11,9 @@ from experiments.models.names import unknown_name
 from experiments.runtime.extras import missing, pretrained
 from pruning.errors import ModelError
 
+_LONG = 300
+"""Characters of a reason that are worth reading."""
+
 
 def transformers_model(
     auto: str = "AutoModelForCausalLM",
@@ -61,6 +64,7 @@ def transformers_model(
             model = chosen.from_pretrained(source, dtype="float32", **files, **head, **fitted, **kwargs)
     except (OSError, ValueError, TypeError, AttributeError, ImportError, KeyError) as error:
         reason = " ".join(str(error).split())
+        reason = reason if len(reason) < _LONG else f"{reason[:_LONG]} …"  # transformers may list all that it knows
         raise ModelError(f"transformers: {name or dict(config or {})} cannot be had ({reason})") from error
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False  # what it has seen before is no part of a training step

@@ -53,8 +53,10 @@ def require(package: str) -> None:
 def pretrained(name: str, package: str | None, gguf_file: str | None) -> tuple[str, dict[str, str]]:
     """What `from_pretrained` is called with: the name, or the folder of it that `package` holds, and options.
 
-    Raises `ConfigurationError` where a package is missing.
+    Raises `ConfigurationError` where a package or a folder is missing.
     """
+    if package is None and name.startswith(("/", "./", "../", "~")) and not Path(name).expanduser().is_dir():
+        raise ConfigurationError(f"name={name}: there is no such folder: give one with a model, or a name of the hub")
     if gguf_file is not None:
         require("gguf")
     return name if package is None else str(carried(package, name)), {} if gguf_file is None else {

@@ -12,7 +12,7 @@ from pruning.batches import Batch, cut, examples
 from pruning.curvature.calls import Use, uses
 from pruning.curvature.linear_maps import factors
 from pruning.errors import ScoreError
-from pruning.evidence import Evidence, Scores, accumulated, output_tensor, single
+from pruning.evidence import Evidence, Scores, accumulated, loss_of, output_tensor
 from pruning.gradients import leaves
 from pruning.inputs import tensors_in
 
@@ -60,9 +60,8 @@ def _counts(evidence: Evidence, batch: Batch, size: int) -> Tensor:
 
 def run(evidence: Evidence, batch: Batch) -> tuple[Tensor, Tensor]:
     """The loss of `batch`, and the outputs on which it depends, examples first."""
-    assert evidence.loss is not None
     with _outputs(evidence.local) as outputs:
-        loss = single(evidence.loss(evidence.local, batch))
+        loss = loss_of(evidence, batch)
     size = examples(batch)
     whole = _outputs_of_loss(evidence.local, loss, outputs[-1] if outputs else None)
     if not whole.dim() or len(whole) != size:

@@ -81,6 +81,8 @@ def test_pieces_that_are_not_there_are_refused(tales, options, words):
 def test_what_is_missing_is_named():
     with pytest.raises(ConfigurationError, match=r"^nothing is not installed: pip install"):
         text.carried("nothing", "x")
+    with pytest.raises(ConfigurationError, match="name=/no/model: there is no such folder"):
+        text.tokeniser("books", "/no/model", None, None)
     with pytest.raises(ConfigurationError, match="torch: holds no place: install another version"):
         text.carried("torch", "place")
     with pytest.raises(DataError, match=r"data=books: is in tokens of a pretrained model: set model\.name"):

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from pruning import Evidence, Masks, prunable, prune, scorers
 from pruning.allocation import PerRow
-from pruning.errors import MaskError, SequenceError
+from pruning.errors import AllocationError, MaskError, ParameterError, ScoreError, SequenceError
 from pruning.inputs import arguments, tensors_in
+from pruning.owl import OWL
 from pruning.parameters import kernels
 from pruning.recovery import compensate, compensate_bias
 from pruning.sequential import blocks, sequentially
@@ -193,6 +194,50 @@ def test_earlier_masks_stay_and_only_chosen_parameters_are_pruned():
     ]
 
 
+def test_what_step_gives_no_masks_of_stays_whole():
+    model, batches, seen = Skipping(True), [torch.randn(8, 4)], []
+
+    def step(evidence: Evidence) -> Masks | dict:
+        seen.append(evidence.block)
+        return wanda(evidence) if evidence.block == "layers.1" else {}
+
+    masks = sequentially(model, batches, step)
+    assert seen == ["layers.0", "layers.1", "layers.2"]
+    assert [float(masks[f"layers.{n}.0.weight"].double().mean()) for n in range(3)] == [1.0, 0.5, 1.0]
+    first = sequentially(model, batches, wanda)
+    assert sequentially(model, batches, lambda _: {}, masks=first) == first
+    with pytest.raises(MaskError, match=r"layers\.0\.1\.weight: step gives masks of it, and it is not among"):
+        sequentially(model, batches, lambda _: {"1.weight": torch.ones(4, 4, dtype=torch.bool)})
+
+
+def test_errors_name_the_block_and_its_cause():
+    batches = [torch.randn(8, 4)]
+    with pytest.raises(ScoreError, match=r"layers\.0: a block has no loss of its own: take a scorer of weights"):
+        sequentially(Skipping(True), batches, lambda e: prune(scorers.taylor(e), 0.5))
+    for scorer in (scorers.fisher, scorers.movement, scorers.obd):
+        with pytest.raises(ScoreError, match=r"layers\.0: a block has no loss of its own"):
+            sequentially(Skipping(True), batches, lambda e, scorer=scorer: prune(scorer(e), 0.5))
+    with pytest.raises(ScoreError, match=r"layers\.0\.0\.weight: 16 of 16 scores are NaN"):
+        sequentially(Skipping(True), batches, lambda e: prune({"0.weight": torch.full((4, 4), torch.nan)}, 0.5))
+    damaged = Skipping(True)
+    damaged.layers[1][0].weight.data[0, 0] = torch.nan
+    with pytest.raises(SequenceError, match=r"layers\.1: its outputs have NaN: check its weights"):
+        sequentially(damaged, batches, lambda _: {})
+    scores = {name: torch.rand(4, 4) for name in ("q.weight", "k.weight")}
+    with pytest.raises(AllocationError, match=r"OWL: q\.weight and the others name no block"):
+        prune(scores, 0.5, allocation=OWL())
+
+
+def test_frozen_weights_are_pruned_where_they_are_named():
+    model, batches = Skipping(True).requires_grad_(False), [torch.randn(8, 4)]
+    assert blocks(model) == ("layers.0", "layers.1", "layers.2")
+    with pytest.raises(ParameterError, match=r"layers\.0: has no weight that may be pruned, or only frozen ones"):
+        sequentially(model, batches, wanda)
+    masks = sequentially(model, batches, wanda, parameters=prunable(model, frozen=True))
+    assert masks.density == 0.5
+    assert masks.agree(model)
+
+
 # What the stand-ins would hide
 
 
@@ -341,7 +386,7 @@ def test_compensation_does_not_bring_back_what_was_removed(remove):
     [
         ({"names": "layers.0"}, "names='layers.0': give a list"),
         ({"names": []}, "give a list of names"),
-        ({"names": ["layers.9"]}, r"names=\['layers.9'\]: give a list of names of modules"),
+        ({"names": ["layers.9"]}, "names: layers.9 is no module of the model"),
         ({"step": lambda e: None}, "step returned a NoneType: return masks"),
         ({"batches": iter([torch.randn(3, 4)])}, "iterated again for each block"),
     ],

@@ -104,21 +104,18 @@ def check_block_scorer(setting: Setting, count: int = 4) -> None:
     inside = {name: p for name, p in setting.prunable(model).items() if name.startswith(f"{first}.")}
 
     def step(evidence: Evidence) -> Mapping[str, Tensor]:
-        try:
-            check_scores(target, scorer(evidence), evidence.parameters)
-            if compensate is not None:
-                compensate(evidence, Masks.dense(evidence.parameters))
-        except ScoreError as error:
-            raise ScoreError(
-                f"scorer={short_name(setting.config.scorer)}, block by block: {error}; a block has no loss of its own: "
-                "choose magnitude, wanda or obs and compensate=sweep or layer, or set calibration=whole"
-            ) from error
+        check_scores(target, scorer(evidence), evidence.parameters)
+        if compensate is not None:
+            compensate(evidence, Masks.dense(evidence.parameters))
         return Masks.dense(evidence.parameters)
 
     few = [setting.task.inputs(take(setting.splits.train, count, setting.device))]
     with seeded(setting.config.seed, "scoring noise"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # four examples make a poor estimate
-        sequentially(model, few, step, names=(first,), parameters=inside)
+        try:
+            sequentially(model, few, step, names=(first,), parameters=inside)
+        except ScoreError as error:
+            raise ScoreError(f"scorer={short_name(setting.config.scorer)}, calibration=sequential: {error}") from error
 
 
 def _densities(
