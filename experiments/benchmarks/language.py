@@ -211,24 +211,19 @@ def _memory(name: str, pieces: int, length: int, depths: Sequence[int], found: d
     Each in a fresh process: what is in use, and what the process holds, as glibc keeps some of what was freed.
     """
     for depth in depths:
-        peaks = []
-        for returned in (True, False):
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
-                peak, bound = alone.submit(_peak, name, pieces, length, depth, returned).result()
-                peaks.append(peak)
-        found["memory"][str(depth)] = {"bytes": peaks[0], "resident": peaks[1], "bound": bound}
-        yield str(depth), f"{peaks[0] / 1e6:.0f}", f"{peaks[1] / 1e6:.0f}", f"{peaks[0] / bound:.2f}"
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+            measured = alone.submit(_peaks, name, pieces, length, depth).result()
+        found["memory"][str(depth)] = measured
+        used, held, bound = measured.values()
+        yield str(depth), f"{used / 1e6:.0f}", f"{held / 1e6:.0f}", f"{used / bound:.2f}"
 
 
-def _peak(name: str, pieces: int, length: int, depth: int, returned: bool) -> tuple[int, int]:
-    """Bytes beside the model and its masks that SparseGPT on its first `depth` blocks takes, and the bound.
-
-    With `returned`, the system gets all large tensors back as soon as they are freed.
+def _peaks(name: str, pieces: int, length: int, depth: int) -> dict[str, int]:
+    """Bytes beside the model and its masks that SparseGPT on its first `depth` blocks uses, and that the process holds
+    meanwhile; and the bound.
     """
     torch.set_num_threads(1)
     libc = ctypes.CDLL(None)
-    if returned:
-        libc.mallopt(M_MMAP_THRESHOLD, 2**20)
     sparsegpt = ours(scorers.magnitude, Uniform(), 0.5, "block")
     sparsegpt(*_material("tiny", 4, 16)[:2])  # code that is loaded when it first runs is no memory of the model
     model, text, _ = _material(name, pieces, length)
@@ -240,9 +235,15 @@ def _peak(name: str, pieces: int, length: int, depth: int, returned: bool) -> tu
     states = [call["args"][0] for call in catch(model, text)]
     bound = 3 * block + 2 * sum(state.numel() * state.element_size() for state in states)
     del states
-    libc.malloc_trim(0)  # what loading has freed would hide what pruning takes
-    masks, peak = peak_bytes(partial(sparsegpt, model, text))
-    return peak - sum(mask.numel() for mask in masks.values()), bound
+    found = []
+    for returned in (False, True):
+        if returned:  # from now on the system gets every large tensor back as soon as it is freed
+            libc.mallopt(M_MMAP_THRESHOLD, 2**20)
+        libc.malloc_trim(0)  # what was freed before would hide what pruning takes
+        masks, peak = peak_bytes(partial(sparsegpt, model, text))
+        found.append(peak - sum(mask.numel() for mask in masks.values()))
+        del masks
+    return {"bytes": found[1], "resident": found[0], "bound": bound}
 
 
 def _selection(model: nn.Module, found: dict[str, Any]) -> Iterator[Row]:
