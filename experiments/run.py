@@ -151,6 +151,7 @@ def _check_before_training(setting: Setting, schedule: Schedule) -> None:
     if config.calibration == "sequential":
         stages.check_blocks(setting, model)
     _check_what_is_left(setting, model, schedule)
+    _check_pretrained(setting, model)
     if config.training.accumulate > 1 and not setting.task.additive:
         raise ConfigurationError(
             f"training.accumulate={config.training.accumulate}: the loss of this task is of whole batches, which it "
@@ -167,8 +168,6 @@ def _check_before_training(setting: Setting, schedule: Schedule) -> None:
 def _check_scorer(setting: Setting) -> None:
     """Score a few examples where the dense network is still to be trained, and anything is scored at all."""
     config = setting.config
-    if config.when == "pretrained" and config.model.get("config"):
-        log.warning("when=pretrained: model.config gives random weights, which are pruned as they are")
     if config.when == "pretrained" or stages.reaches_density_while_training(config):
         return
     try:
@@ -176,6 +175,21 @@ def _check_scorer(setting: Setting) -> None:
     except AbsentError:
         check = stages.check_scorer if config.calibration == "whole" else stages.check_block_scorer
         check(setting)
+
+
+def _check_pretrained(setting: Setting, model: nn.Module) -> None:
+    """Raise `ConfigurationError` where a pretrained language model would read numbers that are not its tokens."""
+    config = setting.config
+    if config.when != "pretrained":
+        return
+    if config.model.get("config"):
+        log.warning("when=pretrained: model.config gives random weights, which are pruned as they are")
+    own, known = config.data.get("vocabulary"), getattr(getattr(model, "config", None), "vocab_size", None)
+    if own is not None and known is not None and own != known:
+        raise ConfigurationError(
+            f"data={config.data['name']}: has {own} tokens of its own, and the pretrained model {known:,} others: take "
+            "text in its tokens (data=books, data=wikitext2)"
+        )
 
 
 def _check_what_is_left(setting: Setting, model: nn.Module, schedule: Schedule) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -30,18 +31,37 @@ def available_bytes(device: torch.device) -> int | None:
 
 
 def _left_of_group() -> list[int]:
-    """Bytes that the limit of a control group leaves, as in a container or a job of SLURM; [] without one."""
-    root = Path("/sys/fs/cgroup")
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    """Bytes that the limits of this process's control groups leave, as in a container or a job of SLURM; [] without."""
+    found = []
+    for limit, used, inactive in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ):
-        try:
-            most, now = ((root / name).read_text().strip() for name in (limit, used))
-        except OSError:
-            continue
-        return [] if most == "max" else [max(0, int(most) - int(now))]
-    return []
+        for folder in _folders():
+            try:
+                most, now = ((folder / name).read_text().strip() for name in (limit, used))
+                lines = (folder / "memory.stat").read_text().splitlines()
+            except OSError:
+                continue
+            if most != "max":  # the files that it has read can be let go of
+                kept = next((int(line.split()[1]) for line in lines if line.startswith(f"{inactive} ")), 0)
+                found.append(max(0, int(most) - int(now) + kept))
+    return found
+
+
+def _folders() -> Iterator[Path]:
+    """Folders of the control groups of this process, and of those around them."""
+    root = Path("/sys/fs/cgroup")
+    yield from (root, root / "memory")
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, kinds, place = line.split(":", 2)
+        if kinds in ("", "memory"):
+            inner = (root / "memory" if kinds else root) / place.strip("/")
+            yield from (folder for folder in (inner, *inner.parents) if root in folder.parents)
 
 
 def check_bytes(what: str, wanted: float, device: torch.device, fix: str) -> None:

@@ -89,7 +89,7 @@ def _block(name: str) -> str:
 
 
 def _numbered(name: str) -> re.Match[str] | None:
-    return re.match(r"(?:.*?\.)?\d+(?=\.)", name)
+    return re.match(r"(?:.*?\.)??\d+(?=\.)", name)
 
 
 def _outliers(scores: list[Tensor], multiple: float) -> float:

@@ -4,22 +4,24 @@ As in GPTQ and SparseGPT (Frantar & Alistarh 2023) and Wanda (Sun et al. 2023), 
 order, whatever lies between them.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pruning.batches import cut
-from pruning.errors import MaskError, ParameterError, PruningError, ScoreError, SequenceError
+from pruning.checksums import checksum
+from pruning.decomposed import module_by_module
+from pruning.errors import CoverageWarning, MaskError, ParameterError, PruningError, SequenceError
 from pruning.evidence import Evidence
 from pruning.inputs import Inputs, mapped, tensors_in
 from pruning.masks import Masks
 from pruning.modes import eval_mode
-from pruning.parameters import check_values, kernels, unwrapped
-from pruning.stubs import Call, call_model, call_of_block, stack_of, without_cache
+from pruning.parameters import check_values, kernels, named, unwrapped, within
+from pruning.stubs import Call, call_of_block, forget, rehearse, without_cache
 
 Step = Callable[[Evidence], Mapping[str, Tensor]]
 """From the evidence of one block to its masks; it may change the block's weights, as a compensation does."""
@@ -39,7 +41,7 @@ def blocks(model: nn.Module) -> tuple[str, ...]:
             continue
         kinds = {type(item) for item in module}
         if len(module) > 1 and len(kinds) == 1 and kernels(module, frozen=True) and not hasattr(module[0], "weight"):
-            found += [f"{name}.{number}" if name else str(number) for number in range(len(module))]
+            found += [within(name, child) for child in module._modules]
     if not found:
         raise SequenceError(f"{type(model).__name__}: has no list of blocks of one class: name them with names=")
     return tuple(found)
@@ -77,32 +79,43 @@ def sequentially(
         MaskError: `step` keeps what `masks` removed, or gives masks of what is not prunable in its block.
         ParameterError: offloaded weights, whose values are not here, or only frozen ones.
         SequenceError: a block does not run exactly once, not in this order, or reads more of the blocks before it than
-            the outputs of the last one and of the ends of earlier stacks.
+            the outputs of the last one and of the ends of earlier stacks; batches that differ from block to block; a
+            weight that two blocks share.
         Others: those of `step`, with the name of the block before them.
+
+    Warns:
+        CoverageWarning: without `parameters`, less than half of the prunable weights lie in the blocks.
     """
     model = unwrapped(model)
     names = _checked_names(model, names)
     check_values(dict(model.named_parameters()))
-    if parameters is None and not any(kernels(model.get_submodule(name)) for name in names):
-        raise ParameterError(
-            f"{names[0]}: has no weight that may be pruned, or only frozen ones: give parameters=prunable(model, "
-            "frozen=True), without those outside of the blocks"
-        )
-    lost = [key for key in parameters or () if not any(key.startswith(f"{name}.") for name in names)]
-    if lost:
-        raise SequenceError(f"{lost[0]}: is in no block: leave it out of parameters=, or name its block with names=")
+    if torch.is_inference_mode_enabled():
+        raise SequenceError("blocks cannot be pruned in inference_mode: call sequentially outside of it")
+    chosen = _chosen(model, names, parameters)
+    held = None if masks is None else Masks(masks)
+    if held is not None:
+        held.check(model)
     found: dict[str, Tensor] = {}
     known: list[dict[str, Any]] = []  # batch by batch, the outputs of some blocks
-    with torch.no_grad(), eval_mode(model), without_cache(model):
+    digests: list[str] = []
+    with torch.no_grad(), eval_mode(model), without_cache(model), module_by_module():
         for inputs in islice(batches, 1):
-            _rehearse(model, names, _first(inputs))
+            rehearse(model, names, inputs)
+        if held is not None:
+            held.apply_(model)
         for number, name in enumerate(names):
             calls = []
             for index, inputs in enumerate(batches):
                 if not number:
                     known.append({})
+                    digests.append(_digest(inputs))
+                elif index >= len(known) or _digest(inputs) != digests[index]:
+                    raise SequenceError(
+                        f"{name}: batches are others than for the block before, as of a shuffled loader: give a list, "
+                        "or what is the same each time it is iterated"
+                    )
                 calls.append(call_of_block(model, names[: number + 1], inputs, known[index]))
-                _forget(known[index], names, number)
+                forget(known[index], names, number)
             if not calls or len(calls) < len(known):
                 raise SequenceError(
                     f"{name}: there are {len(calls)} batches: give a list, or what can be iterated again for each block"
@@ -110,7 +123,7 @@ def sequentially(
             block = model.get_submodule(name)
             with _placed(block, device) as home:
                 calls = [mapped(call, lambda x: x.to(device or home)) for call in calls]
-                masks_here = _pruned(block, name, calls, step, parameters, masks)
+                masks_here = _pruned(block, name, calls, step, chosen[name], held)
                 found |= {f"{name}.{key}": mask.to(home) for key, mask in masks_here.items()}
                 for outputs, call in zip(known, calls, strict=True):
                     outputs[name] = mapped(_run(block, call), lambda x: x.to(home))
@@ -124,76 +137,58 @@ def _checked_names(model: nn.Module, names: Sequence[str] | None) -> tuple[str, 
     if isinstance(names, str) or not names:
         raise SequenceError(f"names={names!r}: give a list of names of modules, as blocks(model) does")
     for name in names:
-        if name not in modules:
-            raise SequenceError(f"names: {name} is no module of the model: give names as blocks(model) does")
+        if not name or name not in modules:
+            raise SequenceError(f"names: {name!r} is no module of the model: give names as blocks(model) does")
+        if any(other.startswith(f"{name}.") for other in names):
+            raise SequenceError(f"names: {name} holds another of them: give blocks that lie beside each other")
     return tuple(names)
 
 
-def _forget(outputs: dict[str, Any], names: Sequence[str], number: int) -> None:
-    """Of the blocks before block `number`, which has its inputs, keep the outputs of the ends of earlier stacks."""
-    if number and stack_of(names[number - 1]) == stack_of(names[number]):
-        del outputs[names[number - 1]]
-
-
-def _rehearse(model: nn.Module, names: Sequence[str], inputs: Inputs) -> None:
-    """Raise `SequenceError` unless the model runs each block once, in this order, and calls it with the same where the
-    blocks before it are stood in for: asked of one example, before anything is changed.
-    """
-    ran: list[str] = []
-    known: dict[str, Any] = {}
-
-    def before(name: str, args: Any, kwargs: Any) -> None:
-        number = len(ran)
-        ran.append(name)
-        if ran == list(names[: number + 1]):
-            call = call_of_block(model, names[: number + 1], inputs, known)
-            found, given = (list(tensors_in(each)) for each in ((call["args"], call["kwargs"]), (args, kwargs)))
-            if len(found) != len(given) or not all(map(_same, found, given)):
-                raise SequenceError(
-                    f"{name}: gets other inputs where the blocks before it do not run: it depends on more than the "
-                    "outputs of the block before it and of other stacks, or these write into what they get, or the "
-                    "model keeps a state between its passes"
-                )
-            _forget(known, names, number)
-
-    def after(name: str, output: Any) -> None:
-        known[name] = mapped(output, Tensor.clone)
-
-    with ExitStack() as stack:
-        for name in names:
-            block = model.get_submodule(name)
-            first = block.register_forward_pre_hook(
-                lambda _, args, kwargs, name=name: before(name, args, kwargs), prepend=True, with_kwargs=True
-            )
-            last = block.register_forward_hook(lambda _, args, output, name=name: after(name, output))
-            stack.callback(first.remove)
-            stack.callback(last.remove)
-        call_model(model, inputs)
-    if ran != list(names):
-        raise SequenceError(
-            f"{type(model).__name__}: runs the blocks {', '.join(ran) or '(none)'}: name each that it runs once, in "
-            "this order, with names="
+def _chosen(
+    model: nn.Module, names: Sequence[str], parameters: Mapping[str, nn.Parameter] | None
+) -> dict[str, dict[str, nn.Parameter]]:
+    """The parameters that may be pruned, by block, and by their names in it."""
+    every = list(kernels(model) if parameters is None else parameters)
+    lost = [key for key in parameters or () if not any(key.startswith(f"{name}.") for name in names)]
+    if lost:
+        raise SequenceError(f"{lost[0]}: is in no block: leave it out of parameters=, or name its block with names=")
+    found: dict[str, dict[str, nn.Parameter]] = {name: {} for name in names}
+    own = named(model)
+    for key in every:
+        if key not in own:
+            raise ParameterError(f"{key}: the model has no such parameter: give those of prunable(model)")
+    owners: dict[int, str] = {}
+    wanted = {id(own[key]) for key in every}
+    for name in names:
+        for key, parameter in model.get_submodule(name).named_parameters():
+            if id(parameter) in wanted:
+                if owners.setdefault(id(parameter), name) != name:
+                    raise SequenceError(
+                        f"{name}.{key}: is tied to a weight of {owners[id(parameter)]}, which is pruned before it: "
+                        "leave it out of parameters="
+                    )
+                found[name][key] = parameter
+    if not any(found.values()):
+        raise ParameterError(
+            f"{names[0]}: has no weight that may be pruned, or only frozen ones: give parameters=prunable(model, "
+            "frozen=True), without those outside of the blocks"
         )
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are equal up to the rounding of their dtype."""
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    if not one.is_floating_point():
-        return torch.equal(one, other)
-    scale = float(other.double().nan_to_num(0.0, 0.0, 0.0).abs().max()) if other.numel() else 0.0
-    tolerance = 16 * torch.finfo(one.dtype).eps
-    return torch.allclose(one.double(), other.double(), rtol=tolerance, atol=tolerance * scale, equal_nan=True)
-
-
-def _first(inputs: Inputs) -> Inputs:
-    """The first example of `inputs`, which takes less time; all of them where examples do not come first."""
-    try:
-        found: Inputs = cut(inputs, slice(0, 1))
-    except ScoreError:
-        return inputs
+    inside = sum(p.numel() for part in found.values() for p in part.values())
+    whole = sum(own[key].numel() for key in every)
+    if parameters is None and inside < whole / 2:
+        warnings.warn(
+            f"{type(model).__name__}: only {inside / whole:.1%} of what may be pruned lies in its blocks {names[0]} to "
+            f"{names[-1]}: name others with names=, or prune the whole model",
+            CoverageWarning,
+            stacklevel=3,
+        )
     return found
+
+
+def _digest(inputs: Inputs) -> str:
+    """What tells one batch from another."""
+    tensors = {str(number): tensor.detach().cpu().contiguous() for number, tensor in enumerate(tensors_in(inputs))}
+    return checksum("", tensors, shapes=True)
 
 
 def _pruned(
@@ -201,13 +196,10 @@ def _pruned(
     name: str,
     calls: Sequence[Call],
     step: Step,
-    parameters: Mapping[str, nn.Parameter] | None,
+    chosen: Mapping[str, nn.Parameter],
     masks: Mapping[str, Tensor] | None,
 ) -> Mapping[str, Tensor]:
     """The masks that `step` makes for a block, by names in it; they hold in its weights."""
-    chosen = kernels(block)
-    if parameters is not None:
-        chosen = {key: p for key, p in block.named_parameters() if f"{name}.{key}" in parameters}
     if not chosen:
         return {}
     alive = None if masks is None else _alive(masks, name, chosen)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import gc
 import math
 import multiprocessing
 import statistics
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     show("time of parts, in turn", ("part", "ms", "ratio"), _parts(model, text, asked.turns, found), None)
     show(
         "memory beside the model and its masks",
-        ("blocks", "MB", "resident", "by bound"),
+        ("blocks", "MB", "by bound"),
         _memory(asked.model, asked.pieces, asked.length, asked.depths, found),
         None,
     )
@@ -206,24 +207,24 @@ def _restore(evidence: Evidence, before: dict[str, Tensor]) -> None:
 
 
 def _memory(name: str, pieces: int, length: int, depths: Sequence[int], found: dict[str, Any]) -> Iterator[Row]:
-    """Bytes at the peak beside the model and its masks, and by 3 times a block and two sets of activations.
-
-    Each in a fresh process: what is in use, and what the process holds, as glibc keeps some of what was freed.
+    """Bytes at the peak beside the model and its masks, and by 3 times a block and two sets of activations; each in a
+    fresh process.
     """
     for depth in depths:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
-            measured = alone.submit(_peaks, name, pieces, length, depth).result()
-        found["memory"][str(depth)] = measured
-        used, held, bound = measured.values()
-        yield str(depth), f"{used / 1e6:.0f}", f"{held / 1e6:.0f}", f"{used / bound:.2f}"
+            peak, bound = alone.submit(_peak, name, pieces, length, depth).result()
+        found["memory"][str(depth)] = {"bytes": peak, "bound": bound}
+        yield str(depth), f"{peak / 1e6:.0f}", f"{peak / bound:.2f}"
 
 
-def _peaks(name: str, pieces: int, length: int, depth: int) -> dict[str, int]:
-    """Bytes beside the model and its masks that SparseGPT on its first `depth` blocks uses, and that the process holds
-    meanwhile; and the bound.
+def _peak(name: str, pieces: int, length: int, depth: int) -> tuple[int, int]:
+    """Bytes beside the model and its masks that SparseGPT on its first `depth` blocks takes, and the bound.
+
+    What is in use: the system gets every large tensor back as soon as it is freed, where glibc would keep 100 MB.
     """
     torch.set_num_threads(1)
     libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_THRESHOLD, 2**20)
     sparsegpt = ours(scorers.magnitude, Uniform(), 0.5, "block")
     sparsegpt(*_material("tiny", 4, 16)[:2])  # code that is loaded when it first runs is no memory of the model
     model, text, _ = _material(name, pieces, length)
@@ -235,15 +236,10 @@ def _peaks(name: str, pieces: int, length: int, depth: int) -> dict[str, int]:
     states = [call["args"][0] for call in catch(model, text)]
     bound = 3 * block + 2 * sum(state.numel() * state.element_size() for state in states)
     del states
-    found = []
-    for returned in (False, True):
-        if returned:  # from now on the system gets every large tensor back as soon as it is freed
-            libc.mallopt(M_MMAP_THRESHOLD, 2**20)
-        libc.malloc_trim(0)  # what was freed before would hide what pruning takes
-        masks, peak = peak_bytes(partial(sparsegpt, model, text))
-        found.append(peak - sum(mask.numel() for mask in masks.values()))
-        del masks
-    return {"bytes": found[1], "resident": found[0], "bound": bound}
+    gc.collect()
+    libc.malloc_trim(0)  # what loading has freed would hide what pruning takes
+    masks, peak = peak_bytes(partial(sparsegpt, model, text))
+    return peak - sum(mask.numel() for mask in masks.values()), bound
 
 
 def _selection(model: nn.Module, found: dict[str, Any]) -> Iterator[Row]:

@@ -224,6 +224,13 @@ def test_the_first_examples_are_those_of_the_draw(folder):
         ("wanda", ["allocation=uniform"]),
         ("sparsegpt", ["compensate.choose=row"]),
         ("sparsegpt", ["compensate=none"]),
+        ("sparsegpt", ["compensate.columns=16"]),
+        ("sparsegpt", ["compensate.hessian.damping=0.5"]),
+        ("wanda", ["compensate=sweep"]),
+        ("wanda", ["compensate=bias"]),
+        ("wanda", ["scorer.norm=1"]),
+        ("wanda", ["granularity=blocks"]),
+        ("magnitude", ["calibration=sequential"]),
         ("sparsegpt_2of4", ["allocation.n=1"]),
     ],
 )

@@ -8,6 +8,7 @@ import torch
 from experiments import data
 from experiments.configuration import validate
 from experiments.data import text
+from experiments.run import run
 from experiments.running import stages
 from experiments.running.setting import Setting
 from experiments.runtime.extras import CARRIERS
@@ -135,6 +136,20 @@ def test_a_pretrained_network_is_one_for_all_seeds(tmp_path):
     assert len(keys) == 1
     one, other = (made(seed).new_model().state_dict() for seed in (0, 1))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_text_in_other_tokens_than_those_of_the_pretrained_model_is_refused(tmp_path):
+    pytest.importorskip("transformers")
+    overrides = ["model=llama", "data=manual", "when=pretrained", "recovery=none", "model.config.hidden_size=8"]
+    overrides += ["model.config.intermediate_size=8", "model.config.num_hidden_layers=1", "data.vocabulary=140"]
+    folder = tmp_path / "model"
+    Setting(validate(composed(*overrides)), Store(tmp_path / "store")).new_model().save_pretrained(folder)
+    named = ["model=transformers", f"model.name={folder}", "data=manual", "when=pretrained", "recovery=none"]
+    setting = Setting(validate(composed(*named, "exclude=[lm_head*]")), Store(tmp_path / "store"))
+    with pytest.raises(
+        ConfigurationError, match=r"^data=manual: has 129 tokens of its own, and the pretrained model 140"
+    ):
+        run(setting, tmp_path / "run", "run")
 
 
 def transformers_folder(folder, overrides):

@@ -74,3 +74,20 @@ def test_blocks_of_other_sizes_and_equal_outliers_still_meet_the_density():
 def test_what_cannot_be_met_is_refused(options, density, reason):
     with pytest.raises(AllocationError, match=reason):
         prune(scores(0), density, allocation=OWL(**options))
+
+
+def test_the_block_of_a_name_ends_at_its_first_number():
+    every = {
+        f"{block}.mlp.{part}.weight": scores(0)[f"model.layers.{block}.up.weight"]
+        for block in (0, 1)
+        for part in (0, 2)
+    }
+    found = owl_densities(every, 0.5)
+    assert found["0.mlp.0.weight"] == found["0.mlp.2.weight"] != found["1.mlp.0.weight"]
+
+
+def test_names_without_blocks_are_refused():
+    with pytest.raises(
+        AllocationError, match=r"OWL: up\.weight and the others name no block: give scores of the whole"
+    ):
+        owl_densities({"up.weight": torch.rand(4, 4), "down.weight": torch.rand(4, 4)}, 0.5)

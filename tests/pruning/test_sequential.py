@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pruning import Evidence, Masks, prunable, prune, scorers
 from pruning.allocation import PerRow
-from pruning.errors import AllocationError, MaskError, ParameterError, ScoreError, SequenceError
+from pruning.errors import AllocationError, CoverageWarning, MaskError, ParameterError, ScoreError, SequenceError
 from pruning.inputs import arguments, tensors_in
 from pruning.owl import OWL
 from pruning.parameters import kernels
@@ -238,6 +238,85 @@ def test_frozen_weights_are_pruned_where_they_are_named():
     assert masks.agree(model)
 
 
+class Shuffled:
+    """Another order each time, as of a loader that shuffles."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __iter__(self):
+        self.batches = self.batches[1:] + self.batches[:1]
+        return iter(self.batches)
+
+
+def test_batches_that_change_from_block_to_block_are_refused():
+    batches = [torch.randn(3, 4) for _ in range(3)]
+    with pytest.raises(SequenceError, match=r"layers\.1: batches are others than for the block before"):
+        sequentially(Skipping(True), Shuffled(batches), wanda)
+    grown = [batches[0]]
+
+    def step(evidence: Evidence) -> Masks:
+        grown.append(batches[1])
+        return wanda(evidence)
+
+    with pytest.raises(SequenceError, match=r"layers\.1: batches are others"):
+        sequentially(Skipping(True), grown, step)
+
+
+def test_only_what_is_prunable_of_the_whole_model_is_pruned_in_its_blocks():
+    class Tied(Skipping):
+        def __init__(self):
+            super().__init__(True)
+            self.embedding = nn.Embedding(4, 4)
+            self.embedding.weight = self.layers[1][0].weight  # an embedding counts as one wherever it is used
+
+    masks = sequentially(Tied(), [torch.randn(8, 4)], wanda)
+    assert "layers.1.0.weight" not in masks
+    assert masks.density == 0.5
+    shared = Skipping(True)
+    shared.layers[2][0].weight = shared.layers[0][0].weight
+    with pytest.raises(SequenceError, match=r"layers\.2\.0\.weight: is tied to a weight of layers\.0"):
+        sequentially(shared, [torch.randn(8, 4)], wanda)
+    with pytest.raises(ParameterError, match=r"layers\.1\.9\.weight: the model has no such parameter"):
+        sequentially(
+            Skipping(True), [torch.randn(8, 4)], wanda, parameters={"layers.1.9.weight": shared.layers[1][0].weight}
+        )
+    wide = Skipping(True)
+    wide.head = nn.Linear(30, 30)
+    with pytest.warns(
+        CoverageWarning, match=r"Skipping: only \d+\.\d% of what may be pruned lies in its blocks layers\.0"
+    ):
+        sequentially(wide, [torch.randn(8, 4)], wanda)
+
+
+def test_masks_hold_in_blocks_that_are_not_pruned():
+    model, x = Skipping(True), torch.randn(8, 4)
+    masks = prune(scorers.random(Evidence(model, {n: p for n, p in prunable(model).items() if "layers" in n})), 0.5)
+    seen = []
+    some = {"layers.2.0.weight": model.layers[2][0].weight}
+    sequentially(
+        model, [x], lambda e: seen.append(e.batches[0]["args"][0]) or wanda(e) & e.masks, parameters=some, masks=masks
+    )
+    assert Masks({n: m for n, m in masks.items() if "layers.2" not in n}).agree(model)
+    assert torch.equal(seen[0], model.layers[1](model.layers[0](x)))
+
+
+def test_blocks_in_named_lists_and_encoders_with_padding():
+    torch.manual_seed(0)
+    named = nn.Sequential()
+    for number in range(3):
+        named.add_module(f"encoder_layer_{number}", nn.Sequential(nn.Linear(4, 4), nn.Tanh()))
+    assert blocks(named) == tuple(f"encoder_layer_{number}" for number in range(3))
+    assert sequentially(named, [torch.randn(8, 4)], wanda).density == 0.5
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 2).eval()
+    padding = torch.zeros(3, 5, dtype=torch.bool)
+    padding[:, 3:] = True
+    chosen = prunable(encoder, include="*linear*weight")
+    masks = sequentially(encoder, [{"src": torch.randn(3, 5, 8), "src_key_padding_mask": padding}], wanda, None, chosen)
+    assert masks.density == 0.5
+
+
 # What the stand-ins would hide
 
 
@@ -330,7 +409,9 @@ class Added(Layers):
 def test_what_stand_ins_would_hide_is_refused_before_anything_changes(name):
     model = Layers(HIDDEN[name]) if name in HIDDEN else Added(block=Writing)
     before = {key: p.detach().clone() for key, p in model.named_parameters()}
-    with pytest.raises(SequenceError, match=r"gets other inputs where the blocks before it do not run|gets NaN"):
+    with pytest.raises(
+        SequenceError, match=r"gets other inputs where the blocks before it do not run|gets NaN|decides"
+    ):
         sequentially(model, [torch.randn(3, 4)], lambda e: prune(scorers.magnitude(e), 0.5))
     assert all(torch.equal(p, before[key]) for key, p in model.named_parameters())
 
@@ -386,7 +467,7 @@ def test_compensation_does_not_bring_back_what_was_removed(remove):
     [
         ({"names": "layers.0"}, "names='layers.0': give a list"),
         ({"names": []}, "give a list of names"),
-        ({"names": ["layers.9"]}, "names: layers.9 is no module of the model"),
+        ({"names": ["layers.9"]}, "names: .layers.9. is no module of the model"),
         ({"step": lambda e: None}, "step returned a NoneType: return masks"),
         ({"batches": iter([torch.randn(3, 4)])}, "iterated again for each block"),
     ],
@@ -407,3 +488,51 @@ def test_a_cache_asked_for_by_the_batches_is_not_kept():
         batches = [{"input_ids": torch.arange(24).view(2, 12), **more}]
         found.append(sequentially(model, batches, lambda e: prune(scorers.wanda(e), 0.5)))
     assert found[0] == found[1]
+
+
+@dataclass
+class Nothing:
+    pass
+
+
+class Carried(Layers):
+    """Hands its stream on in an object that nobody looks into."""
+
+    def forward(self, x):
+        for layer in self.layers:
+            carrier = Nothing()
+            carrier.h = x
+            x = layer(x, carrier) if self.between else layer(carrier)
+        return x
+
+
+class Carrying(Plain):
+    def forward(self, x, carrier=None):
+        return super().forward(x.h if isinstance(x, Nothing) else carrier.h)
+
+
+def test_streams_that_are_not_seen_and_modes_that_forbid_it_are_refused():
+    batches = [torch.randn(3, 4)]
+    with pytest.raises(SequenceError, match="gets a Nothing with tensors in its attributes"):
+        sequentially(Carried(lambda *_: None, Carrying), batches, wanda)
+    with pytest.raises(SequenceError, match="gets a Nothing with tensors in its attributes"):
+        sequentially(Carried(None, Carrying), batches, wanda)
+    with torch.inference_mode(), pytest.raises(SequenceError, match="inference_mode"):
+        sequentially(Skipping(True), batches, wanda)
+    with pytest.raises(SequenceError, match=r"names: layers\.0 holds another"):
+        sequentially(Skipping(True), batches, wanda, names=["layers.0", "layers.0.0"])
+
+
+@pytest.mark.parametrize("decide", ["argsort", "argmax", "condition"])
+def test_decisions_by_what_does_not_run_again_are_refused_in_later_batches_too(decide):
+    def between(model, number, x, outputs):
+        if number != 2 or len(x) == 1:
+            return x
+        if decide == "argsort":
+            return x[outputs[0].mean(1).argsort()]
+        if decide == "argmax":
+            return x + outputs[0].mean(1).argmax()
+        return x + 1 if outputs[0].mean() > 0 else x
+
+    with pytest.raises(SequenceError, match=r"layers\.2: the model decides by outputs of blocks before the last one"):
+        sequentially(Layers(between), [torch.randn(1, 4), torch.randn(5, 4)], wanda)

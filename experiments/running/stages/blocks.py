@@ -47,7 +47,13 @@ def prune_blocks(setting: Setting, network: Network, density: float | None, scor
             here = {names[id(parameter)] for parameter in evidence.parameters.values()}
             share, allocation = density, setting.allocation
             if isinstance(allocation, OWL):
-                ((share,), allocation) = {own[name] for name in here}, allocation.inner
+                shares = {own[name] for name in here}
+                if len(shares) > 1:
+                    raise ConfigurationError(
+                        f"allocation=owl: {evidence.block} has several of its blocks, which go by the first number of "
+                        "a name: set calibration=whole"
+                    )
+                (share,), allocation = shares, allocation.inner
             scores = with_layouts(scores, evidence)
             masks = selected(scores, share, setting.granularity, allocation, within=evidence.masks)
             made = None if compensate is None else compensate(evidence, masks)

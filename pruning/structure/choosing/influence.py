@@ -39,9 +39,18 @@ def block_influence(evidence: Evidence, blocks: Sequence[str], dim: int = -1) ->
         if name not in modules:
             raise ScoreError(f"{name}: is no module of the model: give names from find_blocks")
 
+    entered: dict[str, Tensor | None] = {}
+
+    def enter(name: str) -> Callable[..., None]:
+        def hook(_: Any, args: Any, kwargs: Any) -> None:
+            found = next(tensors_in((args, kwargs)), None)
+            entered[name] = None if found is None else found.clone()  # a block may write into what it gets
+
+        return hook
+
     def watch(name: str) -> Callable[..., None]:
-        def hook(_: Any, args: Any, kwargs: Any, output: Any) -> None:
-            before, after = (next(tensors_in(found), None) for found in ((args, kwargs), output))
+        def hook(_: Any, args: Any, output: Any) -> None:
+            before, after = entered.pop(name), next(tensors_in(output), None)
             if before is None or after is None or before.shape != after.shape:
                 raise ScoreError(f"{name}: does not give back the shape of its input: name residual blocks alone")
             found = _cosines(before.double(), after.double(), dim)
@@ -55,7 +64,10 @@ def block_influence(evidence: Evidence, blocks: Sequence[str], dim: int = -1) ->
     with ExitStack() as stack:
         stack.enter_context(untouched(evidence.model))
         for name in blocks:
-            stack.callback(modules[name].register_forward_hook(watch(name), with_kwargs=True).remove)
+            first = modules[name].register_forward_pre_hook(enter(name), with_kwargs=True)
+            last = modules[name].register_forward_hook(watch(name))
+            stack.callback(first.remove)
+            stack.callback(last.remove)
         for batch in evidence.batches:
             evidence.loss(evidence.local, batch)
     scores: Scores = {}

@@ -144,3 +144,23 @@ def test_without_data_it_is_refused():
         block_influence(Evidence(model, prunable(model)), BLOCKS)
     with pytest.raises(ScoreError, match=r"blocks.0: did not run"):
         block_influence(evidence_of(model, []), BLOCKS)
+
+
+def test_blocks_that_write_into_their_input_have_the_influence_that_others_have():
+    class Writing(nn.Module):
+        def __init__(self, inner, inplace):
+            super().__init__()
+            self.inner, self.inplace = inner, inplace
+
+        def forward(self, x):
+            change = self.inner(x)
+            return x.add_(change) if self.inplace else x + change
+
+    found = []
+    for inplace in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(*(Writing(nn.Linear(5, 5), inplace) for _ in range(3)), nn.Flatten())
+        evidence = Evidence(model, prunable(model), [torch.randn(4, 6, 5)], lambda m, x: m(x.clone()).mean())
+        found.append([float(score.unique()) for score in block_influence(evidence, ("0", "1", "2")).values()])
+    assert found[0] == pytest.approx(found[1])
+    assert min(found[0]) > 0.01
