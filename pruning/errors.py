@@ -57,6 +57,10 @@ class ExecutionError(PruningError):
     """A layer or an optimizer that cannot work on kept weights alone."""
 
 
+class AdaptationError(PruningError):
+    """An adaptation that does not fit a model, or an optimizer that would not train it as it is meant."""
+
+
 class ArtefactError(PruningError):
     """A file that is missing, cut, damaged, foreign or of another format."""
 

@@ -3,6 +3,8 @@
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -124,15 +126,70 @@ def _is_named(value: object, kind: str) -> bool:
 
 
 def named(model: nn.Module) -> dict[str, nn.Parameter]:
-    """All parameters of `model` under every one of their names (tied weights under each)."""
-    return dict(unwrapped(model).named_parameters(remove_duplicate=False))
+    """All parameters of `model` under every one of their names (tied weights under each).
+
+    In a model that peft has wrapped, those of the base model have the names that they had before.
+    """
+    return dict(_named(unwrapped(model)))
 
 
 def first_names(model: nn.Module) -> dict[str, str]:
     """Every name of every parameter -> the first of its names, which tied weights have several of."""
-    model = unwrapped(model)
-    first = {id(parameter): name for name, parameter in model.named_parameters()}
-    return {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
+    first: dict[int, str] = {}
+    parameters = list(_named(unwrapped(model)))
+    for name, parameter in parameters:
+        first.setdefault(id(parameter), name)
+    return {name: first[id(parameter)] for name, parameter in parameters}
+
+
+def _named(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    found = model.named_parameters(remove_duplicate=False)
+    if not any(_of_peft(type(module).__mro__) for module in model.modules()):
+        yield from found
+        return
+    paths = _paths_before_peft(model)
+    for name, parameter in found:
+        path, _, own = name.rpartition(".")
+        yield within(paths[path], own), parameter
+
+
+def _paths_before_peft(model: nn.Module) -> dict[str, str]:
+    """Path of every module -> the one that it had before peft wrapped the model, or layers of it."""
+    renamed: dict[str, str] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        kind = _of_peft(type(module).__mro__)
+        if kind == "PeftModel":
+            base: Any = module
+            base = base.get_base_model()
+            renamed |= {at: path for at, inner in model.named_modules(remove_duplicate=False) if inner is base}
+        elif kind is not None:
+            renamed |= {
+                within(path, child): path
+                for child in ("base_layer", "original_module", "token_adapter")
+                if hasattr(module, child)
+            }
+    found: dict[str, str] = {}
+    for path, _ in model.named_modules(remove_duplicate=False):
+        above, _, own = path.rpartition(".")
+        found[path] = found[renamed[path]] if path in renamed else within(found[above], own) if path else ""
+    return found
+
+
+@cache
+def _of_peft(classes: tuple[type, ...]) -> str | None:
+    """Which of peft's wrappers a module of these classes is, if any; peft may not be there to be imported."""
+    names = {base.__name__ for base in classes if base.__module__.partition(".")[0] == "peft"}
+    return next((name for name in ("PeftModel", "BaseTunerLayer", "AuxiliaryTrainingWrapper") if name in names), None)
+
+
+def users_of(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    """Which modules hold each parameter, and under which of their attributes; every module once."""
+    found: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for attribute, parameter in module._parameters.items():
+            if parameter is not None:
+                found.setdefault(id(parameter), []).append((module, attribute))
+    return found
 
 
 def within(module: str, name: str) -> str:
@@ -154,7 +211,7 @@ def storage(parameter: Tensor) -> _Key:
 
 def _names_by_storage(model: nn.Module) -> dict[_Key, _Named]:
     names: dict[_Key, _Named] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
+    for name, parameter in _named(model):
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise ParameterError(f"{name}: a lazy parameter has no shape yet: run the model once before pruning it")
         names.setdefault(storage(parameter), ([], parameter))[0].append(name)

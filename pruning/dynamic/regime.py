@@ -152,10 +152,11 @@ class Regime:
                     continue
                 for key, value in optimizer.state.get(parameter, {}).items():
                     if isinstance(value, Tensor) and value.shape == parameter.shape:
-                        value.masked_fill_(returning, _initial(optimizer, group, key))
+                        value.masked_fill_(returning, initial_state(optimizer, group, key))
 
 
-def _initial(optimizer: Optimizer, group: Mapping[str, Any], key: str) -> float:
+def initial_state(optimizer: Optimizer, group: Mapping[str, Any], key: str) -> float:
+    """What the state `key` of a weight is before its first step."""
     if isinstance(optimizer, torch.optim.Rprop) and key == "step_size":
         return float(group["lr"])
     if isinstance(optimizer, torch.optim.Adagrad) and key == "sum":

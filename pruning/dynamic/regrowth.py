@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from pruning.dynamic.gradients import DenseGradients
@@ -14,6 +15,40 @@ from pruning.evidence import Evidence, Scores
 from pruning.masks import Masks
 from pruning.seeding import generator
 from pruning.selection import check_finite, top
+
+
+class Exchanges:
+    """When weights are exchanged, and which share of those of a layer."""
+
+    def __init__(self, steps: int, every: int = 100, fraction: float = 0.3, end: float = 0.75):
+        """See `SET`. Raises `ScheduleError` for an argument out of range."""
+        self._last = moment(end, steps, "end")
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise ScheduleError(f"every={every!r}: give the steps between two exchanges, at least 1")
+        if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0.0 <= fraction <= 1.0:
+            raise ScheduleError(f"fraction={fraction!r}: give the share that the first exchange replaces, in [0, 1]")
+        self._every, self._fraction = every, fraction
+
+    def at(self, step: int) -> bool:
+        """Whether there is an exchange after `step` steps."""
+        return 0 < step < self._last and step % self._every == 0
+
+    def share(self, step: int) -> float:
+        """The share that is replaced then; Evci et al. 2020, equation 1."""
+        return self._fraction / 2 * (1 + math.cos(math.pi * step / self._last))
+
+
+def exchange(mask: Tensor, size: Tensor, growth: Tensor, share: float, within: Tensor | None = None) -> Tensor:
+    """`mask` without the `share` of smallest `size`, and with as many others of highest `growth`.
+
+    What was just dropped may return as it was. Only what `within` has may grow; where that is too little, fewer go.
+    """
+    live = int(mask.sum())
+    free = live if within is None else int((within & ~mask).sum())
+    exchanged = min(int(share * live), free)
+    (kept,) = top([size], live - exchanged, [mask])
+    (grown,) = top([growth], exchanged, [~kept if within is None else within & ~kept])
+    return kept | grown
 
 
 class _Regrowth(Regime):
@@ -46,34 +81,23 @@ class _Regrowth(Regime):
             MaskError: evidence without masks.
             ScheduleError: an argument out of range.
         """
-        self._last = moment(end, steps, "end")
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ScheduleError(f"every={every!r}: give the steps between two exchanges, at least 1")
-        if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0.0 <= fraction <= 1.0:
-            raise ScheduleError(f"fraction={fraction!r}: give the share that the first exchange replaces, in [0, 1]")
+        self._exchanges = Exchanges(steps, every, fraction, end)
         if evidence.masks is None:
             raise MaskError(f"{type(self).__name__} begins sparse: give Evidence masks, as prune makes them")
         super().__init__(evidence.model, optimizer, Masks(evidence.masks))
-        self.seed, self.every, self.fraction = seed, every, fraction
+        self.seed = seed
 
     def _due(self) -> bool:
-        return self._exchanges_at(self.step)
-
-    def _exchanges_at(self, step: int) -> bool:
-        return 0 < step < self._last and step % self.every == 0
+        return self._exchanges.at(self.step)
 
     @torch.no_grad()
     def _exchange(self, growth: Scores) -> None:
-        """Drop the smallest |w|, then grow where `growth` is highest. What was just dropped may return as it was."""
-        share = self.fraction / 2 * (1 + math.cos(math.pi * self.step / self._last))
+        """Drop the smallest |w|, then grow where `growth` is highest."""
+        share = self._exchanges.share(self.step)
         masks = {}
         for name, mask in self.masks.items():
             check_finite(name, growth[name])
-            live = int(mask.sum())
-            exchanged = int(share * live)
-            (kept,) = top([self.parameters[name].detach().abs()], live - exchanged, [mask])
-            (grown,) = top([growth[name]], exchanged, [~kept])
-            masks[name] = kept | grown
+            masks[name] = exchange(mask, self.parameters[name].detach().abs(), growth[name], share)
         self.replace(Masks(masks))
 
 
@@ -83,7 +107,7 @@ class SET(_Regrowth):
     @property
     def needs_dense(self) -> bool:
         """At the steps after which weights are exchanged."""
-        return self._exchanges_at(self.step + 1)
+        return self._exchanges.at(self.step + 1)
 
     def after_step(self) -> None:
         """Exchange weights after the steps ΔT, 2ΔT, …."""

@@ -16,7 +16,7 @@ from pruning.errors import ExecutionError
 from pruning.execution.modules import Sparse, convertible, densify_, sparsify_
 from pruning.execution.product import Pattern
 from pruning.masks import Masks
-from pruning.parameters import first_names, named, unwrapped, within
+from pruning.parameters import first_names, named, unwrapped, users_of, within
 from pruning.processes import parallel
 
 _FACTORED = frozenset({torch.optim.Adafactor}) if hasattr(torch.optim, "Adafactor") else frozenset()
@@ -29,7 +29,7 @@ def candidates(model: nn.Module, masks: Mapping[str, Tensor]) -> tuple[str, ...]
     under several names is given under the first of these.
     """
     model = unwrapped(model)
-    users, parameters = _users(model), named(model)
+    users, parameters = users_of(model), named(model)
     views: dict[object, set[int]] = {}
     for parameter in parameters.values():
         views.setdefault(_memory(parameter), set()).add(id(parameter))
@@ -94,7 +94,7 @@ def sparse_execution(
     if chosen:
         _check(optimizers, model)
     few = layers if isinstance(layers, Mapping) else {}
-    parameters, users = named(model), _users(unwrapped(model))
+    parameters, users = named(model), users_of(unwrapped(model))
     row_major = row_major or any(isinstance(module, _DropoutNd) for module in model.modules())
     for name in chosen:
         weight = parameters[name]
@@ -153,16 +153,6 @@ def sparse_layers(model: nn.Module) -> dict[str, tuple[int, int]]:
 
 def _memory(parameter: Tensor) -> object:
     return parameter.untyped_storage().data_ptr() if parameter.numel() else id(parameter)
-
-
-def _users(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
-    """Which modules hold each parameter, and under which of their attributes; every module once."""
-    found: dict[int, list[tuple[nn.Module, str]]] = {}
-    for module in model.modules():
-        for attribute, parameter in module._parameters.items():
-            if parameter is not None:
-                found.setdefault(id(parameter), []).append((module, attribute))
-    return found
 
 
 def _check(optimizers: Iterable[Optimizer], model: nn.Module) -> None:

@@ -2,7 +2,7 @@
 
 from pruning.scorers.activation import wanda
 from pruning.scorers.change import change
-from pruning.scorers.controls import inverted, layer_shuffled
+from pruning.scorers.controls import absolute, inverted, layer_shuffled
 from pruning.scorers.fisher import fisher
 from pruning.scorers.gradient import gradient
 from pruning.scorers.grasp import grasp
@@ -17,6 +17,7 @@ from pruning.scorers.taylor import taylor
 
 __all__ = [
     "Movement",
+    "absolute",
     "change",
     "fisher",
     "gradient",

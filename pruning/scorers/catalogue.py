@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pruning.scorers.activation import wanda
 from pruning.scorers.change import change
-from pruning.scorers.controls import inverted, layer_shuffled
+from pruning.scorers.controls import absolute, inverted, layer_shuffled
 from pruning.scorers.fisher import fisher
 from pruning.scorers.gradient import gradient
 from pruning.scorers.grasp import grasp
@@ -67,6 +67,7 @@ CATALOGUE = (
     Entry("movement", movement, "training", "1", "1", "Sanh et al. 2020; Lagunas et al. 2021"),
     Entry("layer_shuffled", layer_shuffled, "a scorer", "its", "its", "Su et al. 2020; Frankle et al. 2021"),
     Entry("inverted", inverted, "a scorer", "its", "its", "Frankle et al. 2021"),
+    Entry("absolute", absolute, "a scorer", "its", "its", "for supports"),
 )
 
 

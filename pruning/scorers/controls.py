@@ -44,6 +44,17 @@ def inverted(evidence: Evidence, scorer: Callable[[Evidence], Scores]) -> Scores
     return {name: -score for name, score in scorer(evidence).items()}
 
 
+@laid_out
+def absolute(evidence: Evidence, scorer: Callable[[Evidence], Scores]) -> Scores:
+    """|score|: what matters whichever way, where `scorer` ranks by sign what to remove. For supports to be trained.
+
+    Raises:
+        ScoreError: `scorer` is no function.
+    """
+    _check(scorer)
+    return {name: score.abs() for name, score in scorer(evidence).items()}
+
+
 def _check(scorer: object) -> None:
     if not callable(scorer):
         raise ScoreError(f"scorer={scorer!r} is no scorer: give the function that the control wraps")

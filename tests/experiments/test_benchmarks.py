@@ -262,3 +262,17 @@ def test_language(capsys):
     assert found["memory"]["2"]["bound"] > 0
     assert positive(found["decoding"])
     assert found["decoding"].keys() == {"0.3", "0.2", "0.1"}
+
+
+def test_adaptation(capsys):
+    pytest.importorskip("peft")
+    from experiments.benchmarks import adaptation  # noqa: PLC0415  # needs an extra
+
+    sizes = ("--batch", "2", "--length", "8", "--turns", "1", "--ranks", "1")
+    lines, found = run(adaptation, capsys, "--model", "tiny", *sizes)
+    assert len(lines) > 12
+    assert found["ratio"].keys() == {f"{kind} r=1" for kind in ("full", "lora", "sparse")}
+    assert positive(found["ms"])
+    assert 20 <= found["bytes"]["r=1"] < 21  # value, gradient, two moments and the base of each weight; some steps
+    assert found["delta"]["weights"] == 164
+    assert positive(found["delta"])

@@ -14,6 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Adam, Optimizer
 
 from pruning import Evidence, Masks, prunable, prune, scorers
+from pruning.adaptation import Tuning
+from pruning.adaptation.kept import KeptLinear
 from pruning.allocation import ERK
 from pruning.curvature import full_hessian
 from pruning.dynamic import SET, FixedMasks, Gradual, Movement, Regime, RigL, SoftMask
@@ -153,6 +155,28 @@ def trained_sparsely(wrap: Callable[[nn.Module], nn.Module], rank: int, processe
     return [{name: p.detach() for name, p in model.named_parameters()}]
 
 
+def tuned(wrap: Callable[[nn.Module], nn.Module], rank: int, processes: int, dense: str | None) -> dict[str, Tensor]:
+    """Differences and weights after a training of a support, clipped and accumulated; without `dense` nobody wraps."""
+    model = network()
+    support = prune(scorers.random(Evidence(model, prunable(model, include="*"))), 0.08)
+    if dense is not None:
+        support = Masks({name: mask for name, mask in support.items() if not name.startswith("2.")})
+    tuning = Tuning(model, support, dense)
+    assert isinstance(model[0], KeptLinear)
+    optimizer = Adam(tuning.parameters(), lr=0.02)
+    tuning.follow(optimizer)
+    wrapped = model if dense is None else wrap(model)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        for part in (0, 1):
+            inputs, targets = batch(2 * step + part)
+            loss_of(wrapped, (inputs[rank::processes], targets[rank::processes])).backward()
+        nn.utils.clip_grad_norm_(list(tuning.parameters()), 0.5)
+        optimizer.step()
+    found = {name: change.values for name, change in tuning.finish().changes.items()}
+    return {f"d {name}": value for name, value in found.items()} | {n: p.detach() for n, p in model.named_parameters()}
+
+
 def refusals() -> list[str]:
     """What is said to one who wraps first: new parameters would miss the averaging."""
     model = network()
@@ -187,6 +211,7 @@ def work(rank: int, folder: str) -> None:
     found["sparse"] = trained_sparsely(WRAPS["ddp"], rank, 2)
     found |= {f"scores {name}": [scored(name, WRAPS["ddp"], rank, 2)] for name in SCORERS}
     found |= {f"moved {how}": [compensated(how, WRAPS["ddp"], rank, 2)] for how in ("weights", "bias")}
+    found["tuned"] = [tuned(WRAPS["ddp"], rank, 2, dense) for dense in (None, "2.*")]
     found["attached"] = [attached(WRAPS["ddp"], rank, 2)]
     (said,) = refusals()
     assert said.startswith("DistributedDataParallel: ")
@@ -226,6 +251,15 @@ def test_a_network_made_sparse_before_it_is_wrapped_trains_as_one_process_would(
     for name, value in alone[0].items():
         assert torch.equal(both[0]["sparse"][0][name], both[1]["sparse"][0][name])
         torch.testing.assert_close(both[0]["sparse"][0][name], value, rtol=0, atol=1e-9)
+
+
+def test_a_support_is_trained_as_one_process_would(both: tuple[Found, Found]) -> None:
+    for number, dense in enumerate((None, "2.*")):
+        alone = tuned(lambda model: model, 0, 1, dense)
+        assert any(name.startswith("d ") and bool(value.any()) for name, value in alone.items())
+        for name, value in alone.items():
+            assert torch.equal(both[0]["tuned"][number][name], both[1]["tuned"][number][name]), name
+            torch.testing.assert_close(both[0]["tuned"][number][name], value, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", SCORERS)
