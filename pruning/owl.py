@@ -23,24 +23,19 @@ def owl_densities(
 
     Args:
         scores: of the dense network; in the paper those of `pruning.scorers.wanda`. The block of a tensor is its name
-            up to the first number: all `model.layers.3.*` are one.
+            up to the first number: all `model.layers.3.*` are one; without a number it is a block of its own. So are
+            all tensors by their names within one block: call this before `pruning.sequential.sequentially`, not in it.
         density: of all weights, in (0, 1].
         multiple: M of the paper, above 0.
         spread: λ of the paper, at least 0.
 
     Raises:
-        AllocationError: a value out of its range, names without blocks, as those within one block are, or a block whose
-            density would not lie in (0, 1].
+        AllocationError: a value out of its range, or a block whose density would not lie in (0, 1].
     """
     if not scores:
         raise AllocationError("OWL: no scores to share a density by")
     if not 0 < multiple < math.inf or not 0 <= spread < math.inf:
         raise AllocationError(f"OWL: multiple={multiple}, spread={spread}: give one above 0, and one of at least 0")
-    if len(scores) > 1 and not any(map(_numbered, scores)):
-        raise AllocationError(
-            f"OWL: {next(iter(scores))} and the others name no block: give scores of the whole model; in a step of "
-            "sequentially take its densities from owl_densities, once before"
-        )
     members: dict[str, list[str]] = {}
     for name in scores:
         members.setdefault(_block(name), []).append(name)
@@ -84,12 +79,8 @@ class OWL:
 
 def _block(name: str) -> str:
     """`model.layers.3.mlp.up_proj.weight` → `model.layers.3`; a name without a number is a block of its own."""
-    found = _numbered(name)
+    found = re.match(r"(?:.*?\.)??\d+(?=\.)", name)
     return found[0] if found else name
-
-
-def _numbered(name: str) -> re.Match[str] | None:
-    return re.match(r"(?:.*?\.)??\d+(?=\.)", name)
 
 
 def _outliers(scores: list[Tensor], multiple: float) -> float:

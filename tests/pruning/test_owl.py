@@ -84,10 +84,3 @@ def test_the_block_of_a_name_ends_at_its_first_number():
     }
     found = owl_densities(every, 0.5)
     assert found["0.mlp.0.weight"] == found["0.mlp.2.weight"] != found["1.mlp.0.weight"]
-
-
-def test_names_without_blocks_are_refused():
-    with pytest.raises(
-        AllocationError, match=r"OWL: up\.weight and the others name no block: give scores of the whole"
-    ):
-        owl_densities({"up.weight": torch.rand(4, 4), "down.weight": torch.rand(4, 4)}, 0.5)

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from pruning import Evidence, Masks, prunable, prune, scorers
 from pruning.allocation import PerRow
-from pruning.errors import AllocationError, CoverageWarning, MaskError, ParameterError, ScoreError, SequenceError
+from pruning.errors import CoverageWarning, MaskError, ParameterError, ScoreError, SequenceError
 from pruning.inputs import arguments, tensors_in
-from pruning.owl import OWL
 from pruning.parameters import kernels
 from pruning.recovery import compensate, compensate_bias
 from pruning.sequential import blocks, sequentially
@@ -223,9 +222,6 @@ def test_errors_name_the_block_and_its_cause():
     damaged.layers[1][0].weight.data[0, 0] = torch.nan
     with pytest.raises(SequenceError, match=r"layers\.1: its outputs have NaN: check its weights"):
         sequentially(damaged, batches, lambda _: {})
-    scores = {name: torch.rand(4, 4) for name in ("q.weight", "k.weight")}
-    with pytest.raises(AllocationError, match=r"OWL: q\.weight and the others name no block"):
-        prune(scores, 0.5, allocation=OWL())
 
 
 def test_frozen_weights_are_pruned_where_they_are_named():
