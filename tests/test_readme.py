@@ -14,6 +14,7 @@ from torch import nn
 from experiments import records
 from experiments.configuration import CONF, validate
 from pruning import Evidence, prunable, prune, scorers
+from pruning.adaptation import catalogue as adaptations
 from tests.commands import command
 from tests.experiments.running import composed
 
@@ -316,6 +317,19 @@ def test_a_language_model_is_pruned_block_by_block(tmp_path, monkeypatch):
         again = names["sequentially"](copy.deepcopy(model), names["batches"], names[step])
         assert again.density == 0.5
     assert all(bool((mask.unflatten(1, (-1, 4)).sum(-1) == 2).all()) for mask in again.values())
+
+
+def test_a_subnetwork_alone_is_trained(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(blocks("Training only a subnetwork", "python")[0], names)
+    size = names["size"].count
+    assert names["support"].kept == names["delta"].count == size == 64 + 128 + 128 + 128
+    assert names["Delta"].load("task.safetensors").count == size
+
+
+def test_the_table_of_adaptations_is_the_catalogue():
+    assert adaptations.table() in (ROOT / "README.md").read_text()
 
 
 def test_the_commands_of_language_models_compose():
