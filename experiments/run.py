@@ -151,7 +151,7 @@ def _check_before_training(setting: Setting, schedule: Schedule) -> None:
     if config.calibration == "sequential":
         stages.check_blocks(setting, model)
     _check_what_is_left(setting, model, schedule)
-    _check_pretrained(setting, model)
+    _check_tokens(setting, model)
     if config.training.accumulate > 1 and not setting.task.additive:
         raise ConfigurationError(
             f"training.accumulate={config.training.accumulate}: the loss of this task is of whole batches, which it "
@@ -177,7 +177,7 @@ def _check_scorer(setting: Setting) -> None:
         check(setting)
 
 
-def _check_pretrained(setting: Setting, model: nn.Module) -> None:
+def _check_tokens(setting: Setting, model: nn.Module) -> None:
     """Raise `ConfigurationError` where a pretrained language model would read numbers that are not its tokens."""
     config = setting.config
     if config.when != "pretrained":
@@ -188,7 +188,7 @@ def _check_pretrained(setting: Setting, model: nn.Module) -> None:
     if own is not None and known is not None and own != known:
         raise ConfigurationError(
             f"data={config.data['name']}: has {own} tokens of its own, and the pretrained model {known:,} others: take "
-            "text in its tokens (data=books, data=wikitext2)"
+            "text in its tokens (data=books, data=wikitext2), or set data.vocabulary where these are"
         )
 
 

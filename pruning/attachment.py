@@ -29,6 +29,10 @@ ELEMENTWISE = frozenset(
 )
 """Optimizers that leave an entry at zero while its weight, gradient and state are zero; subclasses are not trusted."""
 
+SEPARATE = frozenset(kind for kind in ELEMENTWISE if kind.__name__ != "Adafactor")
+"""Optimizers whose update of an entry depends on that entry alone, so that a vector of some entries trains as these
+would in their matrix."""
+
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 

@@ -6,7 +6,7 @@ from there is found as NaN, and what decides by it is refused.
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -48,7 +48,8 @@ def call_of_block(model: nn.Module, names: Sequence[str], inputs: Inputs, known:
         for name in names:
             stack.enter_context(_replaced(model.get_submodule(name), _stub(name, waiting, known, nans)))
         try:
-            with _NoDecisions(names[-1]):
+            # of inputs with NaN of their own, which a model may look for, nobody could tell those of stand-ins
+            with nullcontext() if any(map(_has_nan, tensors_in(inputs))) else _NoDecisions(names[-1]):
                 call_model(model, inputs)
         except _Reached as reached:
             found = reached.call
@@ -61,9 +62,9 @@ def call_of_block(model: nn.Module, names: Sequence[str], inputs: Inputs, known:
             )
     _check_seen(names[-1], found)
     for tensor in tensors_in((found["args"], found["kwargs"])):
-        if tensor.is_floating_point() and bool(tensor.isnan().any()):
+        if _has_nan(tensor):
             for name, outputs in known.items():
-                if any(bool(each.isnan().any()) for each in tensors_in(outputs) if each.is_floating_point()):
+                if any(map(_has_nan, tensors_in(outputs))):
                     raise SequenceError(f"{name}: its outputs have NaN: check its weights, and the inputs of the model")
             raise SequenceError(
                 f"{names[-1]}: gets NaN: it reads more than the outputs of the block before it and of other stacks, or "
@@ -179,12 +180,16 @@ class _NoDecisions(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
         number = function is torch.ops.aten._local_scalar_dense.default
         if number or any(isinstance(one, Tensor) and not one.is_floating_point() and one.numel() for one in made):
             for tensor in arguments_of(args, kwargs or {}):
-                if tensor.is_floating_point() and not tensor.is_meta and bool(tensor.isnan().any()):
+                if _has_nan(tensor):
                     raise SequenceError(
                         f"{self._name}: the model decides by outputs of blocks before the last one ({function}), which "
                         "do not run again: prune the whole model"
                     )
         return outputs
+
+
+def _has_nan(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and not tensor.is_meta and bool(tensor.isnan().any())
 
 
 def _check_seen(name: str, call: Call) -> None:

@@ -88,17 +88,18 @@ class Adapters:
                 )
         if any("adapter" in modules[name]._modules for name in places):
             raise AdaptationError(f"{next(iter(places))}: has an adapter already: detach() it first")
-        self._removers: list[Callable[[], None]] = []
         self._adapters: dict[str, Adapter] = {}
         for number, (leave, enter) in enumerate(places.items()):
             outputs = _width(modules[leave], leave, last=True)
             width = outputs if kind == "sequential" else _width(modules[enter], enter, last=False)
-            adapter = Adapter(width, bottleneck, outputs, activation, scale, seed + number)
             like = next(modules[leave].parameters())
+            adapter = Adapter(width, bottleneck, outputs, activation, scale, seed + number)
             self._adapters[leave] = adapter.to(like.device, like.dtype)
+        self._removers: list[Callable[[], None]] = []
+        for leave, adapter in self._adapters.items():  # once all are made, so that an error leaves none behind
             modules[leave].add_module("adapter", adapter)
             self._removers.append(partial(modules[leave]._modules.pop, "adapter"))
-            self._removers += _hooked(adapter, modules[enter], modules[leave], kind)
+            self._removers += _hooked(adapter, modules[places[leave]], modules[leave], kind)
         self._required = {parameter: parameter.requires_grad for parameter in self.model.parameters()}
         own = {id(parameter) for parameter in self.parameters()}
         for parameter in self.model.parameters():

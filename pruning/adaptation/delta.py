@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from os import PathLike
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -230,10 +231,10 @@ def _sum_dtype(values: Tensor, base: Tensor) -> torch.dtype:
     return torch.promote_types(torch.promote_types(values.dtype, base.dtype), torch.float32)
 
 
-def _changes(path: object, lines: list[list[object]], tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Change]]:
+def _changes(path: object, lines: list[list[Any]], tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Change]]:
     at = of_code = 0
     for name, shape, dtype, base, kept, coding, length in lines:
-        size, count, span = torch.Size(shape), int(kept), int(length)  # type: ignore[arg-type, call-overload]
+        size, count, span = torch.Size(shape), int(kept), int(length)
         data = tensors["places"][of_code : of_code + span].numpy()
         try:
             mask = decode(str(coding), data, count, size.numel())

@@ -1,6 +1,6 @@
 """A support that follows the training: small differences are given up, and others begin where the gradient is large."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any, Literal
 
@@ -10,9 +10,10 @@ from torch import distributed as dist
 from torch.optim import Optimizer
 
 from pruning.adaptation.tuning import Tuning
+from pruning.dynamic.gradients import DenseGradients
 from pruning.dynamic.regrowth import Exchanges, exchange
 from pruning.errors import AdaptationError
-from pruning.evidence import accumulated
+from pruning.evidence import Scores
 from pruning.parameters import named
 from pruning.seeding import generator
 from pruning.selection import check_finite
@@ -70,7 +71,8 @@ class Regrown:
                 raise AdaptationError(f"{name}: within= does not have all that is trained: give masks of what may be")
         self.tuning, self.step = tuning, 0
         self._optimizer, self._growth, self._within, self._seed = optimizer, growth, within, seed
-        self._gradients: dict[str, Tensor] = {}
+        weights = named(tuning.model)
+        self._gradients = DenseGradients(tuning.model, {name: weights[name] for name in tuning.values})
         self._reading = ExitStack()
 
     def before_step(self) -> None:
@@ -112,37 +114,22 @@ class Regrown:
         self.tuning.replace(masks, self._optimizer)
 
     def _read(self) -> None:
-        """Sum the dense gradients of all backward passes until they are taken."""
+        """Read the dense gradients of all backward passes until they are taken."""
         self._reading.close()
-        self._gradients = {}
-        parameters = named(self.tuning.model)
         self._reading.enter_context(self.tuning.dense_gradients())
-        for name in self.tuning.values:
-            handle: Any = parameters[name].register_hook(self._summing(name))  # type: ignore[no-untyped-call]  # torch's
-            self._reading.callback(handle.remove)
+        self._gradients.collect()
 
-    def _summing(self, name: str) -> Callable[[Tensor], None]:
-        def hook(gradient: Tensor) -> None:
-            found = accumulated(gradient)
-            self._gradients[name] = self._gradients[name] + found if name in self._gradients else found.clone()
-
-        return hook
-
-    def _taken(self) -> dict[str, Tensor]:
-        """|gradient| of every place, 0 where the loss does not reach; the mean of those of all processes."""
+    def _taken(self) -> Scores:
+        """|gradient| of every place, of those of all processes."""
+        found = self._gradients.take()
         self._reading.close()
-        found = {}
-        parameters = named(self.tuning.model)
-        for name in self.tuning.values:
-            gradient = self._gradients.pop(name, None)
-            if gradient is None:
-                gradient = torch.zeros_like(accumulated(parameters[name].detach()))
+        for gradient in found.values():
             if self.tuning.averaged:
                 dist.all_reduce(gradient)
-            found[name] = gradient.abs()
+            gradient.abs_()
         return found
 
-    def _drawn(self) -> dict[str, Tensor]:
+    def _drawn(self) -> Scores:
         """A function of seed and step, drawn on the CPU: the same on every device and in every process."""
         draws = generator(f"support {self._seed} {self.step}")
         return {

@@ -106,7 +106,7 @@ class Part:
 
     @torch.no_grad()
     def set_(self, places: Tensor, base: Tensor, values: Tensor, modules: Iterable[nn.Module]) -> None:
-        """Let these be places, base and differences, as many as before, and write them; `modules` are those to tell."""
+        """Let these be places, base and differences, as many as before, and write them; `modules` are the model's."""
         self.places.copy_(places)
         self.base.copy_(base)
         self.values.copy_(values)

@@ -103,7 +103,7 @@ def _register() -> None:
     """Make attention with a prefix known to transformers, under a name that configurations can hold."""
     try:
         from transformers import AttentionInterface, AttentionMaskInterface  # noqa: PLC0415  # an optional extra
-        from transformers.masking_utils import sdpa_mask  # noqa: PLC0415
+        from transformers.masking_utils import sdpa_mask  # noqa: PLC0415  # an optional extra
     except ImportError as error:
         raise AdaptationError("prefixes need transformers: pip install 'sparse-subnetworks[text]'") from error
     AttentionInterface.register(_NAME, _attend)

@@ -18,12 +18,10 @@ from torch.optim import Optimizer
 from pruning.adaptation.delta import Delta
 from pruning.adaptation.kept import KeptLinear, keep_, release_
 from pruning.adaptation.part import Part
-from pruning.attachment import ELEMENTWISE, optimizers_in
+from pruning.attachment import SEPARATE, optimizers_in
 from pruning.errors import AdaptationError
 from pruning.masks import Masks
 from pruning.parameters import Choice, check_values, check_whole, first_names, named, prunable, unwrapped, users_of
-
-_FACTORED = frozenset({torch.optim.Adafactor}) if hasattr(torch.optim, "Adafactor") else frozenset()
 
 
 class Tuning:
@@ -78,7 +76,7 @@ class Tuning:
         self._parts = {name: Part(parameters[name], mask) for name, mask in joined.items() if bool(mask.any())}
         if not self._parts and not self._dense:
             raise AdaptationError("the support is empty, and nothing is dense: nothing would be trained")
-        self._required = {name: parameter.requires_grad for name, parameter in parameters.items()}
+        self._required = {parameter: parameter.requires_grad for parameter in parameters.values()}
         self._removers: list[Callable[[], None]] = []
         for parameter in parameters.values():
             parameter.requires_grad_(False)
@@ -124,7 +122,7 @@ class Tuning:
         for optimizer in optimizers:
             every = optimizers_in(optimizer)
             kind = type(every[-1]).__name__
-            if type(every[-1]) not in ELEMENTWISE - _FACTORED:
+            if type(every[-1]) not in SEPARATE:
                 raise AdaptationError(
                     f"{kind}: is not known to treat every weight by itself: take Adam or SGD of torch.optim"
                 )
@@ -171,8 +169,8 @@ class Tuning:
             return
         while self._removers:
             self._removers.pop()()
-        for name, parameter in named(self.model).items():
-            parameter.requires_grad_(self._required[name])
+        for parameter, required in self._required.items():
+            parameter.requires_grad_(required)
         delattr(self.model, _MARK)
         delattr(self.model, _IGNORED)
         if self._ignored_before is not None:

@@ -11,15 +11,13 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
 
-from pruning.attachment import ELEMENTWISE
+from pruning.attachment import SEPARATE
 from pruning.errors import ExecutionError
 from pruning.execution.modules import Sparse, convertible, densify_, sparsify_
 from pruning.execution.product import Pattern
 from pruning.masks import Masks
 from pruning.parameters import first_names, named, unwrapped, users_of, within
 from pruning.processes import parallel
-
-_FACTORED = frozenset({torch.optim.Adafactor}) if hasattr(torch.optim, "Adafactor") else frozenset()
 
 
 def candidates(model: nn.Module, masks: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -159,7 +157,7 @@ def _check(optimizers: Iterable[Optimizer], model: nn.Module) -> None:
     own = {id(parameter) for parameter in model.parameters()}
     for optimizer in optimizers:
         kind = type(optimizer).__name__
-        if type(optimizer) not in ELEMENTWISE - _FACTORED:
+        if type(optimizer) not in SEPARATE:
             raise ExecutionError(
                 f"{kind}: is not known to treat every weight by itself: set execution=masked, or take Adam or SGD of "
                 "torch.optim"

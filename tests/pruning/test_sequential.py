@@ -532,3 +532,24 @@ def test_decisions_by_what_does_not_run_again_are_refused_in_later_batches_too(d
 
     with pytest.raises(SequenceError, match=r"layers\.2: the model decides by outputs of blocks before the last one"):
         sequentially(Layers(between), [torch.randn(1, 4), torch.randn(5, 4)], wanda)
+
+
+class Filling(nn.Module):
+    """Fills gaps of its inputs, which are NaN, before its blocks, as forecasters do."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(3))
+
+    def forward(self, x):
+        x = torch.where(x.isnan(), torch.zeros_like(x), x)
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def test_a_model_may_look_for_nan_in_its_inputs():
+    gaps = torch.randn(8, 4)
+    gaps[2, 1] = torch.nan
+    for batches in ([gaps], [torch.randn(8, 4)], [torch.randn(1, 4), gaps]):
+        assert sequentially(Filling(), batches, wanda).density == 0.5

@@ -93,11 +93,11 @@ def test_policies_keep_to_survivors_or_to_what_was_removed() -> None:
     assert choose_support(scores, 0.3, pruned=pruned, policy="survivors") == pruned
     for size, policy in ((0.31, "survivors"), (Budget(2449), "survivors"), (0.8, "regrow")):
         with pytest.raises(AdaptationError, match=f"policy={policy}: leaves"):
-            choose_support(scores, size, pruned=pruned, policy=policy)  # type: ignore[arg-type]
+            choose_support(scores, size, pruned=pruned, policy=policy)
     with pytest.raises(AdaptationError, match="is about a pruned network"):
         choose_support(scores, 0.1, policy="survivors")
     with pytest.raises(AdaptationError, match="choose free"):
-        choose_support(scores, 0.1, policy="dead")  # type: ignore[arg-type]
+        choose_support(scores, 0.1, policy="dead")
 
 
 def test_scores_with_a_sign_are_taken_by_size() -> None:
@@ -132,7 +132,7 @@ VALUES = st.dictionaries(st.integers(0, 19), st.sampled_from([-2.0, -1.0, 0.0, 0
 @settings(max_examples=80, deadline=None)
 @given(st.lists(VALUES, min_size=3, max_size=3), st.sampled_from(sorted(COMBINED)))
 def test_combining_is_by_its_definition_at_every_place(parts: list[dict[int, float]], how: str) -> None:
-    found = combined([delta(part) for part in parts], how).changes["weight"]  # type: ignore[arg-type]
+    found = combined([delta(part) for part in parts], how).changes["weight"]
     places = sorted(set().union(*parts))
     assert found.places.tolist() == places
     wanted = [COMBINED[how]([part.get(place, 0.0) for part in parts]) for place in places]
@@ -160,7 +160,7 @@ def test_deltas_that_do_not_go_together_are_refused() -> None:
     with pytest.raises(AdaptationError, match="no deltas"):
         combined([])
     with pytest.raises(AdaptationError, match="choose sum, mean or ties"):
-        combined(heads, "median")  # type: ignore[arg-type]
+        combined(heads, "median")
 
 
 def test_a_combined_delta_is_applied_as_any() -> None:

@@ -109,7 +109,7 @@ def test_growth_stays_within_the_survivors_and_a_cut_training_ends_in_the_same_b
         before = tuning.support
         optimizer = optimizer_of(tuning)
         options = {"every": 4, "growth": growth, "within": pruned}
-        growing = Regrown(tuning, optimizer, STEPS, **options)  # type: ignore[arg-type]
+        growing = Regrown(tuning, optimizer, STEPS, **options)
         train(model, optimizer, growing, range(cut or STEPS))
         if cut is not None:
             states = copy.deepcopy(
@@ -122,7 +122,7 @@ def test_growth_stays_within_the_survivors_and_a_cut_training_ends_in_the_same_b
             tuning.load_state_dict(states[1])
             optimizer = optimizer_of(tuning)
             optimizer.load_state_dict(states[2])
-            growing = Regrown(tuning, optimizer, STEPS, **options)  # type: ignore[arg-type]
+            growing = Regrown(tuning, optimizer, STEPS, **options)
             growing.load_state_dict(states[3])
             train(model, optimizer, growing, range(cut, STEPS))
         assert pruned.agree(model)
@@ -138,7 +138,7 @@ def test_mistakes_are_named() -> None:
     tuning = begin(model)
     optimizer = optimizer_of(tuning)
     with pytest.raises(AdaptationError, match="growth='fast': choose"):
-        Regrown(tuning, optimizer, 5, growth="fast")  # type: ignore[arg-type]
+        Regrown(tuning, optimizer, 5, growth="fast")
     with pytest.raises(ScheduleError, match="every=0"):
         Regrown(tuning, optimizer, 5, every=0)
     with pytest.raises(AdaptationError, match="within= does not have all"):

@@ -130,6 +130,16 @@ def test_what_does_not_fit_is_refused() -> None:
         Adapters(bert(), 0)
     with pytest.raises(AdaptationError, match="activation='sin'"):
         Adapters(bert(), 1, activation="sin")
+    whole = bert()
+    with pytest.raises(AdaptationError, match=r"embeddings\.LayerNorm: has no linear layer"):
+        Adapters(
+            whole,
+            2,
+            where={"encoder.layer.0.output.dense": "encoder.layer.0.intermediate"}
+            | {"embeddings.LayerNorm": "embeddings.LayerNorm"},
+        )
+    assert not any("adapter" in name for name in whole.state_dict())
+    assert all(p.requires_grad for p in whole.parameters())
     model = bert()
     Adapters(model, 1)
     with pytest.raises(AdaptationError, match="has an adapter already"):
