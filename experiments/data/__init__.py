@@ -9,6 +9,7 @@ from experiments.data.manual import manual, manual_sections
 from experiments.data.parts import split
 from experiments.data.tables import diabetes
 from experiments.data.text import books, wikitext2
+from experiments.data.topics import newsgroups, reuters8
 from experiments.data.torchvision_sets import cifar10, cifar100, fashion_mnist, mnist
 
 __all__ = [
@@ -29,6 +30,8 @@ __all__ = [
     "manual_sections",
     "mnist",
     "mnist5k",
+    "newsgroups",
+    "reuters8",
     "split",
     "wikitext2",
 ]
