@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from functools import partial
+from pathlib import Path
+from typing import ClassVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +14,12 @@ from torch.optim import Optimizer
 
 from experiments.adaptation.method import Attached, Method
 from pruning import Evidence, Masks
-from pruning.adaptation import Tuning, choose_support
+from pruning.adaptation import Delta, Tuning, choose_support
 from pruning.adaptation.support import Policy
 from pruning.allocation import Allocation
 from pruning.errors import ConfigurationError
 from pruning.evidence import Scores
-from pruning.granularity import Granularity
+from pruning.granularity import Granularity, Weights
 
 SCORED = ("base", "tuned")
 
@@ -47,6 +49,14 @@ class Sparse(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.policy not in get_args(Policy):
+            raise ConfigurationError(f"adaptation.policy={self.policy}: choose {' or '.join(get_args(Policy))}")
+        whole = not hasattr(self.granularity or Weights(), "gather") or isinstance(self.allocation, partial | dict)
+        if whole:
+            raise ConfigurationError(
+                "adaptation.granularity: a support has no whole channels: choose weights, vectors or blocks, and an "
+                "allocation that shares a density out"
+            )
         if self.scored not in SCORED:
             raise ConfigurationError(f"adaptation.scored={self.scored}: choose {' or '.join(SCORED)}")
 
@@ -77,6 +87,9 @@ class _Attached(Attached):
         super().load_state_dict(state)
         self.tuning.write_()
 
+    def save(self, path: Path) -> None:
+        Delta(self.tuning.delta().changes).save(path)
+
     def finish(self) -> nn.Module:
         self.filled = 0 if self.masks is None else regrown(self.masks, self.tuning.support)
         if self.masks is not None:
@@ -90,8 +103,3 @@ def regrown(masks: Masks, support: Mapping[str, Tensor]) -> int:
     """How many weights of a support `masks` had removed."""
     both = ((support[name], ~mask.to(support[name].device)) for name, mask in masks.items() if name in support)
     return sum(int((trained & removed).sum()) for trained, removed in both)
-
-
-def delta_of(attached: Attached) -> Any:
-    """The delta of a sparse update; None of another adaptation."""
-    return attached.tuning.delta() if isinstance(attached, _Attached) else None

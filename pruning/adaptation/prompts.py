@@ -85,7 +85,7 @@ class Prompt:
         length = len(self._transformer.get_parameter("prompt"))
         for name in ("logits", "last_hidden_state"):
             found = getattr(outputs, name, None)
-            if isinstance(found, Tensor):
+            if isinstance(found, Tensor) and found.dim() == 3:  # positions; a class of the whole has none
                 outputs[name] = found[:, length:]
         return outputs
 

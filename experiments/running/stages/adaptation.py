@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -13,6 +14,7 @@ from torch import nn
 
 from experiments.adaptation import Attached, Method, Sparse
 from experiments.configuration.targets import instantiate, short_name
+from experiments.records.metrics import LOSS
 from experiments.running.basis import Basis
 from experiments.running.setting import Setting
 from experiments.running.stages.recovery import retrain, trains
@@ -69,6 +71,7 @@ def _searched(setting: Setting, network: Network, density: float | None, title: 
     sign = 1.0 if headline.higher_is_better else -1.0
     made: dict[float, Artefact] = {}
     tried: dict[float, float | None] = {}
+    losses: dict[float, float | None] = {}
 
     def attempt(rate: float) -> None:
         at = _with(setting, learning_rate=rate, widen=0)
@@ -77,10 +80,12 @@ def _searched(setting: Setting, network: Network, density: float | None, title: 
         made[rate] = retrain(at, network, named_rate, weights, adapting=adapting)
         found: Mapping[str, Any] = made[rate].json(ADAPTED)
         tried[rate] = found["validation"][headline.name]
+        losses[rate] = found["validation"][LOSS.name]
 
-    def value(rate: float) -> float:
-        found = tried[rate]
-        return float("-inf") if found is None else sign * found
+    def value(rate: float) -> tuple[float, float]:
+        """How good it is: where the metric is the same, the loss decides; a training that diverged is the worst."""
+        metric, loss = tried[rate], losses[rate]
+        return (-math.inf if metric is None or loss is None else sign * metric, -math.inf if loss is None else -loss)
 
     for rate in method.rates:
         attempt(rate)
@@ -119,12 +124,6 @@ def _check_attaching(setting: Setting) -> None:
     masks = getattr(model, "starting_masks", None)
     support = None
     if method.chooses:
-        assert isinstance(method, Sparse)
-        if isinstance(method.granularity, partial) or isinstance(method.allocation, partial):
-            raise ConfigurationError(
-                "adaptation.granularity: a support has no whole channels: choose weights, vectors or blocks, and an "
-                "allocation that shares a density out"
-            )
         adapted = method.adapted(model)
         support = method.choose({name: p.detach().abs() for name, p in adapted.items()}, masks)
     attached = method.attach(model, masks, support)
@@ -225,7 +224,7 @@ def _keep(folder: Path, trained: Trained, setting: Basis) -> nn.Module:
     numbers = {
         "method": None if attached.merges else dict(setting.config.adaptation),
         "budget": setting.config.adaptation["budget"],
-        "rate": attached.rate,
+        "rate": attached.rate if count else attached.dense_rate,
         "trained": count,
         "beside": beside,
         "bytes": (folder / ADAPTATION).stat().st_size,
