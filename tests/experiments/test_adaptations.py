@@ -193,7 +193,8 @@ def test_the_schedule_restarts(tmp_path, monkeypatch):
 def test_what_a_support_was_chosen_by_is_in_its_identity(shared):
     options = (*IMAGES, "adaptation=sparse", "adaptation.learning_rate=0.01", "adaptation.budget=100")
     keys = set()
-    for further in ("adaptation.scorer._target_=pruning.scorers.wanda", "adaptation.scorer._target_=pruning.scorers.magnitude", "adaptation.policy=free"):
+    scorers = [f"adaptation.scorer._target_=pruning.scorers.{name}" for name in ("wanda", "magnitude")]
+    for further in (*scorers, "adaptation.policy=free"):
         keys.add(run(shared, *options, further)[1]["network"])
     keys.add(run(shared, *options, "scoring.examples=50")[1]["network"])
     keys.add(run(shared, *options)[1]["network"])

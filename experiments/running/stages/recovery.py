@@ -73,7 +73,8 @@ def retrain(
     if adapting is not None:
         identity, fields = {**identity, **adapting.identity}, [*fields, "adaptation"]
     view = training_view(setting, Network(weights.weights, network.masks), *fields, changing=changes)
-    recipe = view.recipe(steps, *_rate(view, steps))
+    rate, total = _rate(view, steps)
+    recipe = view.recipe(steps, rate, setting.total_steps if total is None else total)
     begin = partial(_begun, view, network, weights, masks, recipe)
     regime = _regime(view, masks, len(steps), density) if changes else None
     return trained(view, "recovered", identity, network, recipe, title, begin, weights, regime, adapting)
@@ -89,11 +90,11 @@ def _steps(setting: Setting, network: Network) -> range:
     return range(ended, ended + config.epochs * setting.epoch_steps)
 
 
-def _rate(setting: Setting, steps: range) -> tuple[Callable[[float], float], int]:
-    """The factor of the learning rate, and the steps over which it is spread."""
+def _rate(setting: Setting, steps: range) -> tuple[Callable[[float], float], int | None]:
+    """The factor of the learning rate, and the steps over which it is spread; None: those of the whole training."""
     config = setting.config.recovery
     if config.learning_rate == "replay":
-        return setting.learning_rate, setting.total_steps
+        return setting.learning_rate, None
     if config.learning_rate == "restart":
         return partial(_restarted, setting.learning_rate, config.factor, steps.start / max(1, len(steps))), len(steps)
     return setting.recovery_rate, 0
