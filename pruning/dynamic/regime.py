@@ -1,7 +1,7 @@
 """Masks on a network in training: what every regime shares, and what it takes to change masks between two steps."""
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,10 @@ class Regime:
     Attributes:
         masks: those that hold now.
         step: optimizer steps done.
+        whole_batches: whether every step is to be one forward pass of one process, of the whole batch.
     """
+
+    whole_batches: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, masks: Masks, resting: bool = False):
         """Hold `masks` from now on.
