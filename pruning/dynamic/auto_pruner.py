@@ -16,11 +16,11 @@ from pruning.dynamic.codes.multiplying import CodedReads, Codes, check_unwrapped
 from pruning.dynamic.codes.reading import readers
 from pruning.dynamic.codes.targets import targets_of
 from pruning.dynamic.regime import Regime, moment, starting
-from pruning.errors import GranularityError, ScheduleError
+from pruning.errors import GranularityError, ScheduleError, ScoreError
 from pruning.evidence import Evidence, accumulated
 from pruning.granularity import Granularity
 from pruning.masks import Masks
-from pruning.selection import check_finite, top
+from pruning.selection import top
 from pruning.structure import Channels
 
 log = logging.getLogger("pruning")
@@ -203,7 +203,11 @@ class AutoPruner(Regime):
         """Which units stay by the last codes: v > 1/2, or the largest where these are fewer than the least."""
         found = {}
         for name, code in self.codes.items():
-            check_finite(f"auto_pruner: codes of {name}", code)
+            if not bool(code.isfinite().all()):
+                raise ScoreError(
+                    f"auto_pruner: {name}: its codes are no numbers, as the training has diverged: lower the learning "
+                    "rate, or clip gradients"
+                )
             found[name] = code > 0.5
             least = self._least(name)
             if int(found[name].sum()) < least:

@@ -175,7 +175,8 @@ def starting(evidence: Evidence) -> Masks:
     """The masks that `evidence` comes with, or all that is prunable, on the parameters' devices."""
     if evidence.masks is None:
         return Masks.dense(evidence.parameters)
-    return Masks({name: mask.to(evidence.parameters[name].device) for name, mask in evidence.masks.items()})
+    every = named(evidence.model)  # masks of channels reach into biases and norms, which are not prunable
+    return Masks({name: mask.to(every[name].device) for name, mask in evidence.masks.items()})
 
 
 def moment(share: float, steps: int, name: str) -> int:

@@ -34,7 +34,7 @@ class Execution:
         masks = regime.finish()
 
     With `FixedMasks` everything after the first `ready` is sparse. RigL and SET take their exchanges, and
-    gradual pruning its prunings, on dense weights, a step each; movement and soft masks learn from dense gradients at
+    gradual pruning its prunings, on dense weights, a step each; movement, soft masks and codes learn from dense gradients at
     every step and stay dense while they do.
 
     Attributes:

@@ -30,6 +30,7 @@ RUNS = {
     "sparse execution": ("execution=sparse", "density=[0.3,0.1]", "recovery.epochs=2"),
     "rigl in sparse execution": ("execution=sparse", "dynamic=rigl", "dynamic.every=5", "density=0.2"),
     "gradual": ("dynamic=gradual", "dynamic.every=5", "density=[0.3,0.1]", "recovery.epochs=4"),
+    "codes": ("dynamic=auto_pruner", "granularity=channels", "latency=null", "density=0.5", "recovery.epochs=6"),
 }
 
 

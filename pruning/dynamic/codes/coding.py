@@ -30,7 +30,8 @@ class Coding:
     def __init__(self, family: Family, reader: Reader, alive: Tensor, like: Tensor, alpha: float, purpose: str):
         """Draw W and b by `purpose`, of the type and on the device of `like`."""
         self.reader, self.alive, self.alpha = reader, alive.to(like.device), alpha
-        self._places = torch.nonzero(reader.reads(family.units)).flatten().to(like.device)
+        own = reader.reads(family.units)[:: len(reader.units) // reader.shape[0]]  # of channels, once each
+        self._places = torch.nonzero(own).flatten().to(like.device)
         self._window = [min(2, side) for side in reader.shape[1:]]
         positions = math.prod(side // over for side, over in zip(reader.shape[1:], self._window, strict=True))
         inputs = len(self._places) * positions

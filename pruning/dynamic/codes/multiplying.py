@@ -79,14 +79,17 @@ class CodedReads:
                 f"auto_pruner: {missing[0]}: the loss of this step does not depend on its units, so their codes cannot "
                 "learn: leave the family out (granularity.exclude)"
             )
-        found, self._reached = self._reached, {}
+        found, self._reached = {name: self._reached[name] for name in self._codings}, {}
         return found
 
     # closures, not methods: a copy of the model has the same hooks, which find that it is not theirs
 
     def _begins(self) -> Callable[..., None]:
         def hook(module: nn.Module, _: Any) -> None:
-            if module is not self._model or not (module.training and torch.is_grad_enabled()):
+            if module is not self._model:
+                return
+            self._running = None  # of a pass that an error ended
+            if not (module.training and torch.is_grad_enabled()):
                 return
             if self._reached:
                 raise ScheduleError(
@@ -165,7 +168,7 @@ class CodedReads:
 
 
 class _Places:
-    """Where the codes of families lie along the channels of a reader's inputs; other channels are multiplied by 1."""
+    """Where the codes of families lie along a reader's inputs; what is of none is multiplied by 1."""
 
     def __init__(self, reader: Reader, slices: Mapping[str, slice]):
         self.families: list[str] = []
@@ -180,7 +183,7 @@ class _Places:
         self._index = torch.where(index < 0, begin, index)
 
     def factors(self, codes: Codes) -> Tensor:
-        """[channels], differentiable by the codes."""
+        """[inputs], differentiable by the codes."""
         found = [codes[name] for name in self.families]
         self._index = self._index.to(found[0].device)
         return torch.cat([*found, found[0].new_ones(1)])[self._index]

@@ -29,8 +29,9 @@ class Reader:
 
     Attributes:
         layer: its name.
-        dim: the dimension of its inputs along which channels lie: 1 of convolutions, -1 of Linear.
-        units: [channels], int64: the unit of each, -1 where it is none of the chosen families.
+        dim: the dimension of its inputs along which units lie: 1 of convolutions, -1 of Linear.
+        units: [inputs], int64: the unit of each, -1 where it is none of the chosen families; of a Linear whose inputs
+            were flattened, one channel after the other.
         shape: [channels, *space] of one example; of a Linear's inputs as they were before they were flattened.
     """
 
@@ -40,7 +41,7 @@ class Reader:
     shape: tuple[int, ...]
 
     def reads(self, units: slice) -> Tensor:
-        """[channels]: which of its inputs are one of `units`."""
+        """[inputs]: which of its inputs are one of `units`."""
         found: Tensor = (self.units >= units.start) & (self.units < units.stop)
         return found
 

@@ -1,7 +1,7 @@
 """How many units codes are drawn to: by family, or by all families that compete."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pruning.allocation import Allocation
 from pruning.competition import Group
@@ -19,10 +19,10 @@ class Target:
 
 
 def targets_of(units: Mapping[str, Units], allocation: Allocation, density: float | None) -> dict[str, Target]:
-    """Family → its target.
+    """Family → its target, of all units, and no more than live: a round before may have left fewer than it was to.
 
     Raises:
-        AllocationError: the allocation needs scores, or the density cannot be met.
+        AllocationError: the allocation needs scores, or families are to keep more in any case (`minimum`) than by density.
         GranularityError: units of several families, or several of one, would go together.
     """
     if any(unit.each > 1 for unit in units.values()):
@@ -34,7 +34,8 @@ def targets_of(units: Mapping[str, Units], allocation: Allocation, density: floa
                 f"auto_pruner: {type(allocation).__name__} chooses by scores, which codes are not until they have "
                 "learned: take allocation=uniform, erk, densities or global"
             )
-        group.select(units)  # raises where the density cannot be met
+        keep = min(group.keep, sum(units[name].live for name in group.names))
+        replace(group, keep=keep).select(units)  # raises where the minimum is more
         size = sum(units[name].scores.numel() for name in group.names)
-        found |= dict.fromkeys(group.names, Target(group.names, group.keep, size))
+        found |= dict.fromkeys(group.names, Target(group.names, keep, size))
     return found
