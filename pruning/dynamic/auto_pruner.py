@@ -2,7 +2,7 @@
 
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -44,8 +44,10 @@ class AutoPruner(Regime):
     added in the backward pass, so that a reported loss is without it.
 
     How much stays follows from training: the penalty draws codes to `density` and may not get there. The log says how
-    many units were asked for and how many stay. Activations within layers that are never removed (`exclude`) have no
-    code, nor do families none of whose weights is prunable.
+    many units were asked for and how many stay. Families that `Channels` leaves out have no code.
+
+    Unlike here, the authors' published code looks at activations before pooling; for MobileNet-v2, from which the
+    defaults are, it has one α for all layers, which grows faster while any of them is undecided.
 
     Attributes:
         codings: the coding layer of each family.
@@ -98,6 +100,8 @@ class AutoPruner(Regime):
         """
         self._last = moment(end, steps, "end")
         self._final = self._last - moment(final, max(1, self._last), "final")
+        if not isinstance(alpha, Sequence) or len(alpha) != 2:
+            raise ScheduleError(f"alpha={alpha!r}: give two values, at the first step and at the last, as [0.1, 100]")
         start, stop = alpha
         if self._last < 1 or not 0.0 < start <= stop or penalty < 0.0 or rate <= 0.0:
             raise ScheduleError(

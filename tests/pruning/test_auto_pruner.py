@@ -549,6 +549,8 @@ REFUSED: dict[str, tuple[Callable[[nn.Module], Any], type[PruningError], str]] =
     "steps": (with_options(steps=0), ScheduleError, "steps=0"),
     "final": (with_options(final=1.5), ScheduleError, "final=1.5"),
     "alpha": (with_options(alpha=(2.0, 1.0)), ScheduleError, "alpha"),
+    "one alpha": (with_options(alpha=5.0), ScheduleError, "two values"),
+    "three alphas": (with_options(alpha=[1, 2, 3]), ScheduleError, "two values"),
     "penalty": (with_options(penalty=-1.0), ScheduleError, "penalty"),
     "rate": (with_options(rate=0.0), ScheduleError, "rate"),
     "optimizer": (lambda m: regime_of(m, LBFGS(m.parameters())), ScheduleError, "LBFGS: take an element-wise"),

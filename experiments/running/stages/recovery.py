@@ -99,7 +99,9 @@ def _check_whole_batches(setting: Setting) -> None:
             f"training.accumulate={setting.config.training.accumulate}: dynamic={name} takes batches whole: set it to 1"
         )
     if world_size() > 1:
-        raise ConfigurationError(f"dynamic={name}: takes batches whole, and {world_size()} processes share them: use one")
+        raise ConfigurationError(
+            f"dynamic={name}: takes batches whole, and {world_size()} processes share them: use one"
+        )
 
 
 def _taken(setting: Setting, changing: bool) -> list[str]:

@@ -22,7 +22,7 @@ def targets_of(units: Mapping[str, Units], allocation: Allocation, density: floa
     """Family → its target, of all units, and no more than live: a round before may have left fewer than it was to.
 
     Raises:
-        AllocationError: the allocation needs scores, or families are to keep more in any case (`minimum`) than by density.
+        AllocationError: the allocation needs scores, or what families keep in any case (`minimum`) is more.
         GranularityError: units of several families, or several of one, would go together.
     """
     if any(unit.each > 1 for unit in units.values()):
