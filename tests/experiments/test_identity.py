@@ -42,6 +42,7 @@ RUNS = {
     "soft": ("dynamic=soft_mask", "granularity=vectors", "density=0.3", "recovery.epochs=2"),
     "channels": ("granularity=channels", "allocation=macs", "density=0.5", "scorer=taylor", "latency=8"),
     "gradual channels": ("dynamic=gradual", "granularity=channels", "density=0.5", "dynamic.every=5"),
+    "codes": ("dynamic=auto_pruner", "granularity=channels", "density=0.5", "recovery.epochs=2"),
     "sparse": ("execution=sparse", "density=0.1", "include=[fc1.*,fc2.*]", "optimizer=sgd"),
 }  # fmt: skip
 

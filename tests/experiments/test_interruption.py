@@ -35,6 +35,7 @@ RUNS = {
         "training.best_on_validation=true",
     ),
     "gradual": ("dynamic=gradual", "dynamic.every=5", "density=[0.3,0.1]", "recovery.epochs=4"),
+    "codes": ("dynamic=auto_pruner", "granularity=channels", "latency=null", "density=0.5", "recovery.epochs=6"),
 }
 
 

@@ -11,10 +11,11 @@ from hydra.utils import get_object
 from torch import nn
 from torch.optim import Optimizer
 
-from experiments.configuration.targets import instantiate
+from experiments.configuration.targets import instantiate, short_name
 from experiments.running.setting import Setting
 from experiments.running.stages.scoring import SEEN, evidence_of
 from experiments.running.stages.trained import Adapting, rewind_point, trained, training_view
+from experiments.runtime.processes import world_size
 from experiments.runtime.seeding import seeded
 from experiments.store import Artefact
 from experiments.store.identity import EXECUTION, STRUCTURE, code
@@ -24,6 +25,7 @@ from experiments.training.loop import MakeRegime
 from experiments.training.recipe import Recipe
 from pruning import Masks
 from pruning.dynamic import Regime
+from pruning.errors import ConfigurationError
 from pruning.recovery import reestimate_batchnorm
 
 if TYPE_CHECKING:
@@ -127,7 +129,23 @@ def check_dynamic(setting: Setting, density: float | None) -> None:
     model = setting.new_model()
     masks = None if reaches_density_while_training(setting.config) else Masks.dense(setting.prunable(model))
     optimizer = instantiate("optimizer", setting.config.optimizer)(model.parameters())
-    _regime(setting, masks, steps, density)(model, optimizer).finish()
+    regime = _regime(setting, masks, steps, density)(model, optimizer)
+    regime.finish()
+    if regime.whole_batches:
+        _check_whole_batches(setting)
+
+
+def _check_whole_batches(setting: Setting) -> None:
+    """Raise `ConfigurationError` where batches are cut, for a regime that takes them whole."""
+    name = short_name(setting.config.dynamic)
+    if setting.config.training.accumulate > 1:
+        raise ConfigurationError(
+            f"training.accumulate={setting.config.training.accumulate}: dynamic={name} takes batches whole: set it to 1"
+        )
+    if world_size() > 1:
+        raise ConfigurationError(
+            f"dynamic={name}: takes batches whole, and {world_size()} processes share them: use one"
+        )
 
 
 def _taken(setting: Setting, changing: bool) -> list[str]:
