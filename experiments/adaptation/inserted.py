@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
 from experiments.adaptation.method import Attached, Method
+from experiments.adaptation.peft_layers import imported
 from experiments.adaptation.whole import freeze, thaw
 from pruning import Masks
 from pruning.adaptation import Adapters, Prefixes, Prompt, largest
@@ -40,12 +42,15 @@ class Bottlenecks(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class Prefix(Method):
-    """Learned keys and values before those of the input, in every self-attention of an encoder, as many as the budget
-    allows; see `pruning.adaptation.Prefixes`.
+    """Learned keys and values before those of the input, in every self-attention, as many as the budget allows.
+
+    Those of encoders are `pruning.adaptation.Prefixes`, those of decoders peft's.
     """
 
     def attach(self, model: nn.Module, masks: Masks | None, support: Masks | None = None) -> Attached:
         """Put a prefix into every self-attention."""
+        if hasattr(model, "prepare_inputs_for_generation"):
+            return _fitted(self, model, masks, lambda n: _OfDecoder(model, n, self.seed), "prefixes of 1 position")
         return _fitted(self, model, masks, lambda n: Prefixes(model, n, self.seed), "prefixes of 1 position")
 
 
@@ -66,15 +71,35 @@ class PromptTuning(Method):
         )
 
 
+class _OfDecoder:
+    """peft's prefixes in a decoder, in the form of those for encoders."""
+
+    def __init__(self, model: nn.Module, length: int, seed: int):
+        peft = imported()
+        required = {parameter: parameter.requires_grad for parameter in model.parameters()}
+        config = peft.PrefixTuningConfig(num_virtual_tokens=length, task_type="CAUSAL_LM")
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.model: nn.Module = peft.get_peft_model(model, config)
+        self._required = required
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        base = set(map(id, self._required))
+        yield from (parameter for parameter in self.model.parameters() if id(parameter) not in base)
+
+    def detach(self) -> None:
+        thaw(self._required)
+
+
 class _Attached(Attached):
     merges: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module, masks: Masks | None, dense: dict[str, nn.Parameter], inserted: Any):
-        super().__init__(model, masks, dense)
-        self._inserted = inserted
+        super().__init__(inserted.model, masks, dense)
+        self._base, self._inserted = model, inserted
         chosen = {id(parameter) for parameter in inserted.parameters()}
-        self._own = {name: p for name, p in model.named_parameters() if id(p) in chosen}
-        self._required = freeze(model, [*self._own.values(), *dense.values()])
+        self._own = {name: p for name, p in self.model.named_parameters() if id(p) in chosen}
+        self._required = freeze(self.model, [*self._own.values(), *dense.values()])
 
     def own(self) -> dict[str, nn.Parameter]:
         return self._own
@@ -82,7 +107,7 @@ class _Attached(Attached):
     def finish(self) -> nn.Module:
         thaw(self._required)
         self._inserted.detach()
-        return self.model
+        return self._base
 
 
 def _fitted(

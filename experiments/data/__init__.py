@@ -1,6 +1,7 @@
 """Data sets as functions: each returns `Splits`, the examples for training, validation and test."""
 
 from experiments.data.augmentation import crop_and_flip
+from experiments.data.bookings import bookings
 from experiments.data.datasets import DatasetExamples
 from experiments.data.digit_labels import digit_labels
 from experiments.data.embedded import digits, mnist5k
@@ -18,6 +19,7 @@ __all__ = [
     "DatasetExamples",
     "Examples",
     "Splits",
+    "bookings",
     "books",
     "cifar10",
     "cifar100",

@@ -1,4 +1,4 @@
-"""States of a pretrained encoder's lower layers, which are frozen: made once, for all runs that train above."""
+"""States of a pretrained model's lower layers, which are frozen: made once, for all runs that train above."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import logging
 from collections.abc import Mapping
 from hashlib import sha256
 from importlib.metadata import version
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from experiments.data.cache import make_once
 from experiments.data.content import content_of_tensors
-from experiments.models.text_classifier import lower_layers
+from experiments.models.cutting import lower_part
+from experiments.models.pretrained import transformers_model
 
 log = logging.getLogger("experiments")
 
@@ -20,18 +22,23 @@ _BATCH = 128
 
 
 def states_of(
-    name: str | None, package: str | None, first_layer: int, columns: Mapping[str, Tensor]
+    name: str | None,
+    package: str | None,
+    first_layer: int,
+    columns: Mapping[str, Tensor],
+    gguf_file: str | None = None,
 ) -> dict[str, Tensor]:
     """Columns "inputs_embeds", float32 [n, length, width], what enters layer `first_layer`, and "attention_mask".
 
     Args:
-        name, package: of the encoder, as in `experiments.models.text_classifier`.
+        name, package, gguf_file: of the model, as in `experiments.models.transformers_model`.
         first_layer: at least 1.
         columns: "input_ids" and "attention_mask", int64 [n, length].
 
-    Raises `ModelError` for an encoder whose layers cannot be cut off there.
+    Raises `ModelError` for a model whose layers cannot be cut off there.
     """
-    model = lower_layers(str(name), package, first_layer).eval()
+    model: Any = transformers_model("AutoModel", name, gguf_file=gguf_file, package=package).eval()
+    lower_part(str(name), model, first_layer)
     contents = (content_of_tensors(model.state_dict()), content_of_tensors(columns))
     key = " ".join((*contents, str(first_layer), torch.__version__, version("transformers")))
 

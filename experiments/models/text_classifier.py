@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from experiments.models.cutting import upper_part
 from experiments.runtime.extras import missing, pretrained
 from pruning.errors import ModelError
 
@@ -35,17 +36,6 @@ class TextClassifier(nn.Module):
         return logits
 
 
-class _Entered(nn.Module):
-    """In the place of embeddings: the states that enter the first layer that is left."""
-
-    def forward(self, input_ids: Any = None, inputs_embeds: Tensor | None = None, **_: Any) -> Tensor:
-        if inputs_embeds is None:
-            raise ModelError(
-                "this encoder begins at a later layer: give the states that enter it, as data.load.first_layer does"
-            )
-        return inputs_embeds
-
-
 def text_classifier(
     name: str, classes: int, package: str | None = None, first_layer: int = 0, **kwargs: Any
 ) -> nn.Module:
@@ -64,23 +54,8 @@ def text_classifier(
         ModelError: transformers is missing, weights that cannot be had, or no such layer.
     """
     encoder = _pretrained(name, package, **kwargs)
-    layers = _layers(name, encoder, first_layer)
-    if first_layer:
-        del layers[:first_layer]
-        encoder.embeddings = _Entered()
+    upper_part(name, encoder, first_layer)
     return TextClassifier(encoder, encoder.config.hidden_size, classes).train()
-
-
-def lower_layers(name: str, package: str | None, first_layer: int) -> nn.Module:
-    """The embeddings and layers below `first_layer`, whose "last_hidden_state" is what enters it; frozen.
-
-    Raises `ModelError` as `text_classifier` does, or for an encoder that changes states after its last layer.
-    """
-    encoder = _pretrained(name, package)
-    del _layers(name, encoder, first_layer)[first_layer:]
-    encoder.requires_grad_(False)
-    lower: nn.Module = encoder
-    return lower
 
 
 def _pretrained(name: str, package: str | None, **kwargs: Any) -> Any:
@@ -97,21 +72,3 @@ def _pretrained(name: str, package: str | None, **kwargs: Any) -> Any:
     if getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None  # what the mean over tokens replaces
     return encoder
-
-
-def _layers(name: str, encoder: Any, first_layer: int) -> nn.ModuleList:
-    """The layers of an encoder as BERT's, embeddings before them and nothing behind; of another none, uncut."""
-    modules = dict(encoder.named_children())
-    layers = getattr(modules.get("encoder"), "layer", None)
-    alone = set(modules) <= {"embeddings", "encoder", "pooler"}
-    if (
-        not isinstance(layers, nn.ModuleList)
-        or not alone
-        or set(dict(modules["encoder"].named_children())) != {"layer"}
-    ):
-        if first_layer:
-            raise ModelError(f"{name}: {type(encoder).__name__} is not cut at a layer here: set first_layer=0")
-        return nn.ModuleList()
-    if not 0 <= first_layer < len(layers):
-        raise ModelError(f"first_layer={first_layer}: {name} has {len(layers)} layers: give 0 to {len(layers) - 1}")
-    return layers

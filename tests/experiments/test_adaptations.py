@@ -33,6 +33,11 @@ TEXT = (
     *("exclude=[classifier*]", "recovery.epochs=1", "training.batch_size=500", "scoring.examples=64", "density=1.0"),
     *("adaptation.learning_rate=[1.0e-2]", "optimizer.weight_decay=0.1", "training.clip=1.0"),
 )
+DECODER = (
+    *("data=manual", "data.load.length=8", "model=llama", "training.epochs=0", "optimizer=adamw", "density=1.0"),
+    *("model.config.hidden_size=16", "model.config.intermediate_size=24", "exclude=[lm_head*]", "recovery.epochs=1"),
+    *("training.batch_size=500", "scoring.examples=64", "recovery.learning_rate=restart"),
+)
 IMAGES = ("density=0.5", "training.trainable=[fc3.*]", "exclude=[fc3*]", "training.batch_size=200")
 
 
@@ -100,6 +105,20 @@ def test_every_adaptation_of_an_encoder(shared, choice):
     else:
         assert moved - alone
         assert moved - alone <= set(matrices)
+
+
+@pytest.mark.parametrize("choice", ["lora", "ia3", "adapters", "prefix", "prompt", "sparse", "full"])
+def test_adaptations_of_a_decoder(shared, choice):
+    pytest.importorskip("transformers")
+    pytest.importorskip("peft")
+    options = (*DECODER, f"adaptation={choice}", "adaptation.learning_rate=[1.0e-2]", *budgeted(choice, "lora:4"))
+    setting = Setting(validate(composed(*options)), Store(shared / "store"))
+    dense, row = app.run(setting, shared / "run", "name")
+    found = evaluate(setting.task, network(row, setting, shared), setting.splits.test)
+    assert found["loss"] == pytest.approx(row["test_loss"], rel=1e-6)
+    assert row["test_loss"] < dense["test_loss"]
+    assert row["adaptation_trained"] > 0
+    assert (row["macs"] is None) == (choice in BESIDE)
 
 
 @pytest.mark.parametrize("policy", ["survivors", "free", "regrow"])
