@@ -129,3 +129,19 @@ def test_claims_of_adaptations_are_differences_of_the_same_seeds():
     found = a.claims(adapted(worse, {"LoRA merged": 50, "within survivors": 1}))
     assert {claim.verdict for claim in found} == {"outside"}
     assert a.draw(adapted(points, {})).axes[0].get_ylabel().startswith("Test error")
+
+
+def test_adaptations_as_a_script(tmp_path):
+    pytest.importorskip("transformers")
+    pytest.importorskip("peft")
+    small = ["data=manual_sections", "data.load.length=64", "++data.load.shortest=4", "~data.load.test", "model=bert"]
+    small += ["model.auto=AutoModelForSequenceClassification", "model.first_layer=0", "model.config.hidden_size=16"]
+    small += ["model.config.intermediate_size=24", "model.config.num_attention_heads=2", "training.batch_size=200"]
+    small += ["training.trainable=[classifier.*]", "exclude=[classifier*]", "training.epochs=1", "adaptation.widen=0"]
+    small += ["adaptation.learning_rate=[0.01]", "scoring.examples=64"]
+    code = adaptation.main(["--seeds", "0", "--folder", str(tmp_path), "--overrides", *small])
+    found = json.loads((tmp_path / "adaptation" / "claims.json").read_text())
+    assert code == int("outside" in [line["verdict"] for line in found])
+    assert [line["verdict"] for line in found[-2:]] == ["ok", "ok"]  # zeros: no matter of accuracy
+    rows = pd.read_csv(tmp_path / "adaptation" / "adaptation.csv")
+    assert set(rows["method"]) == {*adaptation.METHODS, *adaptation.PRUNED}
