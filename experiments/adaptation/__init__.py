@@ -5,6 +5,18 @@ from experiments.adaptation.low_rank import LowRank
 from experiments.adaptation.method import Attached, Method
 from experiments.adaptation.rescaling import Rescaling
 from experiments.adaptation.sparse import Sparse
+from experiments.adaptation.sparse_low_rank import SparseLowRank
 from experiments.adaptation.whole import Whole
 
-__all__ = ["Attached", "Bottlenecks", "LowRank", "Method", "Prefix", "PromptTuning", "Rescaling", "Sparse", "Whole"]
+__all__ = [
+    "Attached",
+    "Bottlenecks",
+    "LowRank",
+    "Method",
+    "Prefix",
+    "PromptTuning",
+    "Rescaling",
+    "Sparse",
+    "SparseLowRank",
+    "Whole",
+]

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from experiments.adaptation.method import Attached, Method
 from pruning import Evidence, Masks
-from pruning.adaptation import Delta, Tuning, choose_support
+from pruning.adaptation import Budget, Delta, Tuning, choose_support
 from pruning.adaptation.support import Policy
 from pruning.allocation import Allocation
 from pruning.errors import ConfigurationError
@@ -62,16 +62,22 @@ class Sparse(Method):
 
     def choose(self, scores: Scores, masks: Masks | None) -> Masks:
         """The highest-scored weights within the budget and the policy."""
+        return self.chosen(scores, masks, self.size(scores))
+
+    def chosen(self, scores: Scores, masks: Masks | None, size: Budget) -> Masks:
+        """The highest-scored weights within `size`."""
         policy = "free" if masks is None else self.policy
-        return choose_support(scores, self.size(scores), self.granularity, self.allocation, masks, policy)
+        return choose_support(scores, size, self.granularity, self.allocation, masks, policy)
 
     def attach(self, model: nn.Module, masks: Masks | None, support: Masks | None = None) -> Attached:
         """Train `support` alone."""
         assert support is not None
-        return _Attached(model, masks, self.beside(model), support)
+        return SparseUpdate(model, masks, self.beside(model), support)
 
 
-class _Attached(Attached):
+class SparseUpdate(Attached):
+    """A support in training."""
+
     def __init__(self, model: nn.Module, masks: Masks | None, dense: dict[str, nn.Parameter], support: Masks):
         super().__init__(model, masks, dense)
         self.tuning = Tuning(model, support, list(dense) or None)
