@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,6 +44,14 @@ log = logging.getLogger("experiments")
 
 MakeRegime = Callable[[nn.Module, Optimizer], Regime]
 """Factory of masks that change during training, called with the model and its optimizer: see `pruning.dynamic`."""
+
+Objective = Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
+"""From a model and a batch to what is minimised, and the task's own loss, which is recorded: both sums."""
+
+MakeObjective = Callable[[nn.Module, Task, Data, bool], tuple[Data, Objective]]
+"""Factory of an objective, called with the model, the task, the examples and whether these are the same in every epoch;
+it gives the examples back, with what the objective needs of each: see `experiments.distillation`.
+"""
 
 
 @dataclass(frozen=True)
@@ -95,6 +104,7 @@ def train(
     progress: Progress | None = None,
     checkpoints: Checkpoints | None = None,
     policy: ExecutionPolicy = masked,
+    objective: MakeObjective | None = None,
 ) -> Trained:
     """Train `model` in place; removed weights are zero at the end.
 
@@ -110,6 +120,7 @@ def train(
         progress: called after every epoch.
         checkpoints: checkpoints to write; an existing one is resumed. The caller deletes them afterwards.
         policy: which layers run sparsely while masks hold on them; see `pruning.execution`.
+        objective: makes what is minimised, instead of the task's loss.
     """
     device = accelerated.device
     model.to(device)
@@ -132,6 +143,7 @@ def train(
         tree = None if checkpoints is None else checkpoints.read(device)
         if tree is not None:
             state = from_tree(tree, model, optimizer, execution, accelerated)
+        examples, learn = _begun(objective, model, task, examples, recipe)
         prepared.train()
         kept = None if tree is not None else Kept.of(model=model, task=task)
         began, last_saved = time.perf_counter() - state.seconds, time.monotonic()
@@ -141,7 +153,7 @@ def train(
                 reseed(recipe.seed, "training", number)
             _set_rates(optimizer, base_rates, recipe.factor(state.step / recipe.total))
             count = task.count(batch)
-            state.add(_step(prepared, stepper, batch, count, recipe, task, accelerated, execution), count)
+            state.add(_step(prepared, stepper, batch, count, recipe, learn, accelerated, execution), count)
             if kept is not None:  # asked once, after the first step
                 checkpoints, kept = (None if kept.report_changes() else checkpoints), None
             ends = state.step % length == 0 or state.step == recipe.steps.stop
@@ -213,11 +225,11 @@ def _step(
     batch: Batch,
     count: float | Tensor,
     recipe: Recipe,
-    task: Task,
+    learn: Objective,
     accelerated: Accelerator,
     execution: Execution | None,
 ) -> Tensor:
-    """One optimizer step on the mean over `count`; the sum of the losses of this process, on the device."""
+    """One optimizer step on the mean over `count`; the sum of the task's losses of this process, on the device."""
     if execution is not None:
         execution.ready()
     optimizer.zero_grad()
@@ -230,8 +242,8 @@ def _step(
     for number, part in enumerate(parts, start=1):
         with nullcontext() if number == len(parts) else accelerated.no_sync(model):
             with accelerated.autocast():
-                loss = task.loss(call(task, model, part), part, training=True)
-            accelerated.backward(loss * weight)
+                minimised, loss = learn(model, part)
+            accelerated.backward(minimised * weight)
         if counted:
             loss_sum += loss.detach()
     if recipe.clip is not None:
@@ -242,6 +254,21 @@ def _step(
     if execution is not None:
         execution.regime.after_step()
     return loss_sum
+
+
+def _begun(
+    objective: MakeObjective | None, model: nn.Module, task: Task, examples: Data, recipe: Recipe
+) -> tuple[Data, Objective]:
+    """The examples and the objective of a training: the task's loss alone where none is asked for."""
+    if objective is None:
+        return examples, partial(_task_alone, task)
+    return objective(model, task, examples, recipe.augment is None and type(task).augment is Task.augment)
+
+
+def _task_alone(task: Task, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The task's loss, to be minimised and to be recorded."""
+    loss = task.loss(call(task, model, batch), batch, training=True)
+    return loss, loss
 
 
 def _share(count: int) -> tuple[slice, bool]:

@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 from experiments.configuration.targets import instantiate
 from experiments.running.setting import Setting
 from experiments.running.stages.scoring import SEEN, evidence_of
-from experiments.running.stages.trained import rewind_point, trained, training_view
+from experiments.running.stages.teaching import teaching
+from experiments.running.stages.trained import is_distilled, rewind_point, trained, training_view
 from experiments.runtime.seeding import seeded
 from experiments.store.identity import EXECUTION, STRUCTURE, code
 from experiments.store.networks import MASKS, Network, load
@@ -50,14 +51,16 @@ def recover(
         steps = range(ended, ended + config.epochs * setting.epoch_steps)
     if not (steps or changes or _compensates(setting) or config.batchnorm_batches):
         return Network(weights.weights, network.masks, untrained=True)
+    taught = teaching(setting) if steps and is_distilled(setting.config) else None
     identity = {"weights": weights.key, **({"density": density} if changes else {}), **_code(setting, changes)}
-    setting = training_view(
-        setting, Network(weights.weights, network.masks), *_taken(setting, changes), changing=changes
-    )
+    identity |= taught.identity if taught else {}
+    fields = (*_taken(setting, changes), *(taught.fields if taught else ()))
+    setting = training_view(setting, Network(weights.weights, network.masks), *fields, changing=changes)
     recipe = setting.recipe(steps, setting.learning_rate if replayed else setting.recovery_rate, total)
     begin = partial(_begun, setting, network, weights, masks, recipe)
     regime = _regime(setting, masks, len(steps), density) if changes else None
-    found = trained(setting, "recovered", identity, network, recipe, title, begin, weights, regime)
+    objective = taught.objective if taught else None
+    found = trained(setting, "recovered", identity, network, recipe, title, begin, weights, regime, objective)
     return Network(found, found if changes else network.masks)
 
 
@@ -96,9 +99,12 @@ def _taken(setting: Setting, changing: bool) -> list[str]:
 
 
 def _code(setting: Setting, changing: bool) -> dict[str, str]:
-    """A compensation counts with its own code; the curvature behind it is nothing to the other recoveries."""
+    """A compensation counts with its own code, and a teaching; the curvature behind the one, and the losses of the
+    other, are nothing to other recoveries.
+    """
     units = changing and "granularity" in _shared(setting.config) and setting.structured
-    return code(__name__, without=(*EXECUTION, "pruning.curvature", *([] if units else STRUCTURE)))
+    others = ("experiments.running.stages.teaching", "pruning.curvature")
+    return code(__name__, without=(*EXECUTION, *others, *([] if units else STRUCTURE)))
 
 
 def _shared(config: Configuration) -> list[str]:
