@@ -65,7 +65,7 @@ def begin(
     if attends:
         with_attention(student)
         with_attention(teacher)
-    if fixed and loss.outputs_alone and type(examples) is Examples:
+    if fixed and loss.outputs_alone and isinstance(examples, Examples):
         kept = _outputs(teacher, task, examples, device)
         if kept is not None:
             examples = Examples(**examples, **{TAUGHT: kept})
