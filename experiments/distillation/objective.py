@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from experiments.data import Batch, Data
-from experiments.data.examples import Examples, consecutive
+from experiments.data.examples import Examples, consecutive, take
 from experiments.distillation.loss import DistillationLoss
 from experiments.distillation.passes import Pass, forward, undisturbed, with_attention
 from experiments.tasks import Task
 from pruning.errors import ConfigurationError
-from pruning.evidence import output_tensor
+from pruning.evidence import output_tensor, untouched
 
 Learn = Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
 """From the student and a batch to what is minimised, and the task's own loss: both sums over all that counts."""
@@ -63,8 +63,10 @@ def begin(
             "distillation=logits"
         )
     if attends:
-        with_attention(student)
-        with_attention(teacher)
+        for model in (student, teacher):
+            with_attention(model)
+            with undisturbed(device), untouched(model):  # the first pass installs hooks, which is no change in training
+                forward(task, model.eval(), take(examples, 1, device), attention=True)
     if fixed and loss.outputs_alone and isinstance(examples, Examples):
         kept = _outputs(teacher, task, examples, device)
         if kept is not None:

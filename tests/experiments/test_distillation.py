@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from experiments import records
 from experiments import run as app
 from experiments.data import Examples, split
-from experiments.distillation import DistillationLoss, Hidden, Logits, begin, objective
+from experiments.distillation import Attention, DistillationLoss, Hidden, Logits, begin, objective
 from experiments.running import stages
 from experiments.runtime.seeding import generator
 from experiments.store import Store, sources
@@ -22,9 +22,11 @@ from experiments.store.inventory import inventory
 from experiments.store.networks import WEIGHTS
 from experiments.store.retrieval import network_of
 from experiments.tasks import Classification
+from experiments.training.checkpoints import Checkpoints
 from experiments.training.loop import accelerator, train
 from pruning.errors import ConfigurationError, ModelError
 from tests.experiments.running import configured, own, run, setting_of
+from tests.experiments.test_distillation_losses import PADDED, bert
 from tests.experiments.test_training import TASK, examples, jitter, network, noisy, recipe, weights
 
 LOGITS = ("distillation=logits", "distillation.temperature=2")
@@ -44,7 +46,7 @@ def trained(model: nn.Module, data=None, made=None, **options) -> torch.Tensor:
 # What is minimised
 
 
-@pytest.mark.parametrize("alpha", [0.3, 1.0])
+@pytest.mark.parametrize("alpha", [0.3, 0.95, 1.0])
 @pytest.mark.parametrize("loss", [Logits(temperature=2.0), Hidden(layers=["1"])])
 def test_the_loop_is_the_loop_written_out(alpha, loss):
     data, model, twin, teacher = examples(), network(), network(), network(7)
@@ -112,6 +114,33 @@ def test_what_is_recorded_is_the_tasks_loss():
 def test_accumulation_does_not_change_the_step(parts):
     found = [trained(network(), made=recipe(accumulate=n), objective=distilled(network(7))) for n in (1, parts)]
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
+
+
+def test_a_training_with_attention_goes_on_where_it_was_killed(tmp_path, caplog):
+    """To the same bits, and without a word that it could not."""
+    data = Examples(**PADDED)
+    task, made = Classification(classes=3), recipe(epochs=4, count=3)
+
+    class KilledError(Exception):
+        """Stands for a process that dies."""
+
+    class Dying(Checkpoints):
+        def write(self, tree, device):
+            super().write(tree, device)
+            if tree["point"]["step"] == 2:
+                raise KilledError
+
+    def trained_on(checkpoints=None) -> nn.Module:
+        model, taught = bert(0), distilled(bert(1), 0.5, Attention())
+        train(model, data, data, made, task, accelerator("cpu"), checkpoints=checkpoints, objective=taught)
+        return model
+
+    want = weights(trained_on())
+    with pytest.raises(KilledError):
+        trained_on(Dying(tmp_path / "c", seconds=None, steps=1))
+    assert torch.equal(weights(trained_on(Checkpoints(tmp_path / "c", seconds=None))), want)
+    assert "changes in training" not in caplog.text
+    assert not torch.equal(weights(bert(0)), want)
 
 
 # The teacher
@@ -296,11 +325,16 @@ def test_it_brings_the_student_nearer_to_its_teacher(tmp_path, share):
     assert found[share] < found[0]
 
 
-def test_a_teacher_of_another_run(tmp_path):
-    """Its dense level teaches what the run's own dense network teaches; its last one is another teacher."""
-    other = setting_of(tmp_path, "density=[0.5,0.2]", f"store={tmp_path}/store")
-    app.run(other, tmp_path / "other", "other")
-    options = (*LOGITS, "density=0.3", f"store={tmp_path}/store")
+def test_a_teacher_of_another_run(tmp_path, monkeypatch):
+    """Its dense level teaches as the run's own dense network, with the same dropout; its last one is another teacher."""
+    code = (
+        "from torch import nn\n"
+        "def net(shape, classes, **_):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.ReLU(), nn.Dropout(0.5), nn.Linear(9, classes))\n"
+    )
+    places = (f"model._target_={own(tmp_path, monkeypatch, code)}.net", f"store={tmp_path}/store")
+    app.run(setting_of(tmp_path, "density=[0.5,0.2]", *places), tmp_path / "other", "other")
+    options = (*LOGITS, "density=0.3", "recovery=rewind", "recovery.to=5it", *places)  # amid an epoch
     plain = recovered(run(tmp_path, *options), tmp_path)
     teacher = f"distillation.teacher={tmp_path}/other"
     assert alike(plain, recovered(run(tmp_path, *options, teacher, "distillation.level=0"), tmp_path))
@@ -450,7 +484,8 @@ def test_the_experiment_at_its_smallest(tmp_path, monkeypatch):
     small = ("data=digits", "model=mlp", "model.hidden=[16,12]", "training.epochs=1", "density=0.3")
     places = (f"store={tmp_path}/store", f"folder={tmp_path}/runs")
     sweep = ("recovery.epochs=1", "distillation=none,{alpha: 0.5, temperature: 2}", "seed=0,1")
-    monkeypatch.setattr("sys.argv", ["run", "experiment=distillation", "hydra/launcher=basic", *small, *places, *sweep])
+    experiment = ("experiment=distillation", "hydra.launcher.n_jobs=1")
+    monkeypatch.setattr("sys.argv", ["run", *experiment, *small, *places, *sweep])
     assert app.main() == 0
     frame = records.read(tmp_path / "runs")
     frame = frame[frame["level"] == 1]

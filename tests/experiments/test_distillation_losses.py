@@ -1,5 +1,7 @@
 """Distillation losses against their definitions, written out in numpy; they are sums, however batches are cut."""
 
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torch.nn import functional as F
 from experiments.data.examples import chunks
 from experiments.distillation import Attention, Combined, DistillationLoss, Hidden, Logits, Pass, forward
 from experiments.distillation.loss import example_counts
-from experiments.distillation.passes import with_attention
+from experiments.distillation.passes import undisturbed, with_attention
 from experiments.tasks import (
     Classification,
     LanguageModelling,
@@ -175,7 +177,7 @@ def test_of_hidden_states_is_the_mean_over_layers_and_units(measure, weights):
         each = ((own - given) ** 2).mean(1)
         per_example += (each / ((given**2).mean(1) + 1e-6) if measure == "relative" else each) / 2
     counts = np.ones(4) if weights is None else np.array(weights)[batch["targets"].numpy()]
-    assert float(loss(student, teacher, task, batch)) == pytest.approx((per_example * counts).sum(), rel=1e-10)
+    assert loss(student, teacher, task, batch).item() == pytest.approx((per_example * counts).sum(), rel=1e-10)
 
 
 def test_a_state_is_what_its_module_gave_though_the_next_works_in_place():
@@ -293,7 +295,10 @@ def test_a_combination_is_the_weighted_sum_and_terms_see_their_own_layers_alone(
     task = Classification(classes=3)
     terms = {"logits": Logits(temperature=2.0), "first": Hidden(layers=["0"]), "second": Hidden(layers=["3"])}
     loss = Combined(terms=terms, weights={"logits": 0.5, "first": 2.0, "second": 3.0})
-    alone = {name: float(term(student, teacher, task, batch)) for name, term in terms.items()}
+    alone = {"logits": float(terms["logits"](student, teacher, task, batch))}
+    for name, layer in (("first", "0"), ("second", "3")):
+        own, given, _ = two_passes((layer,))
+        alone[name] = float(terms[name](own, given, task, batch))
     want = 0.5 * alone["logits"] + 2 * alone["first"] + 3 * alone["second"]
     assert float(loss(student, teacher, task, batch)) == pytest.approx(want, rel=1e-12)
     assert loss.modules(net()) == ("0", "3")
@@ -411,3 +416,13 @@ def test_a_module_without_a_tensor_is_refused_by_name():
 def test_the_base_says_nothing_of_its_own():
     with pytest.raises(NotImplementedError):
         DistillationLoss()(Pass(0), Pass(0), Own(), {})
+
+
+def test_random_states_are_put_back_and_gradients_are_off():
+    before = random.getstate(), np.random.get_state()[1].copy(), torch.random.get_rng_state()
+    with undisturbed(torch.device("cpu")):
+        random.random(), np.random.rand(), torch.rand(1)
+        assert not torch.is_grad_enabled()
+    assert random.getstate() == before[0]
+    assert (np.random.get_state()[1] == before[1]).all()
+    assert torch.equal(torch.random.get_rng_state(), before[2])
