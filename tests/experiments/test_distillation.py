@@ -326,7 +326,7 @@ def test_it_brings_the_student_nearer_to_its_teacher(tmp_path, share):
 
 
 def test_a_teacher_of_another_run(tmp_path, monkeypatch):
-    """Its dense level teaches as the run's own dense network, with the same dropout; its last one is another teacher."""
+    """Its dense level teaches as the run's own dense network does, dropout included; its last one teaches otherwise."""
     code = (
         "from torch import nn\n"
         "def net(shape, classes, **_):\n"
