@@ -143,7 +143,7 @@ def train(
         tree = None if checkpoints is None else checkpoints.read(device)
         if tree is not None:
             state = from_tree(tree, model, optimizer, execution, accelerated)
-        examples, learn = _begun(objective, model, task, examples, recipe)
+        examples, learn = _objective_of(objective, model, task, examples, recipe)
         prepared.train()
         kept = None if tree is not None else Kept.of(model=model, task=task)
         began, last_saved = time.perf_counter() - state.seconds, time.monotonic()
@@ -256,7 +256,7 @@ def _step(
     return loss_sum
 
 
-def _begun(
+def _objective_of(
     objective: MakeObjective | None, model: nn.Module, task: Task, examples: Data, recipe: Recipe
 ) -> tuple[Data, Objective]:
     """The examples and the objective of a training: the task's loss alone where none is asked for."""
