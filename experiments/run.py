@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import count
@@ -107,13 +107,22 @@ def _levels(setting: Setting, folder: Path, name: str, tracker: Guarded) -> list
                 network = prune(setting, network, density, scoring)
                 if number < len(steps) and config.recovery.rounds == "last":
                     continue
-            begun, level = network, Level(next(numbers), number, len(steps), density, target)
-            network = stages.recover(setting, begun, density, title=str(level))
-            ticket = evaluate(setting, network, level, dense)
-            report(ticket)
-            for row in controls(setting, Network(begun.weights, network.masks), ticket, level, dense):
-                report(row)
+            begun, at = network, Level(0, number, len(steps), density, target)
+            for found in _recovered(setting, begun, at):
+                network, level = found, replace(at, number=next(numbers))
+                ticket = evaluate(setting, network, level, dense)
+                report(ticket)
+                for row in controls(setting, Network(begun.weights, network.masks), ticket, level, dense):
+                    report(row)
     return rows
+
+
+def _recovered(setting: Setting, network: Network, level: Level) -> Iterator[Network]:
+    """`network` after its recovery, or after an adaptation within each budget."""
+    if setting.config.adaptation:
+        yield from stages.adapt(setting, network, level.density, str(level))
+    else:
+        yield stages.recover(setting, network, level.density, title=str(level))
 
 
 def _check_before_training(setting: Setting, schedule: Schedule) -> None:
@@ -121,7 +130,7 @@ def _check_before_training(setting: Setting, schedule: Schedule) -> None:
     config = setting.config
     read_code(config.as_dict(), "experiments.running.stages", "experiments.running.levels")
     check_directions(config.objective, setting.task.all_metrics())
-    for group in ("scorer", "compensate", "dynamic"):
+    for group in ("scorer", "compensate", "dynamic", "adaptation"):
         if getattr(config, group):
             instantiate(group, getattr(config, group))
     own = getattr(setting.allocation, "density", None)
@@ -138,9 +147,7 @@ def _check_before_training(setting: Setting, schedule: Schedule) -> None:
         )
     if config.recovery.learning_rate == "replay" and config.recovery.epochs is not None:
         log.info("recovery.epochs has no effect here: a replay goes on until the end of training")
-    if config.dynamic:
-        for target in densities(config.density):
-            stages.check_dynamic(setting, target)
+    _check_training(setting)
     if config.calibration == "sequential" and stages.reaches_density_while_training(config):
         raise ConfigurationError(
             "calibration=sequential: nothing is pruned before a training whose dynamic masks reach the density: set "
@@ -164,6 +171,16 @@ def _check_before_training(setting: Setting, schedule: Schedule) -> None:
     recipe = setting.recipe(range(0), setting.learning_rate, 1)
     check_recipe(recipe, model, setting.splits.train)
     _check_scorer(setting)
+
+
+def _check_training(setting: Setting) -> None:
+    """Make what follows a pruning once, for a throw-away network."""
+    config = setting.config
+    if config.adaptation:
+        stages.check_adaptation(setting)
+    if config.dynamic:
+        for target in densities(config.density):
+            stages.check_dynamic(setting, target)
 
 
 def _check_scorer(setting: Setting) -> None:

@@ -162,6 +162,8 @@ def _paths_before_peft(model: nn.Module) -> dict[str, str]:
             base: Any = module
             base = base.get_base_model()
             renamed |= {at: path for at, inner in model.named_modules(remove_duplicate=False) if inner is base}
+        elif kind == "BaseTuner":
+            renamed.setdefault(within(path, "model"), path)
         elif kind is not None:
             renamed |= {
                 within(path, child): path
@@ -175,11 +177,14 @@ def _paths_before_peft(model: nn.Module) -> dict[str, str]:
     return found
 
 
+_WRAPPERS = ("PeftModel", "BaseTuner", "BaseTunerLayer", "AuxiliaryTrainingWrapper")
+
+
 @cache
 def _of_peft(classes: tuple[type, ...]) -> str | None:
     """Which of peft's wrappers a module of these classes is, if any; peft may not be there to be imported."""
     names = {base.__name__ for base in classes if base.__module__.partition(".")[0] == "peft"}
-    return next((name for name in ("PeftModel", "BaseTunerLayer", "AuxiliaryTrainingWrapper") if name in names), None)
+    return next((name for name in _WRAPPERS if name in names), None)
 
 
 def users_of(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:

@@ -49,7 +49,7 @@ def validate(config: DictConfig) -> Configuration:
     check_method(plain)
     for group in _GROUPS:
         check_target(group, getattr(found, group))
-    for group in ("compensate", "dynamic"):
+    for group in ("compensate", "dynamic", "adaptation"):
         if getattr(found, group):
             check_target(group, getattr(found, group))
     if found.distillation:
@@ -111,9 +111,9 @@ def _check_recovery(config: Configuration) -> None:
         later = step_of(recovery.to, 1) > 0
     except RewindError as error:
         raise ConfigurationError(f"recovery.to: {error}") from None
-    if recovery.learning_rate == "last" and recovery.epochs is None:
-        raise ConfigurationError("recovery.epochs=null: say how many follow at the last learning rate, 0 for none")
-    if recovery.learning_rate == "last" and (recovery.weights == "rewind" or later):
+    if recovery.learning_rate != "replay" and recovery.epochs is None:
+        raise ConfigurationError("recovery.epochs=null: say how many follow, 0 for none")
+    if recovery.learning_rate != "replay" and (recovery.weights == "rewind" or later):
         raise ConfigurationError(
             "recovery: rewinding goes with the schedule of the learning rate: set recovery.learning_rate=replay"
         )
@@ -130,9 +130,22 @@ def _check_recovery(config: Configuration) -> None:
         raise ConfigurationError("training.best_on_validation: the best epoch may have other masks: unset it")
     if dynamic and config.training.precision == "fp16":
         raise ConfigurationError("training.precision=fp16: dynamic masks read gradients unscaled: choose no or bf16")
+    _check_adaptation(config)
     for control in config.controls:
         if control not in CONTROLS:
             raise ConfigurationError(f"controls={control}: choose among {', '.join(CONTROLS)}")
+
+
+def _check_adaptation(config: Configuration) -> None:
+    """Raise `ConfigurationError` for options that an adaptation does not go with."""
+    if not config.adaptation:
+        return
+    if config.dynamic:
+        raise ConfigurationError("adaptation: masks that change are of all weights: set dynamic=none")
+    if config.controls:
+        raise ConfigurationError("adaptation: controls are trained as whole networks: set controls=[]")
+    if config.recovery.learning_rate == "last" and config.recovery.epochs == 0:
+        raise ConfigurationError("adaptation: is a training: set recovery.epochs to at least 1")
 
 
 def _check_pretrained(config: Configuration) -> None:

@@ -31,10 +31,15 @@ def at_least(least: int, default: float | None) -> Any:
 
 @dataclass
 class Training:
-    """Training of dense networks, shared in part with recovery; see `experiments.training.recipe.Recipe`."""
+    """Training of dense networks, shared in part with recovery; see `experiments.training.recipe.Recipe`.
+
+    `trainable`: globs of the parameters that are trained, as of a linear probe; null: all. What an `adaptation` trains
+    is its own.
+    """
 
     epochs: int = at_least(0, 12)
     batch_size: int = at_least(1, 60)
+    trainable: list[str] | None = None
     accumulate: int = at_least(1, 1)
     clip: float | None = None
     best_on_validation: bool = False
@@ -55,15 +60,15 @@ class Recovery:
     """Recovery after a pruning. Renda et al. 2020 name three: see `experiments/conf/recovery/`.
 
     `weights`: `keep` them, or `rewind` them, with the optimizer's state, to the moment `to` of the dense training.
-    `learning_rate`: train `epochs` more at the `last` rate times `factor`; or `replay` the training from `to` to its
-    end, whatever `epochs` says.
+    `learning_rate`: train `epochs` more at the `last` rate times `factor`, or under the whole schedule again
+    (`restart`); or `replay` the training from `to` to its end, whatever `epochs` says.
     `to`: "500it" (optimizer steps) or "2ep" (epochs). `rounds`: after `every` round, or only after the `last` of a
     density. `batchnorm_batches`: batches from which the statistics of batch norm are estimated again, right after the
     pruning.
     """
 
     weights: str = one_of("keep", "rewind", default="keep")
-    learning_rate: str = one_of("last", "replay", default="last")
+    learning_rate: str = one_of("last", "restart", "replay", default="last")
     epochs: int | None = at_least(0, 6)
     factor: float = 1.0
     to: str = "0ep"
@@ -110,6 +115,7 @@ class Configuration:
     calibration: str = one_of("whole", "sequential", default="whole")
     compensate: Group = field(default_factory=dict)
     dynamic: Group = field(default_factory=dict)
+    adaptation: Group = field(default_factory=dict)
     distillation: Group = field(default_factory=dict)
     execution: Group = MISSING
     controls: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Cache of parsed files: a copy in the user's cache folder, checked when it is read."""
+"""Cache of what takes long to make: a copy in the user's cache folder, checked when it is read."""
 
 from __future__ import annotations
 
@@ -26,13 +26,23 @@ def parse_once(source: str | os.PathLike[str], parse: Callable[[Path], Tensor]) 
     process parses. Raises what `parse` raises, and `OSError` for a `source` that cannot be read.
     """
     path = Path(source)
+    if _folder() is None:
+        return parse(path)
+    return make_once(f"{parse.__qualname__}-{sha256(path.read_bytes()).hexdigest()[:32]}", lambda: parse(path))
+
+
+def make_once(name: str, make: Callable[[], Tensor]) -> Tensor:
+    """The tensor that `make` makes, from the copy that an earlier process left, if there is one; as `parse_once`.
+
+    `name` is that of the copy, and stands for all that the tensor depends on.
+    """
     folder = _folder()
     if folder is None:
-        return parse(path)
-    copy = folder / f"{parse.__qualname__}-{FORMAT}-{sha256(path.read_bytes()).hexdigest()[:32]}.safetensors"
+        return make()
+    copy = folder / f"{name}-{FORMAT}.safetensors"
     found = _read(copy)
     if found is None:
-        found = parse(path)
+        found = make()
         with suppress(OSError):
             _write(copy, found)
     return found

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import keystr, tree_leaves_with_path
 from torch.utils.data import Subset
 
-from experiments.data import Data, Examples, Splits
+from experiments.data.examples import Data, Examples, Splits
 
 log = logging.getLogger("experiments")
 

@@ -55,6 +55,44 @@ def hold_out(name: str, targets: Tensor, share: float, seed: int) -> tuple[Tenso
     return torch.from_numpy(kept), torch.from_numpy(held_out)
 
 
+def draw(name: str, targets: Tensor, training: int | None, validation: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Draw positions for training and validation out of 0 … n-1, so that each class is as frequent in both as in all.
+
+    Args:
+        name: what is split, for the error.
+        targets: int64 [n].
+        training: how many to train on; None: all but those for validation.
+        validation: how many to validate on, at least one of each class.
+        seed: of the draw, in [0, 2**32).
+
+    Returns:
+        Positions of both, int64, shuffled.
+
+    Raises:
+        DataError: more than there are, or some class would be missing in one of the parts.
+    """
+    from sklearn.model_selection import train_test_split  # noqa: PLC0415  # slow to import
+
+    rest = len(targets) - validation
+    kept = rest if training is None else training
+    try:
+        one, other = train_test_split(
+            np.arange(len(targets)), train_size=kept, test_size=validation, random_state=seed, stratify=targets.numpy()
+        )
+    except ValueError as error:
+        raise DataError(
+            f"{name}: {len(targets)} examples cannot be split into {kept} for training and {validation} for validation "
+            f"({' '.join(str(error).split())}): ask for fewer, or for one of each class at least"
+        ) from error
+    classes = set(targets.tolist())
+    if classes - (set(targets[one].tolist()) & set(targets[other].tolist())):
+        raise DataError(
+            f"{name}: of {kept} examples for training and {validation} for validation, one part lacks a class: ask for "
+            "more"
+        )
+    return torch.from_numpy(one), torch.from_numpy(other)
+
+
 def splits(
     name: str, training: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], validation: float, seed: int
 ) -> Splits:

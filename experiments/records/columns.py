@@ -180,10 +180,14 @@ _COLUMNS: dict[str, tuple[str, Check]] = {
         (
             *("round", "rounds", "prunable", "kept", "parameters", "nonzero", "dense_macs", "macs", "bytes"),
             *("removed_parameters", "removed_bytes", "latency_batch", "threads", "processes"),
+            *(f"adaptation_{name}" for name in ("trained", "beside", "bytes", "optimizer_bytes", "filled")),
         ),
         ("count", _count),
     ),
-    **dict.fromkeys(("latency_ms", "removed_difference", "epochs", "total_epochs"), ("number of at least 0", _amount)),
+    **dict.fromkeys(
+        ("latency_ms", "removed_difference", "epochs", "total_epochs", "adaptation_step_ms", "adaptation_rate"),
+        ("number of at least 0", _amount),
+    ),
     **dict.fromkeys(("seconds", "total_seconds"), (f"number of seconds, from 0 to {LONGEST:g}", _duration)),
     **dict.fromkeys(("validation_loss", "test_loss", "first_loss"), _NUMBER),
     **dict.fromkeys(("scorer", "model", "data", "when", "dense", "device", "smallest_layer"), ("name", is_name)),
@@ -194,6 +198,8 @@ _COLUMNS: dict[str, tuple[str, Check]] = {
     "seed": ("whole number of at least 0", _whole),
     "layers": ("list of layers, each with a name of its own and no more kept than in total", _layers),
     "losses": ("list of pairs, epoch and loss", _losses),
+    "adaptation_ms": _NUMBER,
+    "adaptation_rates": ("list of pairs, learning rate and validation metric", _losses),
     "versions": ("object of names and versions", _versions),
     "config": ("object", _object),
 }

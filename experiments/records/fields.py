@@ -32,6 +32,7 @@ PRUNING = frozenset(
         "schedule",
         "compensate",
         "dynamic",
+        "adaptation",
         "distillation",
         "execution",
         "recovery",

@@ -11,7 +11,9 @@ from matplotlib.figure import Figure
 
 from experiments.records.values import Value, resolve
 from experiments.results import figures, statistics
+from experiments.results.adapted import adaptations, is_adapted
 from experiments.results.comparison import Comparison
+from experiments.results.figures.adaptation import adaptation
 from experiments.results.figures.difference import difference
 from experiments.results.figures.layers import layer_densities, layers
 from experiments.results.figures.overlap import overlap
@@ -70,6 +72,8 @@ def gallery(frame: pd.DataFrame, options: FigureOptions, output: Path) -> tuple[
         "weights": partial(_weights, final, frame, options),
         "training": partial(_training, final, frame),
     }
+    if is_adapted(final):
+        others["adaptation"] = partial(_adaptation, final, value, options.interval)
     for name, draw in others.items():
         try:
             figure, numbers = draw()
@@ -110,6 +114,11 @@ def _difference(comparison: Comparison, options: FigureOptions) -> Drawn:
     if len(options.compared) > 1:
         figure.axes[0].set_title(comparison.setup)
     return figure, found
+
+
+def _adaptation(final: pd.DataFrame, value: Value, interval: str) -> Drawn:
+    table = adaptations(final, value, interval)
+    return adaptation(table, value, interval), table
 
 
 def _layers(final: pd.DataFrame) -> Drawn:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def methods(frame: pd.DataFrame) -> pd.Series:
+def methods(frame: pd.DataFrame, budgets: bool = True) -> pd.Series:
     """The method of every row, as a label: what its configuration says, without seed, densities and bookkeeping.
 
     Two rows have the same label exactly where scorer, model, data and the rest of the configuration agree. A label
@@ -25,6 +25,8 @@ def methods(frame: pd.DataFrame) -> pd.Series:
     distinguishes it from the frame's other methods of that name: "taylor (form=abs)", "magnitude (recovery.epochs=20)".
     Model and data appear where the frame has several. So a label depends on the frame, but not on the order of its
     rows.
+
+    A network that was adapted is called by its adaptation, and by the `budgets` of that: "lora, lora:8".
 
     The rows of a control (see `experiments.running.controls`) are another method, and its name ends the label:
     "magnitude, reinit".
@@ -34,7 +36,7 @@ def methods(frame: pd.DataFrame) -> pd.Series:
 
     Raises `RecordsError` where a row lacks its scorer, model, data, seed or configuration.
     """
-    labels = _labels(frame, "scorer", BOOKKEEPING)
+    labels = _labels(frame, "scorer", BOOKKEEPING, budgets)
     if "control" not in frame:
         return labels
     return labels.where(frame["control"].isna(), labels + ", " + frame["control"].astype(str))
@@ -48,12 +50,12 @@ def setups(frame: pd.DataFrame) -> pd.Series:
     return _labels(frame, None, BOOKKEEPING | PRUNING)
 
 
-def _labels(frame: pd.DataFrame, head: str | None, ignored: Collection[str]) -> pd.Series:
+def _labels(frame: pd.DataFrame, head: str | None, ignored: Collection[str], budgets: bool = False) -> pd.Series:
     """A label a row: the value in column `head` ("dense" for None), then what differs among those that share it."""
     import pandas as pd  # noqa: PLC0415  # slow to import
 
     require(frame, [*([head] if head else []), "model", "data", "seed", "config"])
-    heads = _heads(frame, head) if head else ["dense"] * len(frame)
+    heads = _heads(frame, head, budgets) if head else ["dense"] * len(frame)
     places = list(zip(frame["model"].astype(str), frame["data"].astype(str), strict=True))
     # A label follows from what is different among rows, not from how many are alike: the levels of a run count once.
     keys = list(zip(heads, places, frame["seed"].astype(str), map(repr, frame["config"]), strict=True))
@@ -66,10 +68,18 @@ def _labels(frame: pd.DataFrame, head: str | None, ignored: Collection[str]) -> 
     return pd.Series([label[key] for key in keys], index=frame.index, name="method", dtype=object)
 
 
-def _heads(frame: pd.DataFrame, head: str) -> list[str]:
-    """What labels begin with: the method that the configuration names, or else the value in column `head`."""
-    named = [config.get("method") if isinstance(config, Mapping) else None for config in frame["config"]]
-    return [str(method or value) for method, value in zip(named, frame[head], strict=True)]
+def _heads(frame: pd.DataFrame, head: str, budgets: bool) -> list[str]:
+    """What labels begin with: the adaptation, with its budget, or the method that the configuration names, or else the
+    value in column `head`.
+    """
+    known = [config if isinstance(config, Mapping) else {} for config in frame["config"]]
+    adapted = [(config.get("adaptation") or {}).get("name") for config in known]
+    named = [adaptation or config.get("method") for adaptation, config in zip(adapted, known, strict=True)]
+    found = [str(method or value) for method, value in zip(named, frame[head], strict=True)]
+    if not budgets or "adaptation_budget" not in frame:
+        return found
+    sizes = frame["adaptation_budget"]
+    return [f"{name}, {size}" if there else name for name, size, there in zip(found, sizes, sizes.notna(), strict=True)]
 
 
 def _distinct_labels(

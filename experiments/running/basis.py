@@ -267,6 +267,7 @@ class Basis:
             accumulate=training.accumulate,
             clip=training.clip,
             best_on_validation=training.best_on_validation,
+            trainable=training.trainable,
             augment=None if augment is None else without_return_check(instantiate("data.augment", augment)),
         )
 

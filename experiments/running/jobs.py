@@ -34,6 +34,9 @@ from pruning.execution.crossover import processor
 
 log = logging.getLogger("experiments")
 
+_LOGGERS = (log, logging.getLogger("pruning"))
+"""Whose messages run.log holds: those of the library say how a regime or an execution went."""
+
 Rows = list[dict[str, Any]]
 
 
@@ -160,7 +163,8 @@ def _prepared(run: Callable[[Setting, Path, str], Rows], config: Configuration) 
             written.write_text(text)
         logfile = logging.FileHandler(folder / "run.log")
         logfile.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        log.addHandler(logfile)
+        for logger in _LOGGERS:
+            logger.addHandler(logfile)
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = partial(_warned, warnings.showwarning)
@@ -177,7 +181,8 @@ def _prepared(run: Callable[[Setting, Path, str], Rows], config: Configuration) 
                 f"{type(error).__name__}: {error}, in {at.filename}, line {at.lineno}; traceback: {folder / 'run.log'}"
             ) from error
         finally:
-            log.removeHandler(logfile)
+            for logger in _LOGGERS:
+                logger.removeHandler(logfile)
             logfile.close()
 
 

@@ -14,7 +14,7 @@ from experiments.records import FORMAT
 from experiments.running.conditions import device_name
 from experiments.running.setting import Setting
 from experiments.store.identity import EXECUTION, STRUCTURE, code
-from experiments.store.networks import Network, finite, load
+from experiments.store.networks import Network, finite, load, load_weights
 from experiments.tasks import evaluate as evaluate_task
 from pruning import Masks
 from pruning.cost import cost, latency
@@ -65,7 +65,7 @@ def evaluate(setting: Setting, network: Network, level: Level, dense_network: Ne
         "rounds": level.rounds,
         "requested_density": level.density if level.density is not None else row["density"],
         "target_density": level.target,
-        **dict.fromkeys(("removed_parameters", "removed_bytes", "removed_difference", "latency_ms")),
+        **dict.fromkeys(("removed_parameters", "removed_bytes", "removed_difference", "latency_ms", "adaptation_ms")),
         **row,
         "epochs": history["epochs"],
         "total_epochs": history["total_epochs"],
@@ -79,6 +79,7 @@ def evaluate(setting: Setting, network: Network, level: Level, dense_network: Ne
         "versions": history["versions"],
         "diverged": history["diverged"],
         "first_loss": history["first_loss"],
+        **_adaptation(network),
         "metrics": [metric.as_dict() for metric in setting.task.all_metrics()],
         "control": None,
         "dense": dense_network.key,
@@ -86,9 +87,25 @@ def evaluate(setting: Setting, network: Network, level: Level, dense_network: Ne
     }
 
 
+def _adaptation(network: Network) -> dict[str, Any]:
+    """The columns of an adaptation; null for a network that was trained otherwise."""
+    adapted = network.adapted or {}
+    columns = ("budget", "trained", "beside", "bytes", "optimizer_bytes", "step_ms", "rate", "filled")
+    return {
+        **{f"adaptation_{name}": adapted.get(name) for name in columns},
+        "adaptation_rates": [list(pair) for pair in network.searched] or None,
+    }
+
+
 def _measure(setting: Setting, network: Network, removed: bool) -> dict[str, Any]:
-    """Densities, costs and metrics of `network`; also those of the smaller one, where its channels are `removed`."""
-    model = load(setting.new_model(), network).to(setting.device)
+    """Densities, costs and metrics of `network`; also those of the smaller one, where its channels are `removed`.
+
+    Costs are those of the weights, without what is beside them: their macs are not known then.
+    """
+    adapted = network.adapted
+    beside = adapted is not None and adapted["method"] is not None
+    model = load_weights(setting.new_model(), network).to(setting.device)
+    whole = load(setting.new_model(), network).to(setting.device) if beside else model
     dense = Masks.dense(setting.prunable(model)).to("cpu")
     held = network.load_masks()
     masks = dense if held is None else held
@@ -104,7 +121,7 @@ def _measure(setting: Setting, network: Network, removed: bool) -> dict[str, Any
         "parameters": counts.parameters,
         "nonzero": counts.nonzero,
         "dense_macs": counts.dense_macs,
-        "macs": counts.macs,
+        "macs": None if beside else counts.macs,
         "smallest_density": smallest.density,
         "smallest_layer": smallest.name,
         "emptied": list(masks.emptied),
@@ -113,10 +130,11 @@ def _measure(setting: Setting, network: Network, removed: bool) -> dict[str, Any
         **{
             f"{part}_{metric}": finite(value)
             for part, data in parts.items()
-            for metric, value in evaluate_task(setting.task, model, data).items()
+            for metric, value in evaluate_task(setting.task, whole, data).items()
         },
         # Of a network that diverged no outputs can be compared
         **_measure_small(setting, model, held if removed and network.history["diverged"] is None else None),
+        **(_measure_beside(setting, model, whole) if beside else {}),
     }
 
 
@@ -152,3 +170,13 @@ def _measure_small(setting: Setting, model: nn.Module, masks: Masks | None) -> d
         found |= {"latency_ms": latency(model, _inputs(setting, batch), seconds=0.5)}
         found |= {"latency_batch": min(batch, len(setting.splits.test))}
     return found
+
+
+def _measure_beside(setting: Setting, model: nn.Module, whole: nn.Module) -> dict[str, Any]:
+    """Milliseconds of a forward pass of `whole`, and how many more they are than without what is beside the weights."""
+    batch = setting.config.latency
+    if batch is None:
+        return {}
+    inputs = _inputs(setting, batch)
+    without, together = (latency(each.eval(), inputs, seconds=0.5) for each in (model, whole))
+    return {"latency_ms": together, "adaptation_ms": together - without}

@@ -12,12 +12,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from experiments.configuration.targets import instantiate
 from experiments.store import Artefact
 from pruning import Masks
 from pruning.errors import ArtefactError
 
 WEIGHTS, MASKS, HISTORY = "weights.safetensors", "masks.safetensors", "history.json"
 POINT = "point.safetensors"
+ADAPTATION, ADAPTED = "adaptation.safetensors", "adaptation.json"
+"""What an adaptation has trained, and how; of one that is not in the weights the former is a part of the network."""
+
 NO_STEPS = {"steps": 0, "position": 0, "epoch_steps": 1}
 
 
@@ -27,11 +31,13 @@ class Network:
 
     `untrained`: nothing has followed the masks, so that the weights, and their history, are those of the network that
     was pruned: half a gigabyte a level is not copied.
+    `searched`: learning rates of an adaptation that were tried, with the validation metric of each.
     """
 
     weights: Artefact
     masks: Artefact | None = None
     untrained: bool = False
+    searched: tuple[tuple[float, float | None], ...] = ()
 
     @property
     def fields(self) -> frozenset[str]:
@@ -50,6 +56,11 @@ class Network:
         """Epochs and seconds of its training, and in total since the initialisation; threads; versions."""
         found: dict[str, Any] = self.weights.json(HISTORY)
         return found | {"epochs": 0.0, "seconds": 0.0, "first_loss": None, "history": []} if self.untrained else found
+
+    @property
+    def adapted(self) -> dict[str, Any] | None:
+        """How it was adapted; None where it was trained otherwise."""
+        return None if self.untrained or not self.weights.has(ADAPTED) else self.weights.json(ADAPTED)
 
     def stored_bytes(self, model: nn.Module) -> int:
         """Bytes in files of its kept weights, of everything else in `model`, and of its masks."""
@@ -70,7 +81,18 @@ class Network:
 
 
 def load(model: nn.Module, network: Network) -> nn.Module:
-    """`model` with the weights of `network`, removed ones zero, on the CPU."""
+    """`model` with the weights of `network`, removed ones zero, and what was trained beside them, on the CPU."""
+    model, adapted = load_weights(model, network), network.adapted
+    if adapted is None or adapted["method"] is None:
+        return model
+    attached = instantiate("adaptation", adapted["method"]).attach(model, network.load_masks())
+    attached.read(network.weights.file(ADAPTATION))
+    found: nn.Module = attached.model
+    return found
+
+
+def load_weights(model: nn.Module, network: Network) -> nn.Module:
+    """`model` with the weights of `network` alone, without an adaptation that is not in them."""
     state = load_file(network.weights.file(WEIGHTS))
     if network.weights.has(MASKS):
         held = Masks.load(network.weights.file(MASKS))

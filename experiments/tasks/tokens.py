@@ -48,6 +48,7 @@ class TokenPrediction(Task):
     def loss(self, outputs: Any, batch: Batch, training: bool = False) -> Tensor:
         """The sum over the tokens that count."""
         logits, labels = self.predictions(outputs, batch)
+        logits, labels = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
         return F.cross_entropy(widened(logits), labels, ignore_index=IGNORED, reduction="sum")
 
     def measures(self) -> dict[str, torchmetrics.Metric]:

@@ -25,3 +25,14 @@ def cosine(progress: float, final: float = 0.01) -> float:
     if not isinstance(final, int | float) or final < 0:
         raise ConfigurationError(f"learning_rate.final={final}: give a factor of at least 0")
     return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def linear(progress: float, warmup: float = 0.1, final: float = 0.0) -> float:
+    """From 0 to 1 over the share `warmup` of training, then to `final`, both in a line (Devlin et al. 2019)."""
+    if not isinstance(warmup, int | float) or not 0 <= warmup < 1:
+        raise ConfigurationError(f"learning_rate.warmup={warmup}: give a share of training, in [0, 1)")
+    if not isinstance(final, int | float) or final < 0:
+        raise ConfigurationError(f"learning_rate.final={final}: give a factor of at least 0")
+    if progress < warmup:
+        return progress / warmup
+    return 1.0 + (final - 1.0) * (progress - warmup) / (1.0 - warmup)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ from experiments.training.checkpoints import Checkpoints
 from experiments.training.execution import execution_of
 from experiments.training.recipe import Recipe
 from experiments.training.state import Epoch, TrainingState, from_tree, to_tree
-from pruning import Masks
+from pruning import Masks, prunable
 from pruning.dynamic import FixedMasks, Regime
 from pruning.errors import ConfigurationError, DataError, MaskError
 from pruning.execution import Execution, ExecutionPolicy, masked
@@ -40,10 +40,15 @@ from pruning.rewind import RewindPoint
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from experiments.adaptation import Attached
+
 log = logging.getLogger("experiments")
 
 MakeRegime = Callable[[nn.Module, Optimizer], Regime]
 """Factory of masks that change during training, called with the model and its optimizer: see `pruning.dynamic`."""
+
+Adapt = Callable[[nn.Module], "Attached"]
+"""Attaches an adaptation to a model: see `experiments.adaptation`."""
 
 Objective = Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
 """From a model and a batch to what is minimised, and the task's own loss, which is recorded: both sums."""
@@ -66,6 +71,9 @@ class Trained:
         diverged: the first step whose loss was not finite, where the last epoch's was not either and no better epoch is
             kept.
         first_loss: mean loss of the first step in which something counted; None where there was none.
+        adapted: what was attached, if anything was; it is not finished.
+        optimizer_bytes: size of the optimizer's state of what it trained of its own, at the end.
+        steps: optimizer steps.
     """
 
     epochs: list[Epoch]
@@ -74,6 +82,9 @@ class Trained:
     sparse: tuple[str, ...] = ()
     diverged: int | None = None
     first_loss: float | None = None
+    adapted: Attached | None = None
+    optimizer_bytes: int = 0
+    steps: int = 0
 
 
 def accelerator(device: str = "auto", precision: str = "no") -> Accelerator:
@@ -104,6 +115,7 @@ def train(
     progress: Progress | None = None,
     checkpoints: Checkpoints | None = None,
     policy: ExecutionPolicy = masked,
+    adapt: Adapt | None = None,
     objective: MakeObjective | None = None,
 ) -> Trained:
     """Train `model` in place; removed weights are zero at the end.
@@ -120,16 +132,18 @@ def train(
         progress: called after every epoch.
         checkpoints: checkpoints to write; an existing one is resumed. The caller deletes them afterwards.
         policy: which layers run sparsely while masks hold on them; see `pruning.execution`.
+        adapt: attaches what is trained in the place of all weights, which is then left on the model; masks are its own
+            business.
         objective: makes what is minimised, instead of the task's loss.
     """
     device = accelerated.device
     model.to(device)
-    optimizer = _optimizer(recipe, model)
+    model, adapted, trained, optimizer = _begun(model, recipe, adapt)
+    within = model if adapted is None else adapted
     base_rates = [group["lr"] for group in optimizer.param_groups]
     examples, validation = examples.to(device), validation.to(device)
     length = steps_per_epoch(len(examples), recipe.batch_size)
     headline = task.all_metrics()[0]
-    epochs = -(-len(recipe.steps) // length)
     prepared = accelerated.prepare(model)
     # accelerate's wrapper of an optimizer only matters to a gradient scaler, and costs a small network 5 % of a step
     stepper = optimizer if accelerated.scaler is None else accelerated.prepare(optimizer)
@@ -142,9 +156,9 @@ def train(
         execution = None if masking is None else execution_of(masking, policy, part, accelerated)
         tree = None if checkpoints is None else checkpoints.read(device)
         if tree is not None:
-            state = from_tree(tree, model, optimizer, execution, accelerated)
+            state = from_tree(tree, model, optimizer, execution, accelerated, adapted)
         examples, learn = _objective_of(objective, model, task, examples, recipe)
-        prepared.train()
+        start_training(prepared, trained)
         kept = None if tree is not None else Kept.of(model=model, task=task)
         began, last_saved = time.perf_counter() - state.seconds, time.monotonic()
         for batch in upcoming(examples, recipe, task, range(state.step, recipe.steps.stop), length):
@@ -153,26 +167,27 @@ def train(
                 reseed(recipe.seed, "training", number)
             _set_rates(optimizer, base_rates, recipe.factor(state.step / recipe.total))
             count = task.count(batch)
-            state.add(_step(prepared, stepper, batch, count, recipe, learn, accelerated, execution), count)
+            state.add(_step(prepared, stepper, batch, count, recipe, learn, accelerated, execution, trained), count)
             if kept is not None:  # asked once, after the first step
                 checkpoints, kept = (None if kept.report_changes() else checkpoints), None
             ends = state.step % length == 0 or state.step == recipe.steps.stop
             found = evaluate(task, model, validation)[headline.name] if ends and recipe.best_on_validation else None
             state.seconds = time.perf_counter() - began
             if ends:
-                epoch = state.close(number, optimizer.param_groups[0]["lr"], found, headline.higher_is_better, model)
+                epoch = state.close(number, optimizer.param_groups[0]["lr"], found, headline.higher_is_better, within)
                 began = time.perf_counter()
                 if progress is not None:
-                    progress.epoch(len(state.epochs), epochs, epoch.loss)
+                    progress.epoch(len(state.epochs), -(-len(recipe.steps) // length), epoch.loss)
             if checkpoints is not None and is_main_process() and checkpoints.due(state.step, last_saved):
-                checkpoints.write(to_tree(state, model, optimizer, execution, accelerated), device)
+                checkpoints.write(to_tree(state, model, optimizer, execution, accelerated, adapted), device)
                 last_saved = time.monotonic()
         sparse = () if execution is None else execution.dense()
         end = RewindPoint.capture(model, optimizer, step=state.step) if recipe.keep_end else None
     if state.best is not None:
-        model.load_state_dict(state.best[1])
+        within.load_state_dict(state.best[1])
     final = None if masking is None else _finished(masking, model, trained=bool(recipe.steps))
-    return Trained(state.epochs, final, end, sparse, state.lost, state.first_loss)
+    held = 0 if adapted is None else state_bytes(optimizer, adapted.own().values())
+    return Trained(state.epochs, final, end, sparse, state.lost, state.first_loss, adapted, held, len(recipe.steps))
 
 
 def _finished(masking: Regime, model: nn.Module, trained: bool) -> Masks:
@@ -188,7 +203,7 @@ def check_recipe(recipe: Recipe, model: nn.Module, examples: Data) -> None:
     """Raise one-line errors for an optimizer that cannot be made of `model`, and an augmentation that fails on the
     first of `examples`.
     """
-    _optimizer(recipe, model)
+    _optimizer(recipe, _trainable(model, recipe))
     if recipe.augment is None:
         return
     batch = take(examples, 4)
@@ -200,9 +215,62 @@ def check_recipe(recipe: Recipe, model: nn.Module, examples: Data) -> None:
         raise DataError("data.augment: gives another number of examples: give back as many")
 
 
-def _optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
+def _begun(
+    model: nn.Module, recipe: Recipe, adapt: Adapt | None
+) -> tuple[nn.Module, Attached | None, list[nn.Parameter], Optimizer]:
+    """The model that is called, what is attached to it, what is trained, and by which optimizer."""
+    if adapt is None:
+        trained = _trainable(model, recipe)
+        return model, None, trained, _optimizer(recipe, trained)
+    adapted = adapt(model)
+    trained = list(adapted.parameters())
+    optimizer = _optimizer(recipe, trained, adapted)
+    adapted.follow(optimizer)
+    return adapted.model, adapted, trained, optimizer
+
+
+def _trainable(model: nn.Module, recipe: Recipe) -> list[nn.Parameter]:
+    """What a training without an adaptation trains; all other parameters get no gradient."""
+    if recipe.trainable is None:
+        return [p for p in model.parameters() if p.requires_grad]
+    chosen = list(prunable(model, include=list(recipe.trainable)).values())
+    kept = set(map(id, chosen))
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in kept)
+    return chosen
+
+
+def start_training(model: nn.Module, trained: Sequence[nn.Parameter]) -> None:
+    """Put `model` in training mode, but for batch norms of which nothing is trained, where not all is: they keep their
+    statistics, as a frozen network stays what it is.
+    """
+    model.train()
+    chosen = set(map(id, trained))
+    if all(id(parameter) in chosen for parameter in model.parameters()):
+        return
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase) and not any(id(p) in chosen for p in module.parameters()):
+            module.eval()
+
+
+def state_bytes(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> int:
+    """Bytes of the tensors that an optimizer keeps of these parameters."""
+    states = (optimizer.state.get(parameter, {}) for parameter in parameters)
+    return sum(value.nbytes for state in states for value in state.values() if isinstance(value, Tensor))
+
+
+def _optimizer(recipe: Recipe, trained: Sequence[nn.Parameter], adapted: Attached | None = None) -> Optimizer:
+    """The recipe's optimizer; what an adaptation trains of its own has its own rate."""
+    groups: Any = list(trained)
+    if adapted is not None:
+        parts = [(adapted.own().values(), adapted.rate), (adapted.dense.values(), adapted.dense_rate)]
+        groups = [
+            {"params": list(parameters), **({} if rate is None else {"lr": rate})}
+            for parameters, rate in parts
+            if parameters
+        ]
     try:
-        return recipe.optimizer(p for p in model.parameters() if p.requires_grad)
+        return recipe.optimizer(groups)
     except (TypeError, ValueError) as error:
         raise ConfigurationError(f"optimizer: {error}: check its options") from error
 
@@ -228,6 +296,7 @@ def _step(
     learn: Objective,
     accelerated: Accelerator,
     execution: Execution | None,
+    trained: Sequence[nn.Parameter],
 ) -> Tensor:
     """One optimizer step on the mean over `count`; the sum of the task's losses of this process, on the device."""
     if execution is not None:
@@ -247,7 +316,7 @@ def _step(
         if counted:
             loss_sum += loss.detach()
     if recipe.clip is not None:
-        accelerated.clip_grad_norm_(model.parameters(), recipe.clip)
+        accelerated.clip_grad_norm_(trained, recipe.clip)
     if execution is not None:
         execution.regime.before_step()
     optimizer.step()

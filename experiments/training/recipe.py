@@ -1,6 +1,6 @@
 """Recipes: how networks are trained."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +30,7 @@ class Recipe:
             of *this* training.
         augment: from the inputs of a batch and a generator to the inputs that a step sees; None: those of the data.
         keep_end: give back a rewind point of the end.
+        trainable: globs of the parameters that are trained, as a linear probe's are; None: all.
     """
 
     steps: range
@@ -43,3 +44,4 @@ class Recipe:
     best_on_validation: bool = False
     augment: Augmentation | None = None
     keep_end: bool = False
+    trainable: Sequence[str] | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,17 @@ from pruning.rewind import RewindPoint
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from experiments.adaptation import Attached
+
 log = logging.getLogger("experiments")
+
+
+class Stateful(Protocol):
+    """A model, or what is trained of it."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that its training changes."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -73,7 +83,7 @@ class TrainingState:
             self._not_finite()
 
     def close(
-        self, number: int, learning_rate: float, validation: float | None, better: bool, model: nn.Module
+        self, number: int, learning_rate: float, validation: float | None, better: bool, trained: Stateful
     ) -> Epoch:
         """End an epoch, with its validation metric if it was measured, and whether higher is `better`."""
         seen = float(self.seen)
@@ -81,7 +91,7 @@ class TrainingState:
         # Outputs that are NaN have an accuracy too
         if math.isfinite(mean) and _is_better(validation, None if self.best is None else self.best[0], better):
             assert validation is not None
-            self.best = validation, {name: value.clone() for name, value in model.state_dict().items()}
+            self.best = validation, {name: value.clone() for name, value in trained.state_dict().items()}
         epoch = Epoch(number, learning_rate, mean, validation, self.seconds)
         if not math.isfinite(mean):
             self._not_finite()
@@ -118,11 +128,13 @@ def to_tree(
     optimizer: Optimizer,
     execution: Execution | None,
     accelerated: Accelerator,
+    adapted: Attached | None = None,
 ) -> dict[str, Any]:
     """Pack the state of a training into plain data and tensors."""
     scaler = accelerated.scaler
     return {
         "point": RewindPoint.capture(model, optimizer, step=state.step).as_dict(),
+        "adapted": None if adapted is None else adapted.state_dict(),
         "masks": None if execution is None else execution.regime.state_dict(),
         "sparse": None if execution is None or execution.layers is None else execution.layers,
         "scaler": None if scaler is None else scaler.state_dict(),
@@ -142,6 +154,7 @@ def from_tree(
     optimizer: Optimizer,
     execution: Execution | None,
     accelerated: Accelerator,
+    adapted: Attached | None = None,
 ) -> TrainingState:
     """Restore what `to_tree` packed: into model, optimizer, masks, scaler and the global random states."""
     point = RewindPoint(**tree["point"])
@@ -150,6 +163,8 @@ def from_tree(
         if tree["sparse"] is not None:
             execution.sparse(tree["sparse"])  # whatever would be chosen now: the rest is to have the same bits
     point.restore(model, optimizer, random=True)
+    if adapted is not None:
+        adapted.load_state_dict(tree["adapted"])
     if accelerated.scaler is not None:
         accelerated.scaler.load_state_dict(tree["scaler"])
     device = accelerated.device

@@ -7,6 +7,7 @@ from pruning.adaptation.delta import Applied, Change, Delta
 from pruning.adaptation.growing import Regrown
 from pruning.adaptation.merging import Merged, merge
 from pruning.adaptation.prefixes import Prefixes
+from pruning.adaptation.prompts import Prompt
 from pruning.adaptation.support import choose_support
 from pruning.adaptation.tuning import Tuning
 
@@ -19,6 +20,7 @@ __all__ = [
     "Delta",
     "Merged",
     "Prefixes",
+    "Prompt",
     "Regrown",
     "Tuning",
     "choose_support",

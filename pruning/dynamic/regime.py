@@ -1,7 +1,7 @@
 """Masks on a network in training: what every regime shares, and what it takes to change masks between two steps."""
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,10 @@ class Regime:
     Attributes:
         masks: those that hold now.
         step: optimizer steps done.
+        whole_batches: whether every step is to be one forward pass of one process, of the whole batch.
     """
+
+    whole_batches: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, masks: Masks, resting: bool = False):
         """Hold `masks` from now on.
@@ -172,7 +175,8 @@ def starting(evidence: Evidence) -> Masks:
     """The masks that `evidence` comes with, or all that is prunable, on the parameters' devices."""
     if evidence.masks is None:
         return Masks.dense(evidence.parameters)
-    return Masks({name: mask.to(evidence.parameters[name].device) for name, mask in evidence.masks.items()})
+    every = named(evidence.model)  # masks of channels reach into biases and norms, which are not prunable
+    return Masks({name: mask.to(every[name].device) for name, mask in evidence.masks.items()})
 
 
 def moment(share: float, steps: int, name: str) -> int:

@@ -34,8 +34,8 @@ class Execution:
         masks = regime.finish()
 
     With `FixedMasks` everything after the first `ready` is sparse. RigL and SET take their exchanges, and
-    gradual pruning its prunings, on dense weights, a step each; movement and soft masks learn from dense gradients at
-    every step and stay dense while they do.
+    gradual pruning its prunings, on dense weights, a step each; movement, soft masks and codes learn from dense
+    gradients at every step and stay dense while they do.
 
     Attributes:
         layers: the names of the weights that run sparsely now, each with the columns up to which its products are MKL's

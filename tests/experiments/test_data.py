@@ -421,7 +421,8 @@ def test_crop_and_flip_refuses_what_is_no_batch_of_images(shape: tuple[int, ...]
 
 
 def test_one_file_a_data_set() -> None:
-    assert sorted(path.stem for path in CONF.glob("*.yaml")) == sorted([*NAMES, *OTHERS, "books", "wikitext2"])
+    texts = ("bookings", "books", "newsgroups", "reuters8", "wikitext2")
+    assert sorted(path.stem for path in CONF.glob("*.yaml")) == sorted([*NAMES, *OTHERS, *texts])
 
 
 OTHERS = {

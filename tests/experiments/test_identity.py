@@ -42,6 +42,7 @@ RUNS = {
     "soft": ("dynamic=soft_mask", "granularity=vectors", "density=0.3", "recovery.epochs=2"),
     "channels": ("granularity=channels", "allocation=macs", "density=0.5", "scorer=taylor", "latency=8"),
     "gradual channels": ("dynamic=gradual", "granularity=channels", "density=0.5", "dynamic.every=5"),
+    "codes": ("dynamic=auto_pruner", "granularity=channels", "density=0.5", "recovery.epochs=2"),
     "distilled": ("distillation=logits", "density=0.3", "controls=[reinit,shuffle,small_dense]"),
     "distilled states": ("distillation=combined", "distillation.terms.hidden.layers=[fc1]", "density=0.3",
                          "recovery=rewind"),

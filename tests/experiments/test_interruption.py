@@ -33,7 +33,13 @@ RUNS = {
         *("distillation=combined", "distillation.terms.hidden.layers=[fc1]", "density=[0.3,0.1]", "recovery.epochs=2"),
         *("model.batch_norm=true", "training.best_on_validation=true"),
     ),
+    "sparse update": ("adaptation=sparse", "adaptation.budget=0.2", "density=[0.5]", "training.trainable=[*.bias]"),
+    "best epoch of an adaptation": (
+        *("adaptation=lora", "adaptation.budget=lora:1", "density=1.0", "recovery.epochs=3", "adaptation.widen=0"),
+        "training.best_on_validation=true",
+    ),
     "gradual": ("dynamic=gradual", "dynamic.every=5", "density=[0.3,0.1]", "recovery.epochs=4"),
+    "codes": ("dynamic=auto_pruner", "granularity=channels", "latency=null", "density=0.5", "recovery.epochs=6"),
 }
 
 

@@ -500,6 +500,7 @@ def test_one_file_a_model() -> None:
         "llama",
         "bert",
         "smollm2",
+        "minilm",
         "run",
     }
 

@@ -290,21 +290,22 @@ def test_batch_norm_is_estimated_anew_after_the_pruning(tmp_path, trainings):
     assert all(name.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked") for name in unlike)
 
 
-REGIMES = ("set", "rigl", "gradual", "movement", "soft_movement", "soft_mask")
+REGIMES = ("set", "rigl", "gradual", "movement", "soft_movement", "soft_mask", "auto_pruner")
 
 
 @pytest.mark.parametrize("name", REGIMES)
 def test_every_regime_runs_and_says_what_it_kept(tmp_path, name):
     own = {"soft_movement": ["density=null", "dynamic.penalty=0.1"], "soft_mask": ["granularity=vectors"]}
+    own |= {"auto_pruner": ["granularity=channels", "latency=null"]}
     options = [f"dynamic={name}", *own.get(name, []), "recovery.epochs=2"]
     options += ["density=0.25"] if name != "soft_movement" else []
-    options += ["dynamic.every=5"] if name not in ("soft_mask",) else []
+    options += ["dynamic.every=5"] if name not in ("soft_mask", "auto_pruner") else []
     rows = run(tmp_path, *options)
     total = rows[0]["prunable"]
     if name == "soft_mask":
         assert sum(layer["kept"] > 0 for layer in rows[1]["layers"]) > 0
         assert rows[1]["kept"] < total
-    elif name == "soft_movement":
+    elif name in ("soft_movement", "auto_pruner"):
         assert 0 < rows[1]["kept"] < total
     else:
         assert rows[1]["kept"] == pytest.approx(0.25 * total, abs=2)

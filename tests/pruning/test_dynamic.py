@@ -16,7 +16,7 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop, Rprop
 
 from pruning import Evidence, Masks, prunable, prune, scorers
 from pruning.allocation import ERK, Uniform
-from pruning.dynamic import SET, FixedMasks, Gradual, Movement, Regime, RigL, SoftMask
+from pruning.dynamic import SET, AutoPruner, FixedMasks, Gradual, Movement, Regime, RigL, SoftMask
 from pruning.errors import MaskError, ScheduleError, ScoreError
 from pruning.granularity import Blocks, Vectors, Weights
 from pruning.schedules import during_training
@@ -99,6 +99,9 @@ REGIMES: dict[str, Callable[[nn.Module, Optimizer], Regime]] = {
     "soft mask": lambda m, o: SoftMask(evidence_of(m, None), o, steps=STEPS, density=0.5, penalty=0.2),
     "soft mask, weights": lambda m, o: SoftMask(
         evidence_of(m, None), o, steps=STEPS, granularity=Weights(), penalty=3.0, rate=0.2, end=1.0
+    ),
+    "auto pruner": lambda m, o: AutoPruner(
+        evidence_of(m, None), o, steps=STEPS, density=0.5, granularity=channels(m), seed=2
     ),
 }
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +11,14 @@ from hydra.utils import get_object
 from torch import nn
 from torch.optim import Optimizer
 
-from experiments.configuration.targets import instantiate
+from experiments.configuration.targets import instantiate, short_name
 from experiments.running.setting import Setting
 from experiments.running.stages.scoring import SEEN, evidence_of
 from experiments.running.stages.teaching import teaching
-from experiments.running.stages.trained import is_distilled, rewind_point, trained, training_view
+from experiments.running.stages.trained import Adapting, is_distilled, rewind_point, trained, training_view
+from experiments.runtime.processes import world_size
 from experiments.runtime.seeding import seeded
+from experiments.store import Artefact
 from experiments.store.identity import EXECUTION, STRUCTURE, code
 from experiments.store.networks import MASKS, Network, load
 from experiments.training.batches import batches
@@ -23,6 +26,7 @@ from experiments.training.loop import MakeRegime
 from experiments.training.recipe import Recipe
 from pruning import Masks
 from pruning.dynamic import Regime
+from pruning.errors import ConfigurationError
 from pruning.recovery import reestimate_batchnorm
 
 if TYPE_CHECKING:
@@ -37,31 +41,75 @@ def recover(
     Fine-tuned, rewound, retrained, or not at all (0 epochs). With `dynamic`, and if they are to be `changing`, the
     masks change meanwhile, until `density` if that is theirs to reach. `title` is what its progress says of it.
     """
-    config = setting.config.recovery
-    masks = network.load_masks()
-    weights = rewind_point(setting) if config.weights == "rewind" else network
     changes = changing and bool(setting.config.dynamic)
-    replayed = config.learning_rate == "replay"
-    if replayed:  # the data come as training saw them
-        total = setting.total_steps
-        steps = range(setting.rewind_step, total)
-    else:  # fine-tuning goes on where the order of the data ended
-        ended, total = network.history["position"], 0
-        assert config.epochs is not None
-        steps = range(ended, ended + config.epochs * setting.epoch_steps)
-    if not (steps or changes or _compensates(setting) or config.batchnorm_batches):
+    weights = rewind_point(setting) if setting.config.recovery.weights == "rewind" else network
+    if not (changes or trains(setting, network)):
         return Network(weights.weights, network.masks, untrained=True)
-    taught = teaching(setting) if steps and is_distilled(setting.config) else None
-    identity = {"weights": weights.key, **({"density": density} if changes else {}), **_code(setting, changes)}
-    identity |= taught.identity if taught else {}
-    fields = (*_taken(setting, changes), *(taught.fields if taught else ()))
-    setting = training_view(setting, Network(weights.weights, network.masks), *fields, changing=changes)
-    recipe = setting.recipe(steps, setting.learning_rate if replayed else setting.recovery_rate, total)
-    begin = partial(_begun, setting, network, weights, masks, recipe)
-    regime = _regime(setting, masks, len(steps), density) if changes else None
-    objective = taught.objective if taught else None
-    found = trained(setting, "recovered", identity, network, recipe, title, begin, weights, regime, objective)
+    found = retrain(setting, network, title, weights, density, changes)
     return Network(found, found if changes else network.masks)
+
+
+def trains(setting: Setting, network: Network) -> bool:
+    """Whether anything follows the masks of `network`: a training, a compensation, or an estimate of batch norm's."""
+    recovery = setting.config.recovery
+    return bool(_steps(setting, network) or _compensates(setting) or recovery.batchnorm_batches)
+
+
+def retrain(
+    setting: Setting,
+    network: Network,
+    title: str,
+    weights: Network,
+    density: float | None = None,
+    changes: bool = False,
+    adapting: Adapting | None = None,
+) -> Artefact:
+    """`network` under its masks with these `weights`, trained as `recovery` says.
+
+    With `changes` the masks change meanwhile, until `density`; with `adapting` something else than all weights is
+    trained.
+    """
+    steps = _steps(setting, network)
+    masks = network.load_masks()
+    identity = {"weights": weights.key, **({"density": density} if changes else {}), **_code(setting, changes)}
+    fields = _taken(setting, changes)
+    if adapting is not None:
+        identity, fields = {**identity, **adapting.identity}, [*fields, "adaptation"]
+    taught = teaching(setting) if steps and is_distilled(setting.config) else None
+    if taught is not None:
+        identity, fields = {**identity, **taught.identity}, [*fields, *taught.fields]
+    view = training_view(setting, Network(weights.weights, network.masks), *fields, changing=changes)
+    rate, total = _rate(view, steps)
+    recipe = view.recipe(steps, rate, setting.total_steps if total is None else total)
+    begin = partial(_begun, view, network, weights, masks, recipe)
+    regime = _regime(view, masks, len(steps), density) if changes else None
+    objective = None if taught is None else taught.objective
+    return trained(view, "recovered", identity, network, recipe, title, begin, weights, regime, adapting, objective)
+
+
+def _steps(setting: Setting, network: Network) -> range:
+    """The steps of the recovery, in the order of the data."""
+    config = setting.config.recovery
+    if config.learning_rate == "replay":  # the data come as training saw them
+        return range(setting.rewind_step, setting.total_steps)
+    ended = network.history["position"]  # fine-tuning goes on where the order of the data ended
+    assert config.epochs is not None
+    return range(ended, ended + config.epochs * setting.epoch_steps)
+
+
+def _rate(setting: Setting, steps: range) -> tuple[Callable[[float], float], int | None]:
+    """The factor of the learning rate, and the steps over which it is spread; None: those of the whole training."""
+    config = setting.config.recovery
+    if config.learning_rate == "replay":
+        return setting.learning_rate, None
+    if config.learning_rate == "restart":
+        return partial(_restarted, setting.learning_rate, config.factor, steps.start / max(1, len(steps))), len(steps)
+    return setting.recovery_rate, 0
+
+
+def _restarted(rate: Callable[[float], float], factor: float, start: float, progress: float) -> float:
+    """The schedule from its beginning, which is at the progress `start`."""
+    return factor * rate(min(1.0, progress - start))
 
 
 def _compensates(setting: Setting) -> bool:
@@ -86,7 +134,23 @@ def check_dynamic(setting: Setting, density: float | None) -> None:
     model = setting.new_model()
     masks = None if reaches_density_while_training(setting.config) else Masks.dense(setting.prunable(model))
     optimizer = instantiate("optimizer", setting.config.optimizer)(model.parameters())
-    _regime(setting, masks, steps, density)(model, optimizer).finish()
+    regime = _regime(setting, masks, steps, density)(model, optimizer)
+    regime.finish()
+    if regime.whole_batches:
+        _check_whole_batches(setting)
+
+
+def _check_whole_batches(setting: Setting) -> None:
+    """Raise `ConfigurationError` where batches are cut, for a regime that takes them whole."""
+    name = short_name(setting.config.dynamic)
+    if setting.config.training.accumulate > 1:
+        raise ConfigurationError(
+            f"training.accumulate={setting.config.training.accumulate}: dynamic={name} takes batches whole: set it to 1"
+        )
+    if world_size() > 1:
+        raise ConfigurationError(
+            f"dynamic={name}: takes batches whole, and {world_size()} processes share them: use one"
+        )
 
 
 def _taken(setting: Setting, changing: bool) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,7 +16,7 @@ from experiments.runtime.processes import world_size
 from experiments.store import Artefact
 from experiments.store.identity import EXECUTION, STRUCTURE, code
 from experiments.store.networks import MASKS, NO_STEPS, POINT, Network, load, save
-from experiments.training.loop import MakeObjective, MakeRegime, train
+from experiments.training.loop import Adapt, MakeObjective, MakeRegime, Trained, train
 from experiments.training.recipe import Recipe
 from pruning.execution import ExecutionPolicy, masked
 from pruning.rewind import RewindPoint
@@ -30,8 +30,26 @@ log = logging.getLogger("experiments")
 B = TypeVar("B", bound=Basis)
 
 
+@dataclass(frozen=True)
+class Adapting:
+    """What a training trains in the place of all weights.
+
+    Attributes:
+        attach: puts it on the model.
+        keep: writes it to the folder of the artefact, and ends it: the model whose weights are kept.
+        identity: what the result depends on besides the field `adaptation`.
+    """
+
+    attach: Adapt
+    keep: Callable[[Path, Trained, Basis], nn.Module]
+    identity: Mapping[str, Any]
+
+
 TRAINED = (
-    *(f"training.{name}" for name in ("batch_size", "accumulate", "clip", "best_on_validation", "precision")),
+    *(
+        f"training.{name}"
+        for name in ("batch_size", "accumulate", "clip", "best_on_validation", "precision", "trainable")
+    ),
     *("seed", "task", "optimizer", "learning_rate", "data.load", "data.augment"),
 )
 """Fields of the configuration that a training depends on, besides its start; its steps stand for lengths in epochs."""
@@ -115,6 +133,7 @@ def trained(
     begin: Callable[[], nn.Module] | None = None,
     point: Network | None = None,
     regime: MakeRegime | None = None,
+    adapting: Adapting | None = None,
     objective: MakeObjective | None = None,
 ) -> Artefact:
     """Train from `start` under its masks, or under those of `regime`, which change.
@@ -129,6 +148,7 @@ def trained(
         begin: the model that the training begins with; None: that of `start`.
         point: the network whose optimizer and random state the training begins with, if it has them.
         regime: instead of the masks of `start`.
+        adapting: what is trained in the place of all weights; the masks of `start` are its own business.
         objective: instead of the task's loss; `identity` says which.
     """
     masks = start.load_masks()
@@ -137,7 +157,7 @@ def trained(
     # More than rounding: each process has a batch norm and a dropout of its own part of a batch
     identity |= {"processes": world_size()}
     policy: ExecutionPolicy = masked
-    if masks is not None or regime is not None:
+    if adapting is None and (masks is not None or regime is not None):
         policy = setting.execution
         identity |= _execution_part(setting)
 
@@ -152,19 +172,23 @@ def trained(
             recipe,
             setting.task,
             setting.new_accelerator(),
-            masks=None if regime is not None else masks,
+            masks=None if regime is not None or adapting is not None else masks,
             regime=regime,
             begin=_optimizer_of(point),
             progress=setting.progress(title),
             checkpoints=setting.checkpoints(kind, identity),
             policy=policy,
+            adapt=None if adapting is None else adapting.attach,
             objective=objective,
         )
         if policy is not masked:
             log.info("weights that ran sparsely: %s", ", ".join(found.sparse) or "none")
         if found.end is not None:
             found.end.save(folder / POINT)
-        final = None if found.masks is None else found.masks.to("cpu")
+        if adapting is not None:
+            model = adapting.keep(folder, found, setting)
+        final = found.masks if found.adapted is None else found.adapted.masks
+        final = None if final is None else final.to("cpu")
         length = {"steps": len(recipe.steps), "position": recipe.steps.stop, "epoch_steps": setting.epoch_steps}
         under = conditions(setting.whole.as_dict(), setting.device, found.sparse)
         epochs, lost = list(map(asdict, found.epochs)), found.diverged

@@ -9,9 +9,10 @@ from torch.nn import functional as F
 
 from pruning import Evidence, Masks, prunable, prune, scorers
 from pruning.allocation import ERK
-from pruning.dynamic import SET, FixedMasks, Gradual, Movement, Regime, RigL, SoftMask
+from pruning.dynamic import SET, AutoPruner, FixedMasks, Gradual, Movement, Regime, RigL, SoftMask
 from pruning.errors import ExecutionError
 from pruning.execution import Execution, dense_execution, masked, sparse, sparse_layers
+from pruning.structure import Channels, trace
 
 STEPS = 60
 
@@ -47,11 +48,18 @@ def regime_of(name: str, model: nn.Module, optimizer) -> Regime:
         ),
         "movement": lambda: Movement(evidence, optimizer, steps=STEPS, density=0.2, end=0.5),
         "soft": lambda: SoftMask(evidence, optimizer, steps=STEPS, density=0.2, end=0.5),
+        "codes": lambda: AutoPruner(
+            *(evidence, optimizer),
+            steps=STEPS,
+            density=0.3,
+            granularity=Channels(trace(model, evidence.batches[0][0])),
+            end=0.5,
+        ),
     }
     return made[name]()
 
 
-NAMES = ("held", "rigl", "set", "gradual", "regrowing", "movement", "soft")
+NAMES = ("held", "rigl", "set", "gradual", "regrowing", "movement", "soft", "codes")
 
 
 def trained(name: str, choose, make=lambda p: torch.optim.Adam(p, lr=1e-2)) -> tuple[nn.Module, Masks, list[int]]:
@@ -92,6 +100,7 @@ def test_the_form_changes_neither_masks_nor_weights(name, make):
         "regrowing": 60 - 8,
         "movement": 30,
         "soft": 30,
+        "codes": 30,
     }
     assert sparsely.count(3) == expected[name]
     assert sparsely.count(0) == STEPS - expected[name]

@@ -1,0 +1,184 @@
+"""Adaptations in an experiment: what a method is configured by, and what it is on a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pruning import Masks, prunable
+from pruning.adaptation import Budget, parse_budget
+from pruning.errors import AdaptationError, ConfigurationError
+from pruning.evidence import Scores
+from pruning.parameters import first_names
+
+Globs = str | Sequence[str] | None
+
+
+class Attached:
+    """An adaptation on a model, whose other weights are frozen: base of all.
+
+    Attributes:
+        model: what is called from now on.
+        masks: of the weights that are not removed, once `finish` was called; None for a dense network.
+        filled: how many removed weights it has filled by then.
+        rate, dense_rate: learning rates of what it trains of its own, and of `dense`; None: that of the optimizer.
+    """
+
+    merges: ClassVar[bool] = True
+    """Whether `finish` puts it into the weights; otherwise it stays beside them, and is attached again."""
+
+    def __init__(self, model: nn.Module, masks: Masks | None, dense: Mapping[str, nn.Parameter]):
+        """`dense` are parameters that are trained as a whole beside it, such as those of a head."""
+        self.model, self.masks, self.dense, self.filled = model, masks, dict(dense), 0
+        self.rate: float | None = None
+        self.dense_rate: float | None = None
+
+    def own(self) -> dict[str, nn.Parameter]:
+        """What it trains, by names."""
+        raise NotImplementedError
+
+    def follow(self, optimizer: Optimizer) -> None:
+        """Let it see every step of `optimizer`, until `finish`."""
+
+    def finish(self) -> nn.Module:
+        """End it: the model without it, or with it in its weights where it `merges`."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Copies of all that is trained: it goes on from there with `load_state_dict`."""
+        return {name: parameter.detach().clone() for name, parameter in self._every().items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from `state_dict()`. Raises `AdaptationError` for the state of another adaptation."""
+        every = self._every()
+        if every.keys() != state.keys() or any(state[name].shape != p.shape for name, p in every.items()):
+            raise AdaptationError("the state is of another adaptation: give that of this one")
+        for name, parameter in every.items():
+            parameter.copy_(state[name])
+
+    def save(self, path: Path) -> None:
+        """What it trains, `dense` aside, as one file."""
+        save_file({name: p.detach().cpu().contiguous() for name, p in self.own().items()}, path)
+
+    @torch.no_grad()
+    def read(self, path: Path) -> None:
+        """What `save` wrote. Raises `AdaptationError` for the file of another adaptation."""
+        beside = {f"dense.{name}": parameter for name, parameter in self.dense.items()}
+        self.load_state_dict({f"own.{name}": value for name, value in load_file(path).items()} | beside)
+
+    def _every(self) -> dict[str, nn.Parameter]:
+        own = {f"own.{name}": parameter for name, parameter in self.own().items()}
+        return own | {f"dense.{name}": parameter for name, parameter in self.dense.items()}
+
+    @property
+    def count(self) -> int:
+        """Weights that it trains, those of `dense` aside."""
+        return sum(parameter.numel() for parameter in self.own().values())
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All that is trained, `dense` too."""
+        yield from self.own().values()
+        yield from self.dense.values()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """How little is trained, and of what: base of all.
+
+    Attributes:
+        name: of its family in `pruning.adaptation.catalogue`, or of a choice of one: what labels begin with.
+        learning_rate: of what it trains; of several the best on the validation part is taken.
+        widen: how often the search goes on beyond the ends of `learning_rate`, while the best is at one of them.
+        dense: globs of parameters that are trained as a whole beside it: a head.
+        dense_rate: learning rate of these; None: the optimizer's own.
+        include, exclude: globs of parameters that may be adapted, as of `pruning.prunable`; those of `dense` are not.
+        budget: as of `pruning.adaptation.parse_budget`, or several, each of which is a level of the run. A method of
+            one size has no use for it.
+        seed: of what is drawn.
+    """
+
+    name: str
+    learning_rate: Sequence[float] | float
+    widen: int = 2
+    dense: Globs = None
+    dense_rate: float | None = None
+    include: Globs = None
+    exclude: Globs = None
+    budget: float | str | Sequence[float | str] | None = None
+    seed: int = 0
+
+    chooses: ClassVar[bool] = False
+    """Whether it needs scores, of which `choose` makes a support."""
+
+    sized: ClassVar[bool] = True
+    """Whether it can be of any size, within a budget."""
+
+    def __post_init__(self) -> None:
+        if not self.rates or not all(isinstance(rate, int | float) and rate > 0 for rate in self.rates):
+            raise ConfigurationError(f"adaptation.learning_rate={self.learning_rate}: give rates above 0")
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The learning rates to begin with, ascending."""
+        given = self.learning_rate if isinstance(self.learning_rate, Sequence) else [self.learning_rate]
+        return tuple(sorted(set(given)))
+
+    @property
+    def budgets(self) -> tuple[float | str | None, ...]:
+        """The budgets, each for a level of the run; (None,) for a method of one size.
+
+        Raises `ConfigurationError` where one is needed and there is none.
+        """
+        if not self.sized:
+            return (None,)
+        several = isinstance(self.budget, Sequence) and not isinstance(self.budget, str)
+        found: Sequence[Any] = self.budget if several else [self.budget]  # type: ignore[assignment]  # as just seen
+        if not found or None in found or len(set(map(str, found))) < len(found):
+            raise ConfigurationError(
+                f"adaptation.budget={self.budget}: give a number of weights, a share (0.4%), bytes (100kB) or "
+                "lora:8, or several, each once"
+            )
+        return tuple(found)
+
+    def attach(self, model: nn.Module, masks: Masks | None, support: Masks | None = None) -> Attached:
+        """It on `model`, in place.
+
+        Args:
+            model: as it is pruned.
+            masks: under which it is; None: it is dense.
+            support: what `choose` gave, for a method that `chooses`.
+
+        Raises:
+            AdaptationError: it cannot be, or the budget is too small.
+            ConfigurationError: a package that it needs is missing.
+        """
+        raise NotImplementedError
+
+    def choose(self, scores: Scores, masks: Masks | None) -> Masks:
+        """The support, of scores of `adapted`."""
+        raise NotImplementedError
+
+    def adapted(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """The parameters that may be adapted, by name."""
+        first = first_names(model)
+        beside = {first[name] for name in self.beside(model)}
+        found = prunable(model, self.include, self.exclude, frozen=True)
+        return {name: parameter for name, parameter in found.items() if first[name] not in beside}
+
+    def beside(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """The parameters that are trained as a whole."""
+        return {} if self.dense is None else prunable(model, include=self.dense, frozen=True)
+
+    def size(self, parameters: Mapping[str, Tensor]) -> Budget:
+        """The budget, of what may be adapted."""
+        (budget,) = self.budgets
+        assert budget is not None
+        return parse_budget(budget, parameters)

@@ -1,0 +1,61 @@
+"""IA3: learned factors of keys, values and feed-forward layers, from peft."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from experiments.adaptation.method import Attached, Method
+from experiments.adaptation.peft_layers import Tuned, imported, made
+from pruning import Masks, prunable
+from pruning.errors import AdaptationError
+
+KNOWN = {
+    "bert": (["*attention.self.key.weight", "*attention.self.value.weight"], ["*output.dense.weight"]),
+    "llama": (["*k_proj.weight", "*v_proj.weight"], ["*down_proj.weight"]),
+}
+"""Type of a model of transformers → globs of what has its outputs rescaled, and of what has its inputs rescaled."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rescaling(Method):
+    """l ⊙ h of keys and values, and W (l ⊙ x) of feed-forward layers (IA3, Liu et al. 2022). It has one size.
+
+    Attributes:
+        outputs, inputs: globs of weights whose layers have outputs or inputs rescaled; None: those of the paper, where
+            the model is of transformers and known.
+    """
+
+    outputs: Sequence[str] | None = None
+    inputs: Sequence[str] | None = None
+
+    sized: ClassVar[bool] = False
+
+    def attach(self, model: nn.Module, masks: Masks | None, support: Masks | None = None) -> Attached:
+        """Put factors beside these layers."""
+        peft = imported()
+        dense = self.beside(model)
+        outputs, inputs = (list(_paths(model, globs)) for globs in self._globs(model))
+        config = peft.IA3Config(target_modules=[*outputs, *inputs], feedforward_modules=inputs)
+        return Tuned(model, masks, dense, made(peft.tuners.ia3.IA3Model, model, config, self.seed))
+
+    def _globs(self, model: nn.Module) -> tuple[Sequence[str], Sequence[str]]:
+        if self.outputs is not None or self.inputs is not None:
+            return self.outputs or (), self.inputs or ()
+        kinds = {getattr(getattr(module, "config", None), "model_type", None) for module in model.modules()}
+        known = [KNOWN[kind] for kind in KNOWN if kind in kinds]
+        if not known:
+            raise AdaptationError(
+                f"{type(model).__name__}: its keys, values and feed-forward layers are not known: give "
+                "adaptation.outputs and adaptation.inputs, globs of their weights"
+            )
+        return known[0]
+
+
+def _paths(model: nn.Module, globs: Sequence[str]) -> list[str]:
+    if not globs:
+        return []
+    return [name.rpartition(".")[0] for name in prunable(model, include=list(globs), frozen=True)]

@@ -1,0 +1,237 @@
+"""An adaptation in the place of a recovery: its support, and the best of its trainings at several learning rates."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from experiments.adaptation import Attached, Method, Sparse
+from experiments.configuration.targets import instantiate, short_name
+from experiments.records.metrics import LOSS
+from experiments.running.basis import Basis
+from experiments.running.setting import Setting
+from experiments.running.stages.recovery import retrain, trains
+from experiments.running.stages.scoring import SEEN, check_scores, divergence_named, evidence_of
+from experiments.running.stages.trained import Adapting, rewind_point
+from experiments.runtime.seeding import seeded
+from experiments.store import Artefact
+from experiments.store.identity import EXECUTION, STRUCTURE, code
+from experiments.store.networks import ADAPTATION, ADAPTED, MASKS, Network, finite, load
+from experiments.tasks import evaluate
+from experiments.training.loop import Trained
+from pruning import Evidence, Masks
+from pruning.errors import ConfigurationError
+from pruning.parameters import named
+
+_SEARCH = ("learning_rate", "widen")
+"""Options on which no support depends."""
+
+_FULL = {"_target_": "experiments.adaptation.Whole", "name": "full", "trains": ["*"], "budget": None}
+"""Full fine-tuning, as conf/adaptation/full.yaml has it: it is trained once for both."""
+
+
+def method_of(setting: Setting) -> Method:
+    """The adaptation as it is configured. Raises `ConfigurationError` where the target makes another thing."""
+    made = instantiate("adaptation", setting.config.adaptation)
+    if not isinstance(made, Method):
+        raise ConfigurationError(
+            f"adaptation={setting.config.adaptation['_target_']}: makes a {type(made).__name__}: give a subclass of "
+            "experiments.adaptation.Method"
+        )
+    return made
+
+
+def adapt(setting: Setting, network: Network, density: float | None, title: str = "adaptation") -> Iterator[Network]:
+    """`network` adapted within each of the budgets."""
+    for budget in method_of(setting).budgets:
+        named_budget = title if budget is None else f"{title}, {budget}"
+        yield _searched(_with(setting, budget=budget), network, density, named_budget)
+
+
+def _searched(setting: Setting, network: Network, density: float | None, title: str) -> Network:
+    """`network` adapted at the learning rate whose result is the best on the validation part.
+
+    While the best is the lowest or the highest rate, `widen` more are tried beyond it, each as far away as its
+    neighbours are from each other. Test data are not seen.
+    """
+    method = method_of(setting)
+    if not trains(setting, network):
+        return Network(network.weights, network.masks, untrained=True)
+    weights = rewind_point(setting) if setting.config.recovery.weights == "rewind" else network
+    support = _support(setting, network, method, density, title) if method.chooses else None
+    identity = {"support": None if support is None else support.key, **_code()}
+    headline = setting.task.all_metrics()[0]
+    sign = 1.0 if headline.higher_is_better else -1.0
+    made: dict[float, Artefact] = {}
+    tried: dict[float, float | None] = {}
+    losses: dict[float, float | None] = {}
+
+    def attempt(rate: float) -> None:
+        at = _with(setting, learning_rate=rate, widen=0)
+        adapting = Adapting(partial(_attached, at, network, support), _keep, identity)
+        named_rate = f"{title}, rate {rate:.2g}" if len(method.rates) > 1 else title
+        made[rate] = retrain(at, network, named_rate, weights, adapting=adapting)
+        found: Mapping[str, Any] = made[rate].json(ADAPTED)
+        tried[rate] = found["validation"][headline.name]
+        losses[rate] = found["validation"][LOSS.name]
+
+    def value(rate: float) -> tuple[float, float]:
+        """How good it is: where the metric is the same, the loss decides; a training that diverged is the worst."""
+        metric, loss = tried[rate], losses[rate]
+        return (-math.inf if metric is None or loss is None else sign * metric, -math.inf if loss is None else -loss)
+
+    for rate in method.rates:
+        attempt(rate)
+    for _ in range(method.widen if len(method.rates) > 1 else 0):
+        rates = sorted(made)
+        best = max(rates, key=value)
+        if best == rates[0]:
+            attempt(_rounded(rates[0] ** 2 / rates[1]))
+        elif best == rates[-1]:
+            attempt(_rounded(rates[-1] ** 2 / rates[-2]))
+    best = max(sorted(made), key=value)
+    found = made[best]
+    masks = found if found.has(MASKS) else None
+    return Network(found, masks, searched=tuple(sorted(tried.items())))
+
+
+def check_adaptation(setting: Setting) -> None:
+    """Attach the adaptation once to a throw-away network, so that it raises its errors before any training."""
+    budgets = method_of(setting).budgets
+    for budget in budgets:
+        _check_attaching(_with(setting, budget=budget))
+    if len(budgets) > 1 and not _once(setting):
+        raise ConfigurationError(
+            "adaptation.budget: with several, later rounds would go on from the last: give one, or schedule=one_shot"
+        )
+
+
+def _once(setting: Setting) -> bool:
+    """Whether no round follows an adaptation."""
+    return setting.config.recovery.rounds == "last" or short_name(setting.config.schedule) == "one_shot"
+
+
+def _check_attaching(setting: Setting) -> None:
+    method = method_of(setting)
+    model = setting.new_model()
+    masks = getattr(model, "starting_masks", None)
+    support = None
+    if method.chooses:
+        adapted = method.adapted(model)
+        support = method.choose({name: p.detach().abs() for name, p in adapted.items()}, masks)
+    attached = method.attach(model, masks, support)
+    if not attached.merges and not _once(setting):
+        raise ConfigurationError(
+            f"adaptation={type(method).__name__}: stays beside the weights, so that later rounds cannot prune the "
+            "network with it: set schedule=one_shot, or recovery.rounds=last"
+        )
+    attached.finish()
+
+
+def _code() -> dict[str, str]:
+    return code(__name__, without=(*EXECUTION, *STRUCTURE))
+
+
+def _with(setting: Setting, **options: Any) -> Setting:
+    """The setting with other options of its adaptation; its parts are shared."""
+    group = {**setting.whole.adaptation, **options}
+    return replace(setting, whole=replace(setting.whole, adaptation=group))
+
+
+def _rounded(rate: float) -> float:
+    """To two digits: √10 · 3e-3 is one rate, however it was reached."""
+    return float(f"{rate:.1e}")
+
+
+def _attached(setting: Setting, network: Network, support: Artefact | None, model: nn.Module) -> Attached:
+    """The adaptation on `model`, which has the weights of `network`."""
+    method = method_of(setting)
+    masks = network.load_masks()
+    chosen = None if support is None else Masks.load(support.file(MASKS))
+    device = next(model.parameters()).device
+    attached = method.attach(
+        model, None if masks is None else masks.to(device), None if chosen is None else chosen.to(device)
+    )
+    attached.rate, attached.dense_rate = method.rates[0], method.dense_rate
+    return attached
+
+
+def _support(setting: Setting, network: Network, method: Method, density: float | None, title: str) -> Artefact:
+    """The masks of what is trained."""
+    assert isinstance(method, Sparse)
+    scored = network
+    if method.scored == "tuned":
+        full = {**_FULL, "learning_rate": method.tuned, "widen": method.widen}
+        full |= {name: setting.whole.adaptation.get(name) for name in ("dense", "dense_rate", "include", "exclude")}
+        whole = replace(setting, whole=replace(setting.whole, adaptation=full))
+        scored = _searched(whole, network, density, f"{title}, before the support")
+    group = {name: value for name, value in setting.whole.adaptation.items() if name not in _SEARCH}
+    view = replace(setting, whole=replace(setting.whole, adaptation={**group, "learning_rate": 1.0}))
+    view = view.only(*SEEN, "adaptation", after=scored.fields | network.fields)
+    identity = {"from": network.key, "scored": scored.key, **_code()}
+
+    def make(folder: Path) -> None:
+        masks = network.load_masks()
+        evidence = _evidence(view, method, network, scored, masks)
+        with seeded(view.config.seed, "scoring noise"), divergence_named(scored):
+            scores = method.scorer(evidence)
+        check_scores(f"adaptation.scorer={view.config.adaptation['scorer']['_target_']}", scores, evidence.parameters)
+        over = None if masks is None else Masks({name: _mask(masks, name, score) for name, score in scores.items()})
+        method.choose(scores, over).to("cpu").save(folder / MASKS)
+
+    return view.obtain("supports", identity, make)
+
+
+def _evidence(view: Setting, method: Method, base: Network, scored: Network, masks: Masks | None) -> Evidence:
+    """What the scorer of a support sees: the parameters that may be adapted, and the base as their beginning."""
+    model = load(view.new_model(), scored)
+    evidence = evidence_of(view, model, None)
+    parameters = method.adapted(model)
+    before = named(load(view.new_model(), base))
+    initial = {name: before[name] for name in parameters}
+    alive = None if masks is None else Masks({name: _mask(masks, name, p) for name, p in parameters.items()})
+    return replace(evidence, parameters=parameters, masks=alive, initial=initial)
+
+
+def _mask(masks: Masks, name: str, like: Any) -> Any:
+    """The mask of a tensor; one that is not pruned keeps all."""
+    found = masks[name] if name in masks else like.new_ones(like.shape)
+    return found.to(like.device).bool()
+
+
+def _keep(folder: Path, trained: Trained, setting: Basis) -> nn.Module:
+    """Keep what `trained` has adapted in `folder`, and end it: the model without it, or with it in its weights.
+
+    Its validation metrics are those of the network that is kept: with the adaptation beside it, or merged.
+    """
+    attached = trained.adapted
+    assert attached is not None
+    attached.save(folder / ADAPTATION)
+    beside = sum(parameter.numel() for parameter in attached.dense.values())
+    count, found = attached.count, {}
+    if not attached.merges:
+        found = evaluate(setting.task, attached.model, setting.splits.validation)
+    model = attached.finish()
+    if attached.merges:
+        found = evaluate(setting.task, model, setting.splits.validation)
+    numbers = {
+        "method": None if attached.merges else dict(setting.config.adaptation),
+        "budget": setting.config.adaptation["budget"],
+        "rate": attached.rate if count else attached.dense_rate,
+        "trained": count,
+        "beside": beside,
+        "bytes": (folder / ADAPTATION).stat().st_size,
+        "optimizer_bytes": trained.optimizer_bytes,
+        "step_ms": 1000 * sum(epoch.seconds for epoch in trained.epochs) / max(1, trained.steps),
+        "filled": attached.filled,
+        "validation": {name: finite(value) for name, value in found.items()},
+    }
+    (folder / ADAPTED).write_text(json.dumps(numbers, allow_nan=False))
+    return model
