@@ -217,7 +217,7 @@ def test_modules_that_are_called_twice_or_give_no_rows():
     twice, again, thrice = (forward(task, Twice(times), batch, ["inner"]) for times in (2, 2, 3))
     want = np.mean([((a - b) ** 2).mean(1).detach().numpy() for a, b in
                     zip(twice.states["inner"], again.states["inner"], strict=True)], 0).sum()  # fmt: skip
-    assert float(Hidden(layers=["*"])(twice, again, task, batch)) == pytest.approx(want, rel=1e-10)
+    assert Hidden(layers=["*"])(twice, again, task, batch).item() == pytest.approx(want, rel=1e-10)
     with pytest.raises(ModelError, match="inner is called 2 times in the student and 3 in the teacher"):
         Hidden(layers=["*"])(twice, thrice, task, batch)
     rows = Pass(0, {"x": [noise(3, 4)]})
