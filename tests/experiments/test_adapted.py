@@ -1,0 +1,92 @@
+"""Adaptations in results: labels, a table by what was trained, and the figure of it."""
+
+import math
+
+import pandas as pd
+import pytest
+
+from experiments.records.values import resolve
+from experiments.results import statistics
+from experiments.results.adapted import adaptations, bounds
+from experiments.results.figures.adaptation import adaptation
+from experiments.results.intervals import mean_interval
+from experiments.results.labels import methods
+from pruning.errors import RecordsError
+from tests.experiments.rows import row
+
+SIZES = {"head": (None, 0), "full": (None, 5_000_000), "lora": ("lora:1", 20_000), "ia3": (None, 8_000)}
+
+
+def adapted(
+    name: str, seed: int, accuracy: float, budget: str | None, trained: int, level: int = 1, density: float = 1.0
+):
+    config = {"adaptation": {"name": name, "budget": ["lora:1", "lora:8"]}, "seed": seed}
+    columns = {"budget": budget, "trained": trained, "bytes": 4 * trained, "optimizer_bytes": 8 * trained}
+    columns |= {"step_ms": 100.0, "filled": 0, "rate": 0.01, "beside": 10}
+    return row(
+        seed=seed,
+        level=level,
+        requested=density,
+        accuracy=accuracy,
+        run=f"{name}-{seed}",
+        config=config,
+        **{f"adaptation_{key}": value for key, value in columns.items()},
+    )
+
+
+def frame(density: float = 1.0) -> pd.DataFrame:
+    rows = []
+    for name, (budget, trained) in SIZES.items():
+        for seed in range(3):
+            rows.append(adapted(name, seed, 0.6 + 0.01 * seed + len(name) / 100, budget, trained))
+            if name == "lora":
+                rows.append(adapted(name, seed, 0.7 + 0.02 * seed, "lora:8", 160_000, level=2))
+    return pd.DataFrame(rows)
+
+
+def test_budgets_are_part_of_a_method_and_not_of_its_curve():
+    rows = frame()
+    assert set(methods(rows)) == {"head", "full", "ia3", "lora, lora:1", "lora, lora:8"}
+    assert set(methods(rows, budgets=False)) == set(SIZES)
+
+
+def test_the_table_has_means_intervals_and_costs():
+    rows = frame()
+    table = adaptations(statistics.points(rows), resolve(rows))
+    assert list(table["trained"]) == [0, 8_000, 20_000, 160_000, 5_000_000]
+    large = table[table["budget"] == "lora:8"].iloc[0]
+    want = mean_interval([0.7, 0.72, 0.74])
+    assert (large["mean"], large["low"], large["high"], large["n"]) == pytest.approx(
+        (want.mean, want.low, want.high, 3)
+    )
+    assert (large["bytes"], large["optimizer_bytes"], large["step_ms"]) == (640_000, 1_280_000, 100)
+    assert large["rates"] == (0.01, 0.01, 0.01)
+    assert bounds(table) == [True, False, False, False, True]
+
+
+def test_the_figure_draws_what_the_table_has():
+    rows = frame()
+    value = resolve(rows)
+    table = adaptations(statistics.points(rows), value)
+    drawn = adaptation(table, value)
+    left, right = drawn.axes
+    assert left.get_xscale() == right.get_xscale() == "log"
+    assert "Trained weights" in left.get_xlabel()
+    curves = {one.get_label(): one[0].get_xydata() for one in left.containers}
+    assert set(curves) == {"lora", "ia3"}
+    assert curves["lora"][:, 0].tolist() == [20_000, 160_000]
+    assert curves["lora"][:, 1].tolist() == pytest.approx([value.scale * 0.65, value.scale * 0.72])
+    assert right.containers[0][0].get_xdata().tolist() == [32_000] or len(right.containers) == 2
+    across = [line.get_label() for line in left.lines if str(line.get_label()).partition(":")[0] in ("head", "full")]
+    assert across == ["head: nothing else trained", "full: 5,000,000 trained"]
+
+
+def test_other_rows_have_no_such_table_or_figure():
+    plain = pd.DataFrame([row(seed=seed, run=f"r{seed}") for seed in range(2)])
+    with pytest.raises(RecordsError, match="no network is adapted"):
+        adaptations(plain, resolve(plain))
+    rows = pd.concat([frame(), pd.DataFrame([adapted("lora", 0, 0.5, "lora:1", 9, 3, 0.5)])], ignore_index=True)
+    table = adaptations(statistics.points(rows), resolve(rows))
+    with pytest.raises(RecordsError, match="several densities"):
+        adaptation(table, resolve(rows))
+    assert math.isclose(table["requested_density"].min(), 0.5)
