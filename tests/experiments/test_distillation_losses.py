@@ -16,6 +16,7 @@ from experiments.distillation.loss import example_counts
 from experiments.distillation.passes import undisturbed, with_attention
 from experiments.tasks import (
     Classification,
+    Completion,
     LanguageModelling,
     MaskedLanguageModelling,
     Metric,
@@ -89,6 +90,7 @@ def test_of_next_tokens_at_positions_that_count(more):
     student.requires_grad_(True)
     found = logits_loss(student, teacher, task, batch, 2.0)
     assert found.item() == pytest.approx(want, rel=1e-12)
+    assert torch.equal(logits_loss(student, teacher, Completion(), batch, 2.0), found)
     assert bool((torch.autograd.grad(found, student)[0][:, -1] == 0).all())
 
 
