@@ -153,6 +153,7 @@ def _check_before_training(setting: Setting, schedule: Schedule) -> None:
             "calibration=sequential: nothing is pruned before a training whose dynamic masks reach the density: set "
             "dynamic=none, or calibration=whole"
         )
+    stages.check_teaching(setting)
     check_controls(setting)
     model = setting.new_model()
     if config.calibration == "sequential":

@@ -332,6 +332,17 @@ def test_the_table_of_adaptations_is_the_catalogue():
     assert adaptations.table() in (ROOT / "README.md").read_text()
 
 
+def test_the_commands_of_distillation_compose():
+    """They take minutes: test_distillation runs the experiment at its smallest."""
+    first, second = blocks("With a teacher", "bash")
+    lines = [first, second.splitlines()[0]]
+    found = [validate(composed(*shlex.split(line.partition("  #")[0])[3:])) for line in lines]
+    assert [config.distillation["_target_"] for config in found] == 2 * ["experiments.distillation.Logits"]
+    assert (found[0].distillation["alpha"], found[0].recovery.epochs) == (0.9, 60)
+    assert found[1].folder == "runs/distillation/6_epochs"
+    assert all(found[1].folder.rpartition("/")[0] in line for line in second.splitlines()[1:])
+
+
 def test_the_commands_of_language_models_compose():
     """They take minutes: notebook 06 runs what they do."""
     lines = [line.partition("  #")[0] for line in blocks("Language models", "bash")[0].splitlines()]

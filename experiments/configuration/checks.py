@@ -13,6 +13,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError
 
+from experiments.configuration.distillation import check_distillation
 from experiments.configuration.methods import check_method
 from experiments.configuration.schema import CONTROLS, Configuration
 from experiments.configuration.targets import check_target, completed
@@ -51,6 +52,8 @@ def validate(config: DictConfig) -> Configuration:
     for group in ("compensate", "dynamic", "adaptation"):
         if getattr(found, group):
             check_target(group, getattr(found, group))
+    if found.distillation:
+        check_distillation(found)
     check_target("data.load", found.data.get("load") or {})
     if found.data.get("augment") is not None:
         check_target("data.augment", found.data["augment"])

@@ -92,6 +92,8 @@ class Configuration:
     after block (`sequential`), each with what the pruned blocks before it give; see `pruning.sequential`.
     `method`: a paper's choice of scorer, allocation and compensation, which it stands for in labels; see
     `experiments/conf/method/`.
+    `distillation`: a loss beside the task's in trainings under masks: `alpha` of it, 1 - `alpha` of the task's. Its
+    `teacher` is the run's `dense` network, or that of the run in this folder at this `level` (null: its last).
     `latency`: examples per forward pass whose time is measured for every row; null: not measured.
     `objective`: columns of a run's last row that a searching sweeper optimises; see `experiments/conf/experiment/`.
     """
@@ -114,6 +116,7 @@ class Configuration:
     compensate: Group = field(default_factory=dict)
     dynamic: Group = field(default_factory=dict)
     adaptation: Group = field(default_factory=dict)
+    distillation: Group = field(default_factory=dict)
     execution: Group = MISSING
     controls: list[str] = field(default_factory=list)
     latency: int | None = at_least(1, None)

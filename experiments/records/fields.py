@@ -33,6 +33,7 @@ PRUNING = frozenset(
         "compensate",
         "dynamic",
         "adaptation",
+        "distillation",
         "execution",
         "recovery",
         "include",

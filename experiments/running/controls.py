@@ -6,7 +6,8 @@
     small_dense  a dense network of the same architecture, narrower, with as many parameters
 
 `reinit`, `random` and `small_dense` are trained as the dense network was, from the first step to the last. `shuffle`
-begins where the ticket began and recovers as it did.
+begins where the ticket began and recovers as it did. With a distillation all of them have the ticket's teacher: what is
+compared is not who had one.
 """
 
 import inspect
@@ -21,7 +22,7 @@ from experiments.running import stages
 from experiments.running.levels import Level, evaluate
 from experiments.running.setting import Setting
 from experiments.store.networks import Network
-from pruning.errors import ConfigurationError
+from pruning.errors import ConfigurationError, ModelError
 
 log = logging.getLogger("experiments")
 
@@ -38,14 +39,15 @@ def controls(
         level: where in the run it stands.
         dense: the run's dense network.
     """
+    teaching = stages.teaching(setting) if stages.is_distilled(setting.config) else None
     for control in setting.config.controls:
         if control == "small_dense":
-            yield from _small_dense(setting, ticket, level, dense)
+            yield from _small_dense(setting, ticket, level, dense, teaching)
             continue
         masked = stages.shuffle(setting, begun, control) if control in ("shuffle", "random") else begun
         if control in ("reinit", "random"):
             fresh = stages.initial(setting, f"weights of {control}")
-            network = stages.train_whole(setting, Network(fresh.weights, masked.masks), f"{level}, {control}")
+            network = stages.train_whole(setting, Network(fresh.weights, masked.masks), f"{level}, {control}", teaching)
         else:
             network = stages.recover(setting, masked, level.density, False, f"{level}, {control}")
         yield evaluate(setting, network, level, dense) | {"control": control}
@@ -57,6 +59,11 @@ def check(setting: Setting) -> None:
     wanted = "small_dense" in setting.config.controls
     if wanted and "width" not in inspect.signature(get_object(target)).parameters:
         raise ConfigurationError(f"controls=small_dense: {target} has no option width: leave this control out")
+    if wanted:
+        try:
+            stages.check_teaching(setting, setting.narrowed(0.5).new_model())
+        except (ConfigurationError, ModelError) as error:
+            raise ConfigurationError(f"controls=small_dense: {error}, or leave this control out") from error
     for control in setting.config.controls:
         if control in ("reinit", "random"):
             _check_new(setting, control)
@@ -72,7 +79,9 @@ def _check_new(setting: Setting, control: str) -> None:
             )
 
 
-def _small_dense(setting: Setting, ticket: dict[str, Any], level: Level, dense: Network) -> Iterator[dict[str, Any]]:
+def _small_dense(
+    setting: Setting, ticket: dict[str, Any], level: Level, dense: Network, teaching: stages.Teaching | None
+) -> Iterator[dict[str, Any]]:
     """Train a small dense network and evaluate it.
 
     Its row counts as that of a subnetwork of the large network: density and MACs are shares of the large one.
@@ -81,7 +90,7 @@ def _small_dense(setting: Setting, ticket: dict[str, Any], level: Level, dense: 
     if small is None:
         log.info("small_dense: even the narrowest network has more than %d parameters", ticket["nonzero"])
         return
-    network = stages.train_whole(small, stages.initial(small), f"{level}, small_dense")
+    network = stages.train_whole(small, stages.initial(small), f"{level}, small_dense", teaching)
     row = evaluate(small, network, level, dense)
     shares = {"prunable": ticket["prunable"], "parameters": ticket["parameters"], "dense_macs": ticket["dense_macs"]}
     shares |= {"density": row["kept"] / ticket["prunable"], "requested_density": ticket["requested_density"]}

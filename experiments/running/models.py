@@ -1,6 +1,7 @@
 """Networks of another run, as models."""
 
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -24,6 +25,14 @@ def model_of_run(folder: str, level: int | None = None, store: str | None = None
     Raises:
         ModelError: no such row. `RecordsError`, `ArtefactError`: rows or weights that cannot be read.
     """
+    row, place = row_of_run(folder, level), None if store is None else Path(store)
+    model = network_of(row, instantiate("model", row["config"]["model"]), place)
+    model.starting_masks = masks_of(row, place)  # type: ignore[assignment]  # a plain attribute, no module
+    return model
+
+
+def row_of_run(folder: str, level: int | None = None) -> dict[str, Any]:
+    """The row of a run at a level, the last by default, without controls; see `model_of_run`."""
     frame = records.read(folder)
     rows = [row for row in records.as_dicts(frame) if not isinstance(row.get("control"), str)]
     if len({row["run"] for row in rows}) > 1:
@@ -31,7 +40,4 @@ def model_of_run(folder: str, level: int | None = None, store: str | None = None
     found = [row for row in rows if level is None or row["level"] == level]
     if not found:
         raise ModelError(f"{folder}: has no level {level}: give one from 0 to {max(row['level'] for row in rows)}")
-    row, place = found[-1], None if store is None else Path(store)
-    model = network_of(row, instantiate("model", row["config"]["model"]), place)
-    model.starting_masks = masks_of(row, place)  # type: ignore[assignment]  # a plain attribute, no module
-    return model
+    return found[-1]

@@ -96,7 +96,7 @@ _OWN = (LOCKS, UNFINISHED, DAMAGED)
 
 def _parents(identity: Mapping[str, Any]) -> tuple[str, ...]:
     """Keys of the artefacts that this one was made from."""
-    named = [identity.get(name) for name in ("from", "weights")]
+    named = [identity.get(name) for name in ("from", "weights", "teacher")]
     return tuple(dict.fromkeys(key for name in named if isinstance(name, str) for key in name.split("+")))
 
 
@@ -138,7 +138,8 @@ def _words(kind: str, identity: Mapping[str, Any], by_key: Mapping[str, Mapping[
         seen.add(above[0])
         root = by_key[above[0]]
     parts = [_short(root.get("model")), f"seed {root['seed']}" if "seed" in root else ""]
-    own = [_short(identity.get("scorer")), _short(identity.get("dynamic")), str(identity.get("control") or "")]
+    own = [_short(identity.get(group)) for group in ("scorer", "dynamic", "distillation")]
+    own.append(str(identity.get("control") or ""))
     if identity.get("density") is not None:
         own.append(f"density {identity['density']:.4g}")
     steps = identity.get("steps")

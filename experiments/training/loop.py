@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,6 +49,14 @@ MakeRegime = Callable[[nn.Module, Optimizer], Regime]
 
 Adapt = Callable[[nn.Module], "Attached"]
 """Attaches an adaptation to a model: see `experiments.adaptation`."""
+
+Objective = Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
+"""From a model and a batch to what is minimised, and the task's own loss, which is recorded: both sums."""
+
+MakeObjective = Callable[[nn.Module, Task, Data, bool], tuple[Data, Objective]]
+"""Factory of an objective, called with the model, the task, the examples and whether these are the same in every epoch;
+it gives the examples back, with what the objective needs of each: see `experiments.distillation`.
+"""
 
 
 @dataclass(frozen=True)
@@ -107,6 +116,7 @@ def train(
     checkpoints: Checkpoints | None = None,
     policy: ExecutionPolicy = masked,
     adapt: Adapt | None = None,
+    objective: MakeObjective | None = None,
 ) -> Trained:
     """Train `model` in place; removed weights are zero at the end.
 
@@ -124,6 +134,7 @@ def train(
         policy: which layers run sparsely while masks hold on them; see `pruning.execution`.
         adapt: attaches what is trained in the place of all weights, which is then left on the model; masks are its own
             business.
+        objective: makes what is minimised, instead of the task's loss.
     """
     device = accelerated.device
     model.to(device)
@@ -133,7 +144,6 @@ def train(
     examples, validation = examples.to(device), validation.to(device)
     length = steps_per_epoch(len(examples), recipe.batch_size)
     headline = task.all_metrics()[0]
-    epochs = -(-len(recipe.steps) // length)
     prepared = accelerated.prepare(model)
     # accelerate's wrapper of an optimizer only matters to a gradient scaler, and costs a small network 5 % of a step
     stepper = optimizer if accelerated.scaler is None else accelerated.prepare(optimizer)
@@ -147,6 +157,7 @@ def train(
         tree = None if checkpoints is None else checkpoints.read(device)
         if tree is not None:
             state = from_tree(tree, model, optimizer, execution, accelerated, adapted)
+        examples, learn = _objective_of(objective, model, task, examples, recipe)
         start_training(prepared, trained)
         kept = None if tree is not None else Kept.of(model=model, task=task)
         began, last_saved = time.perf_counter() - state.seconds, time.monotonic()
@@ -156,7 +167,7 @@ def train(
                 reseed(recipe.seed, "training", number)
             _set_rates(optimizer, base_rates, recipe.factor(state.step / recipe.total))
             count = task.count(batch)
-            state.add(_step(prepared, stepper, batch, count, recipe, task, accelerated, execution, trained), count)
+            state.add(_step(prepared, stepper, batch, count, recipe, learn, accelerated, execution, trained), count)
             if kept is not None:  # asked once, after the first step
                 checkpoints, kept = (None if kept.report_changes() else checkpoints), None
             ends = state.step % length == 0 or state.step == recipe.steps.stop
@@ -166,7 +177,7 @@ def train(
                 epoch = state.close(number, optimizer.param_groups[0]["lr"], found, headline.higher_is_better, within)
                 began = time.perf_counter()
                 if progress is not None:
-                    progress.epoch(len(state.epochs), epochs, epoch.loss)
+                    progress.epoch(len(state.epochs), -(-len(recipe.steps) // length), epoch.loss)
             if checkpoints is not None and is_main_process() and checkpoints.due(state.step, last_saved):
                 checkpoints.write(to_tree(state, model, optimizer, execution, accelerated, adapted), device)
                 last_saved = time.monotonic()
@@ -282,12 +293,12 @@ def _step(
     batch: Batch,
     count: float | Tensor,
     recipe: Recipe,
-    task: Task,
+    learn: Objective,
     accelerated: Accelerator,
     execution: Execution | None,
     trained: Sequence[nn.Parameter],
 ) -> Tensor:
-    """One optimizer step on the mean over `count`; the sum of the losses of this process, on the device."""
+    """One optimizer step on the mean over `count`; the sum of the task's losses of this process, on the device."""
     if execution is not None:
         execution.ready()
     optimizer.zero_grad()
@@ -300,8 +311,8 @@ def _step(
     for number, part in enumerate(parts, start=1):
         with nullcontext() if number == len(parts) else accelerated.no_sync(model):
             with accelerated.autocast():
-                loss = task.loss(call(task, model, part), part, training=True)
-            accelerated.backward(loss * weight)
+                minimised, loss = learn(model, part)
+            accelerated.backward(minimised * weight)
         if counted:
             loss_sum += loss.detach()
     if recipe.clip is not None:
@@ -312,6 +323,21 @@ def _step(
     if execution is not None:
         execution.regime.after_step()
     return loss_sum
+
+
+def _objective_of(
+    objective: MakeObjective | None, model: nn.Module, task: Task, examples: Data, recipe: Recipe
+) -> tuple[Data, Objective]:
+    """The examples and the objective of a training: the task's loss alone where none is asked for."""
+    if objective is None:
+        return examples, partial(_task_alone, task)
+    return objective(model, task, examples, recipe.augment is None and type(task).augment is Task.augment)
+
+
+def _task_alone(task: Task, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The task's loss, to be minimised and to be recorded."""
+    loss = task.loss(call(task, model, batch), batch, training=True)
+    return loss, loss
 
 
 def _share(count: int) -> tuple[slice, bool]:

@@ -61,6 +61,7 @@ KINDS = {
         "dynamic.every=2",
     ],
     "rigl": ["dynamic=rigl", "dynamic.every=2"],
+    "distilled": ["distillation=logits", "distillation.temperature=1", "controls=[reinit,shuffle{}]"],
 }
 
 

@@ -43,6 +43,9 @@ RUNS = {
     "channels": ("granularity=channels", "allocation=macs", "density=0.5", "scorer=taylor", "latency=8"),
     "gradual channels": ("dynamic=gradual", "granularity=channels", "density=0.5", "dynamic.every=5"),
     "codes": ("dynamic=auto_pruner", "granularity=channels", "density=0.5", "recovery.epochs=2"),
+    "distilled": ("distillation=logits", "density=0.3", "controls=[reinit,shuffle,small_dense]"),
+    "distilled states": ("distillation=combined", "distillation.terms.hidden.layers=[fc1]", "density=0.3",
+                         "recovery=rewind"),
     "sparse": ("execution=sparse", "density=0.1", "include=[fc1.*,fc2.*]", "optimizer=sgd"),
 }  # fmt: skip
 
@@ -252,7 +255,10 @@ FREE = {
     "initial": (*PRUNES, "pruning.structure", "pruning.execution", "pruning.curvature", "pruning.cost"),
     "dense": (*PRUNES, "pruning.structure", "pruning.execution", "pruning.curvature", "pruning.cost"),
     "masks": ("pruning.structure", "pruning.execution", "experiments.running.levels", "experiments.running.controls"),
-    "recovered": (*PRUNES, "pruning.structure", "pruning.execution.product", "experiments.running.levels"),
+    "recovered": (
+        *(*PRUNES, "pruning.structure", "pruning.execution.product", "experiments.running.levels"),
+        *("experiments.distillation", "experiments.running.stages.teaching", "experiments.running.models"),
+    ),
     "rows": (*PRUNES, "pruning.structure", "pruning.execution", "experiments.running.stages"),
 }
 """Kind → code whose edits must not make it again."""

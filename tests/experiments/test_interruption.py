@@ -29,6 +29,10 @@ RUNS = {
     "fine-tuning": ("schedule=exponential", "schedule.rounds=4", "density=0.1", "recovery.epochs=2", "scorer=taylor"),
     "sparse execution": ("execution=sparse", "density=[0.3,0.1]", "recovery.epochs=2"),
     "rigl in sparse execution": ("execution=sparse", "dynamic=rigl", "dynamic.every=5", "density=0.2"),
+    "distilled": (
+        *("distillation=combined", "distillation.terms.hidden.layers=[fc1]", "density=[0.3,0.1]", "recovery.epochs=2"),
+        *("model.batch_norm=true", "training.best_on_validation=true"),
+    ),
     "sparse update": ("adaptation=sparse", "adaptation.budget=0.2", "density=[0.5]", "training.trainable=[*.bias]"),
     "best epoch of an adaptation": (
         *("adaptation=lora", "adaptation.budget=lora:1", "density=1.0", "recovery.epochs=3", "adaptation.widen=0"),

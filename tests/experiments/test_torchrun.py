@@ -20,6 +20,7 @@ from tests.experiments.running import ROOT, SMALL, run
 OPTIONS = {
     "taylor": ("scorer=taylor", "density=[0.5,0.1]"),  # device=auto, as users have it
     "classes of different weights": ("task.weights=[1,2,3,4,5,1,1,1,1,0.5]", "density=0.3", "training.batch_size=50"),
+    "distilled": ("distillation=logits", "density=0.3", "training.batch_size=50"),
     "rigl clipped in parts": (
         "dynamic=rigl",
         "device=cpu",

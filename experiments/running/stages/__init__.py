@@ -10,19 +10,23 @@ from experiments.running.stages.blocks import check_block_scorer, check_blocks, 
 from experiments.running.stages.masks import prune, shuffle
 from experiments.running.stages.recovery import check_dynamic, reaches_density_while_training, recover
 from experiments.running.stages.scoring import Scoring, check_scorer, evidence_of, score
-from experiments.running.stages.trained import dense, initial, rewind_point, train_whole
+from experiments.running.stages.teaching import Teaching, check_teaching, teaching
+from experiments.running.stages.trained import dense, initial, is_distilled, rewind_point, train_whole
 
 __all__ = [
     "Scoring",
+    "Teaching",
     "adapt",
     "check_adaptation",
     "check_block_scorer",
     "check_blocks",
     "check_dynamic",
     "check_scorer",
+    "check_teaching",
     "dense",
     "evidence_of",
     "initial",
+    "is_distilled",
     "prune",
     "prune_blocks",
     "reaches_density_while_training",
@@ -30,5 +34,6 @@ __all__ = [
     "rewind_point",
     "score",
     "shuffle",
+    "teaching",
     "train_whole",
 ]

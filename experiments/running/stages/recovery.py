@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 from experiments.configuration.targets import instantiate, short_name
 from experiments.running.setting import Setting
 from experiments.running.stages.scoring import SEEN, evidence_of
-from experiments.running.stages.trained import Adapting, rewind_point, trained, training_view
+from experiments.running.stages.teaching import teaching
+from experiments.running.stages.trained import Adapting, is_distilled, rewind_point, trained, training_view
 from experiments.runtime.processes import world_size
 from experiments.runtime.seeding import seeded
 from experiments.store import Artefact
@@ -74,12 +75,16 @@ def retrain(
     fields = _taken(setting, changes)
     if adapting is not None:
         identity, fields = {**identity, **adapting.identity}, [*fields, "adaptation"]
+    taught = teaching(setting) if steps and is_distilled(setting.config) else None
+    if taught is not None:
+        identity, fields = {**identity, **taught.identity}, [*fields, *taught.fields]
     view = training_view(setting, Network(weights.weights, network.masks), *fields, changing=changes)
     rate, total = _rate(view, steps)
     recipe = view.recipe(steps, rate, setting.total_steps if total is None else total)
     begin = partial(_begun, view, network, weights, masks, recipe)
     regime = _regime(view, masks, len(steps), density) if changes else None
-    return trained(view, "recovered", identity, network, recipe, title, begin, weights, regime, adapting)
+    objective = None if taught is None else taught.objective
+    return trained(view, "recovered", identity, network, recipe, title, begin, weights, regime, adapting, objective)
 
 
 def _steps(setting: Setting, network: Network) -> range:
@@ -158,9 +163,12 @@ def _taken(setting: Setting, changing: bool) -> list[str]:
 
 
 def _code(setting: Setting, changing: bool) -> dict[str, str]:
-    """A compensation counts with its own code; the curvature behind it is nothing to the other recoveries."""
+    """A compensation counts with its own code, and a teaching; the curvature behind the one, and the losses of the
+    other, are nothing to other recoveries.
+    """
     units = changing and "granularity" in _shared(setting.config) and setting.structured
-    return code(__name__, without=(*EXECUTION, "pruning.curvature", *([] if units else STRUCTURE)))
+    others = ("experiments.running.stages.teaching", "pruning.curvature")
+    return code(__name__, without=(*EXECUTION, *others, *([] if units else STRUCTURE)))
 
 
 def _shared(config: Configuration) -> list[str]:

@@ -1,10 +1,12 @@
 """Networks at their initialisation and after a training, with or without masks that hold."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
@@ -14,10 +16,14 @@ from experiments.runtime.processes import world_size
 from experiments.store import Artefact
 from experiments.store.identity import EXECUTION, STRUCTURE, code
 from experiments.store.networks import MASKS, NO_STEPS, POINT, Network, load, save
-from experiments.training.loop import Adapt, MakeRegime, Trained, train
+from experiments.training.loop import Adapt, MakeObjective, MakeRegime, Trained, train
 from experiments.training.recipe import Recipe
 from pruning.execution import ExecutionPolicy, masked
 from pruning.rewind import RewindPoint
+
+if TYPE_CHECKING:  # the code of a teaching counts where a training is distilled
+    from experiments.configuration import Configuration
+    from experiments.running.stages.teaching import Teaching
 
 log = logging.getLogger("experiments")
 
@@ -81,22 +87,32 @@ def rewind_point(setting: Basis) -> Network:
     return initial(setting) if step == 0 else _dense(setting, "point", step)
 
 
-def train_whole(setting: Basis, start: Network, title: str) -> Network:
-    """`start` under its masks, trained as the dense network was, from the first step to the last."""
-    return _plainly(setting, "recovered", start, setting.total_steps, title)
+def is_distilled(config: Configuration) -> bool:
+    """Whether trainings under masks have a teacher, and it has a weight."""
+    return bool(config.distillation) and config.distillation["alpha"] > 0
+
+
+def train_whole(setting: Basis, start: Network, title: str, teaching: Teaching | None = None) -> Network:
+    """`start` under its masks, trained as the dense network was, from the first step to the last; with `teaching`, by
+    a teacher too.
+    """
+    return _trained_over(setting, "recovered", start, setting.total_steps, title, teaching)
 
 
 def _dense(setting: Basis, kind: str, stop: int) -> Network:
-    return _plainly(setting, kind, initial(setting), stop, "dense")
+    return _trained_over(setting, kind, initial(setting), stop, "dense")
 
 
-def _plainly(setting: Basis, kind: str, start: Network, stop: int, title: str) -> Network:
+def _trained_over(
+    setting: Basis, kind: str, start: Network, stop: int, title: str, teaching: Teaching | None = None
+) -> Network:
     total = setting.total_steps
-    setting = training_view(setting, start)
+    setting = training_view(setting, start, *(teaching.fields if teaching else ()))
     recipe = setting.recipe(range(stop), setting.learning_rate, total)
     if kind == "point":  # of that step itself, whichever epoch before was the best
         recipe = replace(recipe, keep_end=True, best_on_validation=False)
-    return Network(trained(setting, kind, {}, start, recipe, title), start.masks)
+    identity, objective = (teaching.identity, teaching.objective) if teaching else ({}, None)
+    return Network(trained(setting, kind, identity, start, recipe, title, objective=objective), start.masks)
 
 
 def training_view(setting: B, start: Network, *fields: str, changing: bool = False) -> B:
@@ -118,6 +134,7 @@ def trained(
     point: Network | None = None,
     regime: MakeRegime | None = None,
     adapting: Adapting | None = None,
+    objective: MakeObjective | None = None,
 ) -> Artefact:
     """Train from `start` under its masks, or under those of `regime`, which change.
 
@@ -132,6 +149,7 @@ def trained(
         point: the network whose optimizer and random state the training begins with, if it has them.
         regime: instead of the masks of `start`.
         adapting: what is trained in the place of all weights; the masks of `start` are its own business.
+        objective: instead of the task's loss; `identity` says which.
     """
     masks = start.load_masks()
     steps = [recipe.steps.start, recipe.steps.stop, recipe.total]
@@ -161,6 +179,7 @@ def trained(
             checkpoints=setting.checkpoints(kind, identity),
             policy=policy,
             adapt=None if adapting is None else adapting.attach,
+            objective=objective,
         )
         if policy is not masked:
             log.info("weights that ran sparsely: %s", ", ".join(found.sparse) or "none")
