@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.nn import functional as F
 
 from pruning.errors import ExecutionError
@@ -101,7 +102,7 @@ def release_(module: nn.Module) -> None:
         module.__class__ = nn.Linear  # type: ignore[assignment]  # a class of its own instance
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch's own
+@_disable_dynamo  # as torch.compiler.disable, without importing the compiler before it is needed
 def _linear(module: KeptLinear, input: Tensor) -> Tensor:
     kept, weight = module.kept, module.weight.detach()
     if not torch.is_grad_enabled():

@@ -55,7 +55,7 @@ def run(folder: Path, *overrides: str) -> list[dict]:
 
 
 def timeless(rows: list[dict]) -> list[dict]:
-    return [{key: value for key, value in row.items() if not key.endswith("seconds")} for row in rows]
+    return [{key: value for key, value in row.items() if not key.endswith(("seconds", "_ms"))} for row in rows]
 
 
 def own(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str, name: str = "own_code") -> str:
