@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from experiments.adaptation.four_bits import BY, quantised
 from experiments.adaptation.method import Attached, Method
 from experiments.adaptation.peft_layers import Tuned, imported, made
 from pruning import Masks
 from pruning.adaptation import largest
 from pruning.adaptation.budget import lora_count
-from pruning.adaptation.four_bits import quantise_
 from pruning.errors import ConfigurationError
 
 ZEROS = ("keep", "fill")
@@ -31,6 +31,7 @@ class LowRank(Method):
         ranks: ranks of layers by patterns of their names, in the place of the budget's; peft's rank_pattern.
         dropout: of what enters A.
         four_bits: hold the adapted weights in four bits (QLoRA, Dettmers et al. 2023); it is not merged then.
+        by: whose four bits: `here`, or `bitsandbytes`.
         zeros: whether merging into a pruned network keeps its zeros (ΔW ⊙ mask), which is another network than the one
             that was trained, or fills them.
     """
@@ -41,12 +42,15 @@ class LowRank(Method):
     ranks: Mapping[str, int] | None = None
     dropout: float = 0.0
     four_bits: bool = False
+    by: str = "here"
     zeros: str = "keep"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.zeros not in ZEROS:
             raise ConfigurationError(f"adaptation.zeros={self.zeros}: choose {' or '.join(ZEROS)}")
+        if self.by not in BY:
+            raise ConfigurationError(f"adaptation.by={self.by}: choose {' or '.join(BY)}")
         if self.dora and self.four_bits:
             raise ConfigurationError("adaptation.dora: needs norms of weights that four bits hold: unset one of them")
 
@@ -66,9 +70,7 @@ class LowRank(Method):
             lora_dropout=self.dropout,
             target_modules=paths,
         )
-        whole = {path: model.get_submodule(path) for path in paths} if self.four_bits else {}
-        if self.four_bits:
-            quantise_(model, include=list(adapted))
+        whole = quantised(model, list(adapted), self.by) if self.four_bits else {}
         attached = Tuned(model, masks, dense, made(peft.tuners.lora.LoraModel, model, config, self.seed))
         attached.whole, attached.keep = whole, self.zeros == "keep"
         return attached

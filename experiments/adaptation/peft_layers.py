@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from experiments.adaptation.four_bits import put
 from experiments.adaptation.method import Attached
 from experiments.adaptation.whole import freeze, thaw
 from experiments.runtime.extras import missing
@@ -60,8 +61,7 @@ class Tuned(Attached):
         if self.whole:
             self._tuner.unload()
             for path, layer in self.whole.items():
-                above, _, own = path.rpartition(".")
-                setattr(self.model.get_submodule(above), own, layer)
+                put(self.model, path, layer)
             return self.model
         merged = merge(self._tuner, self.masks, self.keep)
         self.masks, self.filled = merged.masks, 0 if self.keep else merged.filled or 0

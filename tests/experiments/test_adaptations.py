@@ -107,6 +107,18 @@ def test_every_adaptation_of_an_encoder(shared, choice):
         assert moved - alone <= set(matrices)
 
 
+def test_four_bits_of_bitsandbytes_are_ours(shared):
+    pytest.importorskip("peft")
+    pytest.importorskip("bitsandbytes")
+    wide = ("model.config.hidden_size=64", "model.config.intermediate_size=64", "recovery.epochs=1")
+    losses = []
+    for by in ("here", "bitsandbytes"):
+        options = (*TEXT, *wide, "adaptation=qlora", "adaptation.budget=lora:2", f"adaptation.by={by}")
+        setting = Setting(validate(composed(*options)), Store(shared / "store"))
+        losses.append(app.run(setting, shared / "run", "name")[1]["test_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
 @pytest.mark.parametrize("choice", ["lora", "ia3", "adapters", "prefix", "prompt", "sparse", "full"])
 def test_adaptations_of_a_decoder(shared, choice):
     pytest.importorskip("transformers")
@@ -261,6 +273,10 @@ def test_the_code_of_adaptations_is_in_no_other_training():
         (("adaptation=sparse", "adaptation.policy=nowhere"), "choose free or survivors or regrow"),
         (("adaptation=sparse", "adaptation.scored=later"), "choose base or tuned"),
         (("adaptation=sparse", "granularity@adaptation.granularity=channels"), "no whole channels"),
+        (("adaptation=qlora", "adaptation.by=bitsandbytes"), "no multiple of 64"),
+        (("adaptation=qlora", "adaptation.by=nobody"), "choose here or bitsandbytes"),
+        (("adaptation=sparse_lora", "adaptation.low_rank=1.0"), "a share of the budget"),
+        (("adaptation=sparse_lora", "adaptation.budget=4kB"), "give no bytes"),
         (("adaptation=ia3",), "give adaptation.outputs"),
         (("adaptation=adapters",), "give where="),
         (("adaptation=prefix",), "no self-attention"),
