@@ -110,6 +110,17 @@ FAMILIES = (
         paper="Dettmers et al. 2023",
     ),
     Family(
+        name="sparse_lora",
+        becomes="(W + m ⊙ D) x + (a/r) B A x",
+        acts="linear layers, any mask m",
+        trained="places of m, rank · (inputs + outputs)",
+        count=lambda s: s["places"] + _lora(s),
+        merges=True,
+        zeros="no",
+        by="here and peft",
+        paper="Nikdan et al. 2024",
+    ),
+    Family(
         name="ia3",
         becomes="l ⊙ h, or W (l ⊙ x)",
         acts="keys, values, feed-forward layers",
@@ -150,7 +161,7 @@ FAMILIES = (
         count=lambda s: s["length"] * s["width"],
         merges=False,
         zeros=None,
-        by="peft",
+        by="here",
         paper="Lester et al. 2021",
     ),
 )

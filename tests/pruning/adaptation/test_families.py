@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pruning import Masks
-from pruning.adaptation import Adapters, Prefixes, Tuning
+from pruning.adaptation import Adapters, Prefixes, Prompt, Tuning
 from pruning.adaptation.catalogue import FAMILIES, table
 from pruning.adaptation.four_bits import quantise_
 
@@ -52,10 +52,14 @@ TRAINED = {
     "lora": lambda: wrapped(peft.LoraConfig(r=3, target_modules=["0"])),
     "dora": lambda: wrapped(peft.LoraConfig(r=3, use_dora=True, target_modules=["0"])),
     "qlora": lambda: wrapped(peft.LoraConfig(r=3, target_modules=["0"]), quantised()),
+    "sparse_lora": lambda: [
+        *Tuning(layer(), support(9)).parameters(),
+        *wrapped(peft.LoraConfig(r=3, target_modules=["0"])),
+    ],
     "ia3": lambda: wrapped(peft.IA3Config(target_modules=["0"], feedforward_modules=[])),
     "adapters": lambda: Adapters(encoder(), 5).parameters(),
     "prefix": lambda: Prefixes(encoder(), 7).parameters(),
-    "prompt": lambda: wrapped(peft.PromptTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=7), encoder()),
+    "prompt": lambda: Prompt(encoder(), 7).parameters(),
 }
 
 

@@ -1,0 +1,113 @@
+"""Prompts: what a model makes of them is what it makes of longer inputs, and they go without a trace."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pruning.adaptation import Prompt
+from pruning.errors import AdaptationError
+
+transformers = pytest.importorskip("transformers")
+
+SIZES = {"vocab_size": 20, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def model_of(kind: str, auto: str) -> Any:
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(kind, **SIZES)
+    return getattr(transformers, auto).from_config(config).eval()
+
+
+def tokens() -> dict[str, Tensor]:
+    mask = torch.ones(3, 7, dtype=torch.int64)
+    mask[1, 4:] = 0
+    return {"input_ids": torch.arange(21).view(3, 7) % 20, "attention_mask": mask}
+
+
+@pytest.mark.parametrize(("kind", "auto"), [("bert", "AutoModel"), ("llama", "AutoModelForCausalLM")])
+@pytest.mark.parametrize("called", ["tokens by name", "tokens by position", "states"])
+@torch.no_grad()
+def test_it_is_a_longer_input_of_which_the_beginning_is_left_out(kind: str, auto: str, called: str) -> None:
+    model, batch = model_of(kind, auto), tokens()
+    embedded = model.get_input_embeddings()(batch["input_ids"])
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    prompt = Prompt(model, 4)
+    (learned,) = prompt.parameters()
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == {"prompt"}
+    if called == "tokens by position":
+        found = model(batch["input_ids"], batch["attention_mask"])[0]
+    else:
+        given = {"inputs_embeds": embedded} if called == "states" else {"input_ids": batch["input_ids"]}
+        found = model(**given, attention_mask=batch["attention_mask"])[0]
+    prompt.detach()
+    longer = torch.cat([learned.detach().expand(3, -1, -1), embedded], 1)
+    mask = torch.cat([torch.ones(3, 4, dtype=torch.int64), batch["attention_mask"]], 1)
+    want = model(inputs_embeds=longer, attention_mask=mask)[0][:, 4:]
+    assert torch.equal(found, want)
+    assert dict.fromkeys(before, True) == {name: p.requires_grad for name, p in model.named_parameters()}
+    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+    assert model(**batch)[0].shape == found.shape
+
+
+def test_it_is_pefts_on_a_decoder() -> None:
+    peft = pytest.importorskip("peft")
+    batch, model = tokens(), model_of("llama", "AutoModelForCausalLM")
+    theirs = peft.get_peft_model(
+        model_of("llama", "AutoModelForCausalLM"), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    ).eval()
+    prompt = Prompt(model, 3)
+    (learned,) = prompt.parameters()
+    with torch.no_grad():
+        learned.copy_(theirs.prompt_encoder["default"].embedding.weight)
+        assert torch.allclose(model(**batch).logits, theirs(**batch).logits[:, 3:], atol=1e-6)
+
+
+def test_it_begins_among_the_words_of_the_model_by_its_seed() -> None:
+    model = model_of("bert", "AutoModel")
+    table = model.get_input_embeddings().weight
+    found = []
+    for seed in (0, 0, 1):
+        prompt = Prompt(model, 5, seed)
+        (learned,) = prompt.parameters()
+        assert all(any(torch.equal(row, word) for word in table) for row in learned)
+        found.append(learned.detach().clone())
+        prompt.detach()
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+def test_it_trains() -> None:
+    model, batch = model_of("llama", "AutoModelForCausalLM"), tokens()
+    prompt = Prompt(model, 3)
+    optimizer = torch.optim.Adam(prompt.parameters(), lr=0.05)
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        logits = model(**batch).logits[:, :-1].flatten(0, 1)
+        loss = torch.nn.functional.cross_entropy(logits, batch["input_ids"][:, 1:].flatten())
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.05
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Prompt(model_of("bert", "AutoModel"), 0), "give at least 1"),
+        (lambda: Prompt(torch.nn.Linear(2, 2), 3), "has no model of transformers"),
+    ],
+)
+def test_what_cannot_be_is_refused(make: Any, message: str) -> None:
+    with pytest.raises(AdaptationError, match=message) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+def test_two_at_once_are_refused() -> None:
+    model = model_of("bert", "AutoModel")
+    Prompt(model, 2)
+    with pytest.raises(AdaptationError, match="there already"):
+        Prompt(model, 2)
