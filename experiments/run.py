@@ -145,6 +145,12 @@ def _check_before_training(setting: Setting, schedule: Schedule) -> None:
             f"recovery.to={config.recovery.to}: training ends after {setting.total_steps} steps, of "
             f"{setting.epoch_steps} an epoch: name an earlier moment"
         )
+    ends = abs(setting.learning_rate(1.0 - 1e-9))
+    if config.recovery.learning_rate == "last" and config.recovery.epochs and not config.adaptation and ends < 1e-6:
+        raise ConfigurationError(
+            f"recovery.learning_rate=last: {short_name(config.learning_rate)} ends at a factor of {ends:.1g}, at which "
+            "nothing trains: set recovery.learning_rate=restart, or learning_rate.final"
+        )
     if config.recovery.learning_rate == "replay" and config.recovery.epochs is not None:
         log.info("recovery.epochs has no effect here: a replay goes on until the end of training")
     _check_training(setting)

@@ -105,6 +105,7 @@ class _Attached(Attached):
         return self._own
 
     def finish(self) -> nn.Module:
+        super().finish()
         thaw(self._required)
         self._inserted.detach()
         return self._base
@@ -121,7 +122,7 @@ def _fitted(
         inserted.detach()
         return found
 
-    dense = method.beside(model)
+    dense = method.whole(model)
     one, two = count(1), count(2)
     within = method.size(method.adapted(model))
     size = largest(within, smallest, lambda number: (one + (number - 1) * (two - one), None), most)

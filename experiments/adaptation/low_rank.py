@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
 from experiments.adaptation.four_bits import BY, quantised
 from experiments.adaptation.method import Attached, Method
-from experiments.adaptation.peft_layers import Tuned, imported, made
+from experiments.adaptation.peft_layers import Tuned, any_of, exact, imported, linear_layers, made
 from pruning import Masks
 from pruning.adaptation import largest
 from pruning.adaptation.budget import lora_count
@@ -28,7 +29,7 @@ class LowRank(Method):
         alpha: scale, as a multiple of the rank.
         rslora: alpha / √rank instead of alpha / rank (Kalajdzievski 2023).
         dora: magnitude and direction of W + B A apart (Liu et al. 2024).
-        ranks: ranks of layers by patterns of their names, in the place of the budget's; peft's rank_pattern.
+        ranks: ranks of layers by globs of their paths, in the place of the budget's, which counts them.
         dropout: of what enters A.
         four_bits: hold the adapted weights in four bits (QLoRA, Dettmers et al. 2023); it is not merged then.
         by: whose four bits: `here`, or `bitsandbytes`.
@@ -57,29 +58,34 @@ class LowRank(Method):
     def attach(self, model: nn.Module, masks: Masks | None, support: Masks | None = None) -> Attached:
         """Put A and B beside every linear layer that may be adapted."""
         peft = imported()
-        dense = self.beside(model)
-        adapted = {name: p for name, p in self.adapted(model).items() if p.dim() == 2}
-        rank = largest(self.size(adapted), "rank 1", lambda r: (self._count(adapted, r), None), _most(adapted))
-        paths = [name.rpartition(".")[0] for name in adapted]
+        dense, within = self.whole(model), self.size(self.adapted(model))
+        layers = linear_layers(model, self.adapted(model))
+        most = max(min(weight.shape) for weight in layers.values())
+        rank = largest(within, "rank 1", lambda r: (self._count(layers, r), None), most)
+        patterns = {exact(path): found for path, found in self._ranks(layers, rank).items() if found != rank}
         config = peft.LoraConfig(
             r=rank,
             lora_alpha=self.alpha * rank,
             use_rslora=self.rslora,
             use_dora=self.dora,
-            rank_pattern=dict(self.ranks or {}),
+            rank_pattern=patterns,
+            alpha_pattern={path: self.alpha * found for path, found in patterns.items()},
             lora_dropout=self.dropout,
-            target_modules=paths,
+            target_modules=any_of(layers),
         )
-        whole = quantised(model, list(adapted), self.by) if self.four_bits else {}
-        attached = Tuned(model, masks, dense, made(peft.tuners.lora.LoraModel, model, config, self.seed))
-        attached.whole, attached.keep = whole, self.zeros == "keep"
-        return attached
+        required = {parameter: parameter.requires_grad for parameter in model.parameters()}
+        whole = quantised(model, [f"{path}.weight" for path in layers], self.by) if self.four_bits else {}
+        tuner = made(peft.tuners.lora.LoraModel, model, config, self.seed)
+        return Tuned(model, masks, dense, tuner, required, whole, self.zeros == "keep")
 
-    def _count(self, adapted: Mapping[str, Tensor], rank: int) -> int:
-        magnitudes = sum(p.shape[0] for p in adapted.values()) if self.dora else 0
-        return lora_count(adapted, rank) + magnitudes
+    def _ranks(self, layers: Mapping[str, Tensor], rank: int) -> dict[str, int]:
+        """The rank of every layer: that of the first glob in `ranks` that its path matches, or `rank`."""
+        given = dict(self.ranks or {})
+        return {
+            path: next((found for glob, found in given.items() if fnmatchcase(path, glob)), rank) for path in layers
+        }
 
-
-def _most(adapted: Mapping[str, Tensor]) -> int:
-    """The largest rank that is one for every matrix."""
-    return min((min(p.shape) for p in adapted.values()), default=1)
+    def _count(self, layers: Mapping[str, Tensor], rank: int) -> int:
+        ranks = self._ranks(layers, rank)
+        magnitudes = sum(weight.shape[0] for weight in layers.values()) if self.dora else 0
+        return sum(lora_count({path: weight}, ranks[path]) for path, weight in layers.items()) + magnitudes

@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 
 from pruning import Masks, prunable
 from pruning.adaptation import Budget, parse_budget
+from pruning.attachment import Attachment
 from pruning.errors import AdaptationError, ConfigurationError
-from pruning.evidence import Scores
-from pruning.parameters import first_names
+from pruning.parameters import first_names, named
 
 Globs = str | Sequence[str] | None
 
@@ -39,21 +39,32 @@ class Attached:
         self.model, self.masks, self.dense, self.filled = model, masks, dict(dense), 0
         self.rate: float | None = None
         self.dense_rate: float | None = None
+        self._attachment: Attachment | None = None
 
     def own(self) -> dict[str, nn.Parameter]:
         """What it trains, by names."""
         raise NotImplementedError
 
     def follow(self, optimizer: Optimizer) -> None:
-        """Let it see every step of `optimizer`, until `finish`."""
+        """Let it see every step of `optimizer`, until `finish`; removed weights that are trained as a whole stay 0."""
+        every, trained = named(self.model), {id(parameter) for parameter in self.parameters()}
+        held = (
+            {}
+            if self.masks is None
+            else {n: m for n, m in self.masks.items() if n in every and id(every[n]) in trained}
+        )
+        if held:
+            self._attachment = Masks(held).hold(self.model, optimizer)
 
     def finish(self) -> nn.Module:
         """End it: the model without it, or with it in its weights where it `merges`."""
-        raise NotImplementedError
+        if self._attachment is not None:
+            self._attachment.detach()
+        return self.model
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Copies of all that is trained: it goes on from there with `load_state_dict`."""
-        return {name: parameter.detach().clone() for name, parameter in self._every().items()}
+        """Copies of all that a training changes, of statistics too: it goes on from there with `load_state_dict`."""
+        return {name: tensor.detach().clone() for name, tensor in self._every().items()}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -71,12 +82,14 @@ class Attached:
     @torch.no_grad()
     def read(self, path: Path) -> None:
         """What `save` wrote. Raises `AdaptationError` for the file of another adaptation."""
-        beside = {f"dense.{name}": parameter for name, parameter in self.dense.items()}
-        self.load_state_dict({f"own.{name}": value for name, value in load_file(path).items()} | beside)
+        own = {f"own.{name}": value for name, value in load_file(path).items()}
+        rest = {name: tensor for name, tensor in self._every().items() if not name.startswith("own.")}
+        self.load_state_dict(own | rest)
 
-    def _every(self) -> dict[str, nn.Parameter]:
-        own = {f"own.{name}": parameter for name, parameter in self.own().items()}
-        return own | {f"dense.{name}": parameter for name, parameter in self.dense.items()}
+    def _every(self) -> dict[str, Tensor]:
+        parts: dict[str, Mapping[str, Tensor]] = {"own": self.own(), "dense": self.dense}
+        parts["buffer"] = dict(self.model.named_buffers())
+        return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
 
     @property
     def count(self) -> int:
@@ -100,6 +113,7 @@ class Method:
         dense: globs of parameters that are trained as a whole beside it: a head.
         dense_rate: learning rate of these; None: the optimizer's own.
         include, exclude: globs of parameters that may be adapted, as of `pruning.prunable`; those of `dense` are not.
+            Where a method acts elsewhere, they say of which weights a budget is (`lora:8`, a share).
         budget: as of `pruning.adaptation.parse_budget`, or several, each of which is a level of the run. A method of
             one size has no use for it.
         seed: of what is drawn.
@@ -114,9 +128,6 @@ class Method:
     exclude: Globs = None
     budget: float | str | Sequence[float | str] | None = None
     seed: int = 0
-
-    chooses: ClassVar[bool] = False
-    """Whether it needs scores, of which `choose` makes a support."""
 
     sized: ClassVar[bool] = True
     """Whether it can be of any size, within a budget."""
@@ -154,7 +165,7 @@ class Method:
         Args:
             model: as it is pruned.
             masks: under which it is; None: it is dense.
-            support: what `choose` gave, for a method that `chooses`.
+            support: what a `Sparse` method chose.
 
         Raises:
             AdaptationError: it cannot be, or the budget is too small.
@@ -162,18 +173,14 @@ class Method:
         """
         raise NotImplementedError
 
-    def choose(self, scores: Scores, masks: Masks | None) -> Masks:
-        """The support, of scores of `adapted`."""
-        raise NotImplementedError
-
     def adapted(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """The parameters that may be adapted, by name."""
         first = first_names(model)
-        beside = {first[name] for name in self.beside(model)}
+        whole = {first[name] for name in self.whole(model)}
         found = prunable(model, self.include, self.exclude, frozen=True)
-        return {name: parameter for name, parameter in found.items() if first[name] not in beside}
+        return {name: parameter for name, parameter in found.items() if first[name] not in whole}
 
-    def beside(self, model: nn.Module) -> dict[str, nn.Parameter]:
+    def whole(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """The parameters that are trained as a whole."""
         return {} if self.dense is None else prunable(model, include=self.dense, frozen=True)
 

@@ -9,9 +9,9 @@ from typing import ClassVar
 from torch import nn
 
 from experiments.adaptation.method import Attached, Method
-from experiments.adaptation.peft_layers import Tuned, imported, made
+from experiments.adaptation.peft_layers import Tuned, any_of, imported, made
 from pruning import Masks, prunable
-from pruning.errors import AdaptationError
+from pruning.errors import AdaptationError, ConfigurationError
 
 KNOWN = {
     "bert": (["*attention.self.key.weight", "*attention.self.value.weight"], ["*output.dense.weight"]),
@@ -34,13 +34,21 @@ class Rescaling(Method):
 
     sized: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.include is not None or self.exclude is not None:
+            raise ConfigurationError(
+                "adaptation.include, exclude: say nothing here: give globs as adaptation.outputs and adaptation.inputs"
+            )
+
     def attach(self, model: nn.Module, masks: Masks | None, support: Masks | None = None) -> Attached:
         """Put factors beside these layers."""
         peft = imported()
-        dense = self.beside(model)
-        outputs, inputs = (list(_paths(model, globs)) for globs in self._globs(model))
-        config = peft.IA3Config(target_modules=[*outputs, *inputs], feedforward_modules=inputs)
-        return Tuned(model, masks, dense, made(peft.tuners.ia3.IA3Model, model, config, self.seed))
+        dense = self.whole(model)
+        outputs, inputs = (_paths(model, globs) for globs in self._globs(model))
+        config = peft.IA3Config(target_modules=any_of([*outputs, *inputs]), feedforward_modules=any_of(inputs))
+        required = {parameter: parameter.requires_grad for parameter in model.parameters()}
+        return Tuned(model, masks, dense, made(peft.tuners.ia3.IA3Model, model, config, self.seed), required)
 
     def _globs(self, model: nn.Module) -> tuple[Sequence[str], Sequence[str]]:
         if self.outputs is not None or self.inputs is not None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from pruning import Evidence, Masks
 from pruning.adaptation import Budget, Delta, Tuning, choose_support
 from pruning.adaptation.support import Policy
 from pruning.allocation import Allocation
-from pruning.errors import ConfigurationError
+from pruning.errors import ConfigurationError, ScoreError
 from pruning.evidence import Scores
 from pruning.granularity import Granularity, Weights
 
@@ -45,8 +45,6 @@ class Sparse(Method):
     scored: str = "base"
     tuned: list[float] = field(default_factory=lambda: [1e-4, 3e-4])
 
-    chooses: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.policy not in get_args(Policy):
@@ -65,14 +63,20 @@ class Sparse(Method):
         return self.chosen(scores, masks, self.size(scores))
 
     def chosen(self, scores: Scores, masks: Masks | None, size: Budget) -> Masks:
-        """The highest-scored weights within `size`."""
+        """The highest-scored weights within `size`. Raises `ScoreError` for scores of both signs."""
+        found = list(scores.values())
+        if any(bool((s < 0).any()) for s in found) and any(bool((s > 0).any()) for s in found):
+            raise ScoreError(
+                "adaptation.scorer: its scores have both signs, which rank what to remove, not what to train: take "
+                "their sizes, with scorer@adaptation.scorer=absolute adaptation.scorer.scorer._target_=…"
+            )
         policy = "free" if masks is None else self.policy
         return choose_support(scores, size, self.granularity, self.allocation, masks, policy)
 
     def attach(self, model: nn.Module, masks: Masks | None, support: Masks | None = None) -> Attached:
         """Train `support` alone."""
         assert support is not None
-        return SparseUpdate(model, masks, self.beside(model), support)
+        return SparseUpdate(model, masks, self.whole(model), support)
 
 
 class SparseUpdate(Attached):
@@ -86,6 +90,7 @@ class SparseUpdate(Attached):
         return self.tuning.values
 
     def follow(self, optimizer: Optimizer) -> None:
+        super().follow(optimizer)
         self.tuning.follow(optimizer)
 
     @torch.no_grad()
@@ -102,7 +107,7 @@ class SparseUpdate(Attached):
             support = self.tuning.support
             self.masks = Masks({n: m | support[n].to(m.device) if n in support else m for n, m in self.masks.items()})
         self.tuning.release()
-        return self.model
+        return super().finish()
 
 
 def regrown(masks: Masks, support: Mapping[str, Tensor]) -> int:

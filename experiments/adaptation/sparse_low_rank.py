@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from experiments.adaptation.method import Attached
-from experiments.adaptation.peft_layers import Tuned, imported, made
+from experiments.adaptation.peft_layers import Tuned, any_of, imported, linear_layers, made
 from experiments.adaptation.sparse import Sparse, SparseUpdate
 from pruning import Masks
-from pruning.adaptation import Budget, largest
+from pruning.adaptation import Budget, Delta, largest
 from pruning.adaptation.budget import lora_count
-from pruning.errors import ConfigurationError
+from pruning.errors import AdaptationError, ConfigurationError
 from pruning.evidence import Scores
 
 
@@ -45,12 +44,11 @@ class SparseLowRank(Sparse):
         """Put A and B beside every linear layer that may be adapted, and train `support`."""
         assert support is not None
         peft = imported()
-        dense = self.beside(model)
-        adapted = {name: p for name, p in self.adapted(model).items() if p.dim() == 2}
+        dense, layers = self.whole(model), linear_layers(model, self.adapted(model))
         rank = self._rank(self.adapted(model))
-        paths = [name.rpartition(".")[0] for name in adapted]
-        config = peft.LoraConfig(r=rank, lora_alpha=self.alpha * rank, target_modules=paths)
-        low = Tuned(model, masks, {}, made(peft.tuners.lora.LoraModel, model, config, self.seed))
+        config = peft.LoraConfig(r=rank, lora_alpha=self.alpha * rank, target_modules=any_of(layers))
+        required = {parameter: parameter.requires_grad for parameter in model.parameters()}
+        low = Tuned(model, masks, {}, made(peft.tuners.lora.LoraModel, model, config, self.seed), required)
         return _Attached(model, masks, dense, support, low)
 
     def _count(self, parameters: Mapping[str, Tensor]) -> int:
@@ -60,8 +58,11 @@ class SparseLowRank(Sparse):
         return count
 
     def _rank(self, parameters: Mapping[str, Tensor]) -> int:
+        matrices = [tuple(parameter.shape) for parameter in parameters.values() if parameter.dim() == 2]
+        if not matrices:
+            raise AdaptationError("adaptation=sparse_lora: no matrix may be adapted: give adaptation.include, exclude")
         within = Budget(max(1, int(self.low_rank * self._count(parameters))))
-        most = min(min(p.shape) for p in parameters.values() if p.dim() == 2)
+        most = max(min(shape) for shape in matrices)
         return largest(within, "rank 1 of its share", lambda rank: (lora_count(parameters, rank), None), most)
 
 
@@ -77,8 +78,10 @@ class _Attached(SparseUpdate):
     def own(self) -> dict[str, nn.Parameter]:
         return {**super().own(), **self._low.own()}
 
-    def follow(self, optimizer: Optimizer) -> None:
-        self.tuning.follow(optimizer)
+    def save(self, path: Path) -> None:
+        """The delta, with A and B as what is replaced as a whole."""
+        dense = {name: parameter.detach().clone() for name, parameter in self._low.own().items()}
+        Delta(self.tuning.delta().changes, dense).save(path)
 
     def finish(self) -> nn.Module:
         super().finish()
@@ -86,7 +89,3 @@ class _Attached(SparseUpdate):
         model = self._low.finish()
         self.masks = self._low.masks
         return model
-
-    @torch.no_grad()
-    def save(self, path: object) -> None:
-        Attached.save(self, path)  # type: ignore[arg-type]

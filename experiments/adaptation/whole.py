@@ -1,4 +1,4 @@
-"""Parameters that are trained as they are: all of them, biases alone, or only what is beside: the head."""
+"""Parameters that are trained as they are: all of them, biases alone, or only what is dense: the head."""
 
 from __future__ import annotations
 
@@ -7,35 +7,43 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import nn
-from torch.optim import Optimizer
 
 from experiments.adaptation.method import Attached, Method
 from pruning import Masks, prunable
-from pruning.attachment import Attachment
-from pruning.parameters import first_names, named
+from pruning.errors import AdaptationError, ConfigurationError
+from pruning.parameters import first_names
 
 
 @dataclass(frozen=True, kw_only=True)
 class Whole(Method):
     """Trains parameters as a whole; those of a pruned network keep their zeros.
 
-    Full fine-tuning, BitFit (Ben Zaken et al. 2022), or a linear probe.
+    Full fine-tuning, BitFit (Ben Zaken et al. 2022), or a linear probe, of which `learning_rate` is that of `dense`.
 
     Attributes:
-        trains: globs of what is trained besides `dense`; none: `dense` alone.
+        trains: globs of what is trained besides `dense`, without what the model itself has frozen; none: `dense` alone.
     """
 
     trains: Sequence[str] = ("*",)
 
     sized: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.include is not None or self.exclude is not None:
+            raise ConfigurationError("adaptation.include, exclude: say nothing here: give globs as adaptation.trains")
+
     def attach(self, model: nn.Module, masks: Masks | None, support: Masks | None = None) -> Attached:
         """Freeze the rest."""
-        dense = self.beside(model)
+        dense = self.whole(model)
+        if not dense and not self.trains:
+            raise AdaptationError(
+                f"adaptation={self.name}: nothing is trained: set training.trainable, or adaptation.dense, to the head"
+            )
         first = first_names(model)
-        beside = {first[name] for name in dense}
-        chosen = prunable(model, include=list(self.trains), frozen=True) if self.trains else {}
-        return _Attached(model, masks, dense, {name: p for name, p in chosen.items() if first[name] not in beside})
+        whole = {first[name] for name in dense}
+        chosen = prunable(model, include=list(self.trains)) if self.trains else {}
+        return _Attached(model, masks, dense, {name: p for name, p in chosen.items() if first[name] not in whole})
 
 
 class _Attached(Attached):
@@ -43,26 +51,15 @@ class _Attached(Attached):
         self, model: nn.Module, masks: Masks | None, dense: dict[str, nn.Parameter], trained: dict[str, nn.Parameter]
     ):
         super().__init__(model, masks, dense)
-        self._own, self._attachment = trained, None
+        self._own = trained
         self._required = freeze(model, [*trained.values(), *dense.values()])
-
-    _attachment: Attachment | None
 
     def own(self) -> dict[str, nn.Parameter]:
         return self._own
 
-    def follow(self, optimizer: Optimizer) -> None:
-        every = named(self.model)
-        trained = {id(p) for p in self.parameters()}
-        held = {} if self.masks is None else {n: m for n, m in self.masks.items() if id(every[n]) in trained}
-        if held:
-            self._attachment = Masks(held).hold(self.model, optimizer)
-
     def finish(self) -> nn.Module:
-        if self._attachment is not None:
-            self._attachment.detach()
         thaw(self._required)
-        return self.model
+        return super().finish()
 
 
 def freeze(model: nn.Module, trained: Sequence[nn.Parameter]) -> dict[nn.Parameter, bool]:

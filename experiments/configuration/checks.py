@@ -95,6 +95,11 @@ def _check_values(config: Configuration) -> None:
         raise ConfigurationError(f"threads={config.threads}: give a number of at least 1, or auto")
     if not isinstance(config.data.get("name"), str):
         raise ConfigurationError(f"data.name={config.data.get('name')}: give the data set a name, for its rows")
+    layers = [group.get("first_layer", 0) for group in (config.data.get("load") or {}, config.model)]
+    if "first_layer" in (config.data.get("load") or {}) and layers[0] != layers[1]:
+        raise ConfigurationError(
+            f"data.load.first_layer={layers[0]}: the model begins at layer {layers[1]}: set model.first_layer for both"
+        )
     _check_recovery(config)
     _check_pretrained(config)
     _check_calibration(config)
@@ -123,17 +128,26 @@ def _check_recovery(config: Configuration) -> None:
         raise ConfigurationError("recovery.factor: is of the last learning rate, and this recovery replays: leave it 1")
     if recovery.weights == "rewind" and config.compensate:
         raise ConfigurationError("compensate: what it moves is rewound: set compensate=none, or recovery=lr_rewind")
-    for name, shared in (("granularity", config.granularity), ("allocation", config.allocation)):
-        if dynamic.get(name, shared) != shared:
-            raise ConfigurationError(f"dynamic.{name}: masks that change have that of the run: set {name}= instead")
-    if dynamic and config.training.best_on_validation:
-        raise ConfigurationError("training.best_on_validation: the best epoch may have other masks: unset it")
-    if dynamic and config.training.precision == "fp16":
-        raise ConfigurationError("training.precision=fp16: dynamic masks read gradients unscaled: choose no or bf16")
     _check_adaptation(config)
+    if dynamic:
+        _check_dynamic(config)
     for control in config.controls:
         if control not in CONTROLS:
             raise ConfigurationError(f"controls={control}: choose among {', '.join(CONTROLS)}")
+
+
+def _check_dynamic(config: Configuration) -> None:
+    """Raise `ConfigurationError` for options that masks that change do not go with."""
+    dynamic = config.dynamic
+    for name, shared in (("granularity", config.granularity), ("allocation", config.allocation)):
+        if dynamic.get(name, shared) != shared:
+            raise ConfigurationError(f"dynamic.{name}: masks that change have that of the run: set {name}= instead")
+    if config.training.best_on_validation:
+        raise ConfigurationError("training.best_on_validation: the best epoch may have other masks: unset it")
+    if config.training.trainable is not None:
+        raise ConfigurationError("training.trainable: masks that change are of weights that train: set it to null")
+    if config.training.precision == "fp16":
+        raise ConfigurationError("training.precision=fp16: dynamic masks read gradients unscaled: choose no or bf16")
 
 
 def _check_adaptation(config: Configuration) -> None:
@@ -144,7 +158,11 @@ def _check_adaptation(config: Configuration) -> None:
         raise ConfigurationError("adaptation: masks that change are of all weights: set dynamic=none")
     if config.controls:
         raise ConfigurationError("adaptation: controls are trained as whole networks: set controls=[]")
-    if config.recovery.learning_rate == "last" and config.recovery.epochs == 0:
+    if config.recovery.weights == "rewind":
+        raise ConfigurationError("adaptation: begins with the network that was pruned: set recovery.weights=keep")
+    if not str(config.execution["_target_"]).endswith(".masked"):
+        raise ConfigurationError("adaptation: runs on dense layers: set execution=masked")
+    if config.recovery.learning_rate != "replay" and config.recovery.epochs == 0:
         raise ConfigurationError("adaptation: is a training: set recovery.epochs to at least 1")
 
 

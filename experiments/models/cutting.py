@@ -59,6 +59,8 @@ def _chain(name: str, model: Any, first_layer: int) -> tuple[Any, nn.ModuleList]
             layers, whole = inner.layers, True
         else:
             continue
+        if getattr(inner.config, "embedding_multiplier", 1) != 1:
+            whole = False  # it would be multiplied by again
         if isinstance(layers, nn.ModuleList) and whole:
             if not 0 < first_layer < len(layers):
                 raise ModelError(

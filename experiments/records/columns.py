@@ -180,7 +180,7 @@ _COLUMNS: dict[str, tuple[str, Check]] = {
         (
             *("round", "rounds", "prunable", "kept", "parameters", "nonzero", "dense_macs", "macs", "bytes"),
             *("removed_parameters", "removed_bytes", "latency_batch", "threads", "processes"),
-            *(f"adaptation_{name}" for name in ("trained", "beside", "bytes", "optimizer_bytes", "filled")),
+            *(f"adaptation_{name}" for name in ("trained", "dense", "bytes", "optimizer_bytes", "filled")),
         ),
         ("count", _count),
     ),

@@ -98,8 +98,9 @@ def draw(rows: pd.DataFrame) -> Figure:
     """Errors of all methods at the smaller budget; the line is the head alone."""
     dense = rows[(rows["requested_density"] == 1.0) & (rows["budget"] != LARGE)]
     errors = dense.groupby("method")[ERROR].apply(list)
+    least = dense.loc[dense["method"] == LORA, "trained"].min()
     shown = {name: errors[name] for name in METHODS if name != HEAD}
-    return dots.draw({"": shown}, errors[HEAD], HEAD, "Trained: 20,736 weights, but for full fine-tuning")
+    return dots.draw({"": shown}, errors[HEAD], HEAD, f"Trained: {least:,.0f} weights, but for full fine-tuning")
 
 
 def study(options: argparse.Namespace) -> Study:

@@ -55,8 +55,9 @@ def is_adapted(final: pd.DataFrame) -> bool:
 
 
 def bounds(table: pd.DataFrame) -> list[bool]:
-    """Whether a row of `adaptations` bounds the others: it trains nothing of its own, or far more than any other."""
+    """Whether a row of `adaptations` bounds the others: it trains nothing, or, without a budget, far more."""
     trained = [float(count) for count in table["trained"]]
     most = max(trained)
     others = max((count for count in trained if count < most), default=math.inf)
-    return [count == 0 or (count == most and most > 10 * others) for count in trained]
+    free = table["budget"].isna()
+    return [n == 0 or (alone and n == most and most > 10 * others) for n, alone in zip(trained, free, strict=True)]

@@ -90,7 +90,7 @@ def evaluate(setting: Setting, network: Network, level: Level, dense_network: Ne
 def _adaptation(network: Network) -> dict[str, Any]:
     """The columns of an adaptation; null for a network that was trained otherwise."""
     adapted = network.adapted or {}
-    columns = ("budget", "trained", "beside", "bytes", "optimizer_bytes", "step_ms", "rate", "filled")
+    columns = ("budget", "trained", "dense", "bytes", "optimizer_bytes", "step_ms", "rate", "filled")
     return {
         **{f"adaptation_{name}": adapted.get(name) for name in columns},
         "adaptation_rates": [list(pair) for pair in network.searched] or None,
@@ -103,9 +103,9 @@ def _measure(setting: Setting, network: Network, removed: bool) -> dict[str, Any
     Costs are those of the weights, without what is beside them: their macs are not known then.
     """
     adapted = network.adapted
-    beside = adapted is not None and adapted["method"] is not None
+    unmerged = adapted is not None and adapted["method"] is not None
     model = load_weights(setting.new_model(), network).to(setting.device)
-    whole = load(setting.new_model(), network).to(setting.device) if beside else model
+    whole = load(setting.new_model(), network).to(setting.device) if unmerged else model
     dense = Masks.dense(setting.prunable(model)).to("cpu")
     held = network.load_masks()
     masks = dense if held is None else held
@@ -121,7 +121,7 @@ def _measure(setting: Setting, network: Network, removed: bool) -> dict[str, Any
         "parameters": counts.parameters,
         "nonzero": counts.nonzero,
         "dense_macs": counts.dense_macs,
-        "macs": None if beside else counts.macs,
+        "macs": None if unmerged else counts.macs,
         "smallest_density": smallest.density,
         "smallest_layer": smallest.name,
         "emptied": list(masks.emptied),
@@ -134,7 +134,7 @@ def _measure(setting: Setting, network: Network, removed: bool) -> dict[str, Any
         },
         # Of a network that diverged no outputs can be compared
         **_measure_small(setting, model, held if removed and network.history["diverged"] is None else None),
-        **(_measure_beside(setting, model, whole) if beside else {}),
+        **(_measure_unmerged(setting, model, whole) if unmerged else {}),
     }
 
 
@@ -172,11 +172,12 @@ def _measure_small(setting: Setting, model: nn.Module, masks: Masks | None) -> d
     return found
 
 
-def _measure_beside(setting: Setting, model: nn.Module, whole: nn.Module) -> dict[str, Any]:
+def _measure_unmerged(setting: Setting, model: nn.Module, whole: nn.Module) -> dict[str, Any]:
     """Milliseconds of a forward pass of `whole`, and how many more they are than without what is beside the weights."""
     batch = setting.config.latency
     if batch is None:
         return {}
     inputs = _inputs(setting, batch)
+    model, whole = model.to(setting.device), whole.to(setting.device)
     without, together = (latency(each.eval(), inputs, seconds=0.5) for each in (model, whole))
     return {"latency_ms": together, "adaptation_ms": together - without}

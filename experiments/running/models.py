@@ -26,6 +26,11 @@ def model_of_run(folder: str, level: int | None = None, store: str | None = None
         ModelError: no such row. `RecordsError`, `ArtefactError`: rows or weights that cannot be read.
     """
     row, place = row_of_run(folder, level), None if store is None else Path(store)
+    if row.get("adaptation_trained") is not None and row.get("macs") is None:
+        raise ModelError(
+            f"{folder}: its network has an adaptation beside its weights, which no run can begin with: name a "
+            "level, or a run, whose adaptation merges"
+        )
     model = network_of(row, instantiate("model", row["config"]["model"]), place)
     model.starting_masks = masks_of(row, place)  # type: ignore[assignment]  # a plain attribute, no module
     return model

@@ -96,7 +96,7 @@ _OWN = (LOCKS, UNFINISHED, DAMAGED)
 
 def _parents(identity: Mapping[str, Any]) -> tuple[str, ...]:
     """Keys of the artefacts that this one was made from."""
-    named = [identity.get(name) for name in ("from", "weights", "teacher")]
+    named = [identity.get(name) for name in ("from", "weights", "teacher", "support", "scored")]
     return tuple(dict.fromkeys(key for name in named if isinstance(name, str) for key in name.split("+")))
 
 

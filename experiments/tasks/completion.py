@@ -47,6 +47,8 @@ class Completion(LanguageModelling):
         labels = batch.get(self.targets)
         if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.dim() != 2:
             raise DataError(f"task=completion: no column {self.targets}, int64 [n, tokens]: give the answers' tokens")
+        if bool((labels[:, 0] != IGNORED).any()):
+            raise DataError(f"task=completion: {self.targets} has a first token, before which there is none: give -100")
         if not bool((labels[:, 1:] != IGNORED).any(1).all()):
             raise DataError(f"task=completion: {self.targets} of an example are all -100: give every example an answer")
 

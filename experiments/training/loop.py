@@ -138,13 +138,12 @@ def train(
     """
     device = accelerated.device
     model.to(device)
-    model, adapted, trained, optimizer = _begun(model, recipe, adapt)
+    model, adapted, optimizer = _begun(model, recipe, adapt)
     within = model if adapted is None else adapted
     base_rates = [group["lr"] for group in optimizer.param_groups]
     examples, validation = examples.to(device), validation.to(device)
     length = steps_per_epoch(len(examples), recipe.batch_size)
-    headline = task.all_metrics()[0]
-    prepared = accelerated.prepare(model)
+    prepared = accelerated.prepare(model) if _has_gradients(model) else model  # DDP takes none without
     # accelerate's wrapper of an optimizer only matters to a gradient scaler, and costs a small network 5 % of a step
     stepper = optimizer if accelerated.scaler is None else accelerated.prepare(optimizer)
     state = TrainingState(recipe.steps.start, torch.zeros((), device=device))
@@ -158,7 +157,7 @@ def train(
         if tree is not None:
             state = from_tree(tree, model, optimizer, execution, accelerated, adapted)
         examples, learn = _objective_of(objective, model, task, examples, recipe)
-        start_training(prepared, trained)
+        start_training(prepared, adapted is None and recipe.trainable is None)
         kept = None if tree is not None else Kept.of(model=model, task=task)
         began, last_saved = time.perf_counter() - state.seconds, time.monotonic()
         for batch in upcoming(examples, recipe, task, range(state.step, recipe.steps.stop), length):
@@ -167,14 +166,14 @@ def train(
                 reseed(recipe.seed, "training", number)
             _set_rates(optimizer, base_rates, recipe.factor(state.step / recipe.total))
             count = task.count(batch)
-            state.add(_step(prepared, stepper, batch, count, recipe, learn, accelerated, execution, trained), count)
+            state.add(_step(prepared, stepper, batch, count, recipe, learn, accelerated, execution, adapted), count)
             if kept is not None:  # asked once, after the first step
                 checkpoints, kept = (None if kept.report_changes() else checkpoints), None
             ends = state.step % length == 0 or state.step == recipe.steps.stop
-            found = evaluate(task, model, validation)[headline.name] if ends and recipe.best_on_validation else None
             state.seconds = time.perf_counter() - began
+            found = _headline(task, model, validation) if ends and recipe.best_on_validation else None
             if ends:
-                epoch = state.close(number, optimizer.param_groups[0]["lr"], found, headline.higher_is_better, within)
+                epoch = state.close(number, optimizer.param_groups[0]["lr"], found, _better(task), within)
                 began = time.perf_counter()
                 if progress is not None:
                     progress.epoch(len(state.epochs), -(-len(recipe.steps) // length), epoch.loss)
@@ -186,8 +185,17 @@ def train(
     if state.best is not None:
         within.load_state_dict(state.best[1])
     final = None if masking is None else _finished(masking, model, trained=bool(recipe.steps))
+    accelerated.unwrap_model(prepared, keep_fp32_wrapper=False)  # what follows is in full precision
     held = 0 if adapted is None else state_bytes(optimizer, adapted.own().values())
     return Trained(state.epochs, final, end, sparse, state.lost, state.first_loss, adapted, held, len(recipe.steps))
+
+
+def _better(task: Task) -> bool:
+    return task.all_metrics()[0].higher_is_better
+
+
+def _headline(task: Task, model: nn.Module, data: Data) -> float:
+    return evaluate(task, model, data)[task.all_metrics()[0].name]
 
 
 def _finished(masking: Regime, model: nn.Module, trained: bool) -> Masks:
@@ -215,18 +223,25 @@ def check_recipe(recipe: Recipe, model: nn.Module, examples: Data) -> None:
         raise DataError("data.augment: gives another number of examples: give back as many")
 
 
-def _begun(
-    model: nn.Module, recipe: Recipe, adapt: Adapt | None
-) -> tuple[nn.Module, Attached | None, list[nn.Parameter], Optimizer]:
-    """The model that is called, what is attached to it, what is trained, and by which optimizer."""
+def _begun(model: nn.Module, recipe: Recipe, adapt: Adapt | None) -> tuple[nn.Module, Attached | None, Optimizer]:
+    """The model that is called, what is attached to it, and the optimizer of what is trained."""
     if adapt is None:
-        trained = _trainable(model, recipe)
-        return model, None, trained, _optimizer(recipe, trained)
+        return model, None, _optimizer(recipe, _trainable(model, recipe))
     adapted = adapt(model)
-    trained = list(adapted.parameters())
-    optimizer = _optimizer(recipe, trained, adapted)
+    return adapted.model, adapted, check_adapted(recipe, adapted)
+
+
+def check_adapted(recipe: Recipe, adapted: Attached) -> Optimizer:
+    """The optimizer of what is attached, which follows it. Raises one-line errors where it cannot be."""
+    optimizer = _optimizer(recipe, list(adapted.parameters()), adapted)
     adapted.follow(optimizer)
-    return adapted.model, adapted, trained, optimizer
+    return optimizer
+
+
+def _has_gradients(model: nn.Module) -> bool:
+    """Whether any parameter gets a gradient that is its own, and not left to a sparse update."""
+    ignored = set(getattr(model, "_ddp_params_and_buffers_to_ignore", ()))
+    return any(p.requires_grad and name not in ignored for name, p in model.named_parameters())
 
 
 def _trainable(model: nn.Module, recipe: Recipe) -> list[nn.Parameter]:
@@ -240,16 +255,15 @@ def _trainable(model: nn.Module, recipe: Recipe) -> list[nn.Parameter]:
     return chosen
 
 
-def start_training(model: nn.Module, trained: Sequence[nn.Parameter]) -> None:
-    """Put `model` in training mode, but for batch norms of which nothing is trained, where not all is: they keep their
-    statistics, as a frozen network stays what it is.
+def start_training(model: nn.Module, whole: bool) -> None:
+    """Put `model` in training mode. Where it is not trained as a `whole`, batch norms of which nothing is trained keep
+    their statistics: a frozen network stays what it is.
     """
     model.train()
-    chosen = set(map(id, trained))
-    if all(id(parameter) in chosen for parameter in model.parameters()):
+    if whole or all(parameter.requires_grad for parameter in model.parameters()):
         return
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._NormBase) and not any(id(p) in chosen for p in module.parameters()):
+        if isinstance(module, nn.modules.batchnorm._NormBase) and not any(p.requires_grad for p in module.parameters()):
             module.eval()
 
 
@@ -296,7 +310,7 @@ def _step(
     learn: Objective,
     accelerated: Accelerator,
     execution: Execution | None,
-    trained: Sequence[nn.Parameter],
+    adapted: Attached | None,
 ) -> Tensor:
     """One optimizer step on the mean over `count`; the sum of the task's losses of this process, on the device."""
     if execution is not None:
@@ -316,7 +330,8 @@ def _step(
         if counted:
             loss_sum += loss.detach()
     if recipe.clip is not None:
-        accelerated.clip_grad_norm_(trained, recipe.clip)
+        # Looked up now: execution puts others in the place of masked weights
+        accelerated.clip_grad_norm_(model.parameters() if adapted is None else adapted.parameters(), recipe.clip)
     if execution is not None:
         execution.regime.before_step()
     optimizer.step()

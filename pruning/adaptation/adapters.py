@@ -93,7 +93,7 @@ class Adapters:
             outputs = _width(modules[leave], leave, last=True)
             width = outputs if kind == "sequential" else _width(modules[enter], enter, last=False)
             like = next(modules[leave].parameters())
-            adapter = Adapter(width, bottleneck, outputs, activation, scale, seed + number)
+            adapter = Adapter(width, bottleneck, outputs, activation, scale, 1000 * seed + number)
             self._adapters[leave] = adapter.to(like.device, like.dtype)
         self._removers: list[Callable[[], None]] = []
         for leave, adapter in self._adapters.items():  # once all are made, so that an error leaves none behind

@@ -54,7 +54,7 @@ class Prefixes:
         configs: dict[int, Any] = {}
         for number, module in enumerate(self._attentions):
             key: Any = module.key
-            prefix = Prefix(length, key.out_features, seed + number)
+            prefix = Prefix(length, key.out_features, 1000 * seed + number)
             module.add_module("prefix", prefix.to(key.weight.device, key.weight.dtype))
             config: Any = module.config
             configs[id(config)] = config

@@ -87,7 +87,9 @@ class Tuning:
         for part in self._parts.values():
             self._removers += part.watch(users[id(part.weight)], self.averaged)
         self._ignored_before = vars(self.model).get(_IGNORED)
-        setattr(self.model, _IGNORED, [*(self._ignored_before or ()), *(n for n in first if first[n] in self._parts)])
+        own = {id(part.weight) for part in self._parts.values()}
+        ignored = [n for n, p in self.model.named_parameters(remove_duplicate=False) if id(p) in own]  # as DDP has them
+        setattr(self.model, _IGNORED, [*(self._ignored_before or ()), *ignored])
         setattr(self.model, _MARK, True)
 
     @property

@@ -25,6 +25,7 @@ def weights(setting, row) -> dict[str, torch.Tensor]:
     [
         ("scorer=taylor", "density=[0.5,0.1]"),
         ("recovery=rewind", "recovery.to=7it", "density=0.1", "training.clip=0.5", "optimizer=adamw"),
+        ("density=0.2", "training.clip=0.05", "optimizer=sgd"),  # which a clip that misses weights would change
         ("dynamic=rigl", "dynamic.every=5", "density=0.2"),
         ("dynamic=gradual", "dynamic.every=5", "density=0.2", "recovery.epochs=3"),
     ],

@@ -46,7 +46,7 @@ def adaptation(table: pd.DataFrame, value: Value, interval: str = "t") -> Figure
         handles, labels = panels[0].get_legend_handles_labels()
         seeds = sorted(set(table["n"]))
         said = "bootstrap interval" if interval == "bootstrap" else "t-interval"
-        title = f"Mean and 95 % {said} over {' to '.join(map(str, {seeds[0], seeds[-1]}))} seeds"
+        title = f"Mean and 95 % {said} over {' to '.join(map(str, sorted({seeds[0], seeds[-1]})))} seeds"
         figure.legend(handles, labels, loc="outside lower center", ncols=4, title=title, frameon=False)
     return figure
 

@@ -19,13 +19,13 @@ from experiments.running.basis import Basis
 from experiments.running.setting import Setting
 from experiments.running.stages.recovery import retrain, trains
 from experiments.running.stages.scoring import SEEN, check_scores, divergence_named, evidence_of
-from experiments.running.stages.trained import Adapting, rewind_point
+from experiments.running.stages.trained import Adapting
 from experiments.runtime.seeding import seeded
 from experiments.store import Artefact
 from experiments.store.identity import EXECUTION, STRUCTURE, code
 from experiments.store.networks import ADAPTATION, ADAPTED, MASKS, Network, finite, load
 from experiments.tasks import evaluate
-from experiments.training.loop import Trained
+from experiments.training.loop import Trained, check_adapted
 from pruning import Evidence, Masks
 from pruning.errors import ConfigurationError
 from pruning.parameters import named
@@ -64,8 +64,7 @@ def _searched(setting: Setting, network: Network, density: float | None, title: 
     method = method_of(setting)
     if not trains(setting, network):
         return Network(network.weights, network.masks, untrained=True)
-    weights = rewind_point(setting) if setting.config.recovery.weights == "rewind" else network
-    support = _support(setting, network, method, density, title) if method.chooses else None
+    support = _support(setting, network, method, density, title) if isinstance(method, Sparse) else None
     identity = {"support": None if support is None else support.key, **_code()}
     headline = setting.task.all_metrics()[0]
     sign = 1.0 if headline.higher_is_better else -1.0
@@ -77,15 +76,15 @@ def _searched(setting: Setting, network: Network, density: float | None, title: 
         at = _with(setting, learning_rate=rate, widen=0)
         adapting = Adapting(partial(_attached, at, network, support), _keep, identity)
         named_rate = f"{title}, rate {rate:.2g}" if len(method.rates) > 1 else title
-        made[rate] = retrain(at, network, named_rate, weights, adapting=adapting)
+        made[rate] = retrain(at, network, named_rate, network, adapting=adapting)
         found: Mapping[str, Any] = made[rate].json(ADAPTED)
-        tried[rate] = found["validation"][headline.name]
         losses[rate] = found["validation"][LOSS.name]
+        tried[rate] = None if losses[rate] is None else found["validation"][headline.name]  # NaN has an accuracy too
 
     def value(rate: float) -> tuple[float, float]:
         """How good it is: where the metric is the same, the loss decides; a training that diverged is the worst."""
         metric, loss = tried[rate], losses[rate]
-        return (-math.inf if metric is None or loss is None else sign * metric, -math.inf if loss is None else -loss)
+        return (-math.inf, -math.inf) if metric is None or loss is None else (sign * metric, -loss)
 
     for rate in method.rates:
         attempt(rate)
@@ -123,10 +122,12 @@ def _check_attaching(setting: Setting) -> None:
     model = setting.new_model()
     masks = getattr(model, "starting_masks", None)
     support = None
-    if method.chooses:
+    if isinstance(method, Sparse):
         adapted = method.adapted(model)
         support = method.choose({name: p.detach().abs() for name, p in adapted.items()}, masks)
     attached = method.attach(model, masks, support)
+    attached.rate = method.rates[0]
+    check_adapted(setting.recipe(range(0), setting.learning_rate, 1), attached)
     if not attached.merges and not _once(setting):
         raise ConfigurationError(
             f"adaptation={type(method).__name__}: stays beside the weights, so that later rounds cannot prune the "
@@ -160,16 +161,17 @@ def _attached(setting: Setting, network: Network, support: Artefact | None, mode
         model, None if masks is None else masks.to(device), None if chosen is None else chosen.to(device)
     )
     attached.rate, attached.dense_rate = method.rates[0], method.dense_rate
+    if not attached.own():  # a linear probe, of which the search is that of its rate
+        attached.dense_rate = method.rates[0]
     return attached
 
 
-def _support(setting: Setting, network: Network, method: Method, density: float | None, title: str) -> Artefact:
+def _support(setting: Setting, network: Network, method: Sparse, density: float | None, title: str) -> Artefact:
     """The masks of what is trained."""
-    assert isinstance(method, Sparse)
     scored = network
     if method.scored == "tuned":
         full = {**_FULL, "learning_rate": method.tuned, "widen": method.widen}
-        full |= {name: setting.whole.adaptation.get(name) for name in ("dense", "dense_rate", "include", "exclude")}
+        full |= {name: setting.whole.adaptation.get(name) for name in ("dense", "dense_rate")}
         whole = replace(setting, whole=replace(setting.whole, adaptation=full))
         scored = _searched(whole, network, density, f"{title}, before the support")
     group = {name: value for name, value in setting.whole.adaptation.items() if name not in _SEARCH}
@@ -189,7 +191,7 @@ def _support(setting: Setting, network: Network, method: Method, density: float 
     return view.obtain("supports", identity, make)
 
 
-def _evidence(view: Setting, method: Method, base: Network, scored: Network, masks: Masks | None) -> Evidence:
+def _evidence(view: Setting, method: Sparse, base: Network, scored: Network, masks: Masks | None) -> Evidence:
     """What the scorer of a support sees: the parameters that may be adapted, and the base as their beginning."""
     model = load(view.new_model(), scored)
     evidence = evidence_of(view, model, None)
@@ -213,8 +215,10 @@ def _keep(folder: Path, trained: Trained, setting: Basis) -> nn.Module:
     """
     attached = trained.adapted
     assert attached is not None
-    attached.save(folder / ADAPTATION)
-    beside = sum(parameter.numel() for parameter in attached.dense.values())
+    kept = not attached.merges or trained.diverged is None
+    if kept:
+        attached.save(folder / ADAPTATION)
+    dense = sum(parameter.numel() for parameter in attached.dense.values())
     count, found = attached.count, {}
     if not attached.merges:
         found = evaluate(setting.task, attached.model, setting.splits.validation)
@@ -224,10 +228,10 @@ def _keep(folder: Path, trained: Trained, setting: Basis) -> nn.Module:
     numbers = {
         "method": None if attached.merges else dict(setting.config.adaptation),
         "budget": setting.config.adaptation["budget"],
-        "rate": attached.rate if count else attached.dense_rate,
+        "rate": attached.rate,
         "trained": count,
-        "beside": beside,
-        "bytes": (folder / ADAPTATION).stat().st_size,
+        "dense": dense,
+        "bytes": (folder / ADAPTATION).stat().st_size if kept else None,
         "optimizer_bytes": trained.optimizer_bytes,
         "step_ms": 1000 * sum(epoch.seconds for epoch in trained.epochs) / max(1, trained.steps),
         "filled": attached.filled,

@@ -79,7 +79,7 @@ def retrain(
     if taught is not None:
         identity, fields = {**identity, **taught.identity}, [*fields, *taught.fields]
     view = training_view(setting, Network(weights.weights, network.masks), *fields, changing=changes)
-    rate, total = _rate(view, steps)
+    rate, total = _rate(view, steps, adapting is not None)
     recipe = view.recipe(steps, rate, setting.total_steps if total is None else total)
     begin = partial(_begun, view, network, weights, masks, recipe)
     regime = _regime(view, masks, len(steps), density) if changes else None
@@ -97,14 +97,20 @@ def _steps(setting: Setting, network: Network) -> range:
     return range(ended, ended + config.epochs * setting.epoch_steps)
 
 
-def _rate(setting: Setting, steps: range) -> tuple[Callable[[float], float], int | None]:
+def _rate(setting: Setting, steps: range, adapting: bool) -> tuple[Callable[[float], float], int | None]:
     """The factor of the learning rate, and the steps over which it is spread; None: those of the whole training."""
     config = setting.config.recovery
     if config.learning_rate == "replay":
         return setting.learning_rate, None
     if config.learning_rate == "restart":
         return partial(_restarted, setting.learning_rate, config.factor, steps.start / max(1, len(steps))), len(steps)
+    if adapting:  # it has rates of its own, of which the end of the schedule is no part
+        return partial(_constant, config.factor), 0
     return setting.recovery_rate, 0
+
+
+def _constant(value: float, progress: float) -> float:
+    return value
 
 
 def _restarted(rate: Callable[[float], float], factor: float, start: float, progress: float) -> float:

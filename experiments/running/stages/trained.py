@@ -174,7 +174,7 @@ def trained(
             setting.new_accelerator(),
             masks=None if regime is not None or adapting is not None else masks,
             regime=regime,
-            begin=_optimizer_of(point),
+            begin=None if adapting is not None else _optimizer_of(point),
             progress=setting.progress(title),
             checkpoints=setting.checkpoints(kind, identity),
             policy=policy,
