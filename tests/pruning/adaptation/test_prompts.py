@@ -90,7 +90,8 @@ def test_it_trains() -> None:
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < losses[0] - 0.01
+    assert losses[-1] < losses[0] - 0.005  # of a network that is frozen and random
+    assert sorted(losses, reverse=True)[:3] == losses[:3]
 
 
 @pytest.mark.parametrize(
