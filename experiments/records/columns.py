@@ -191,7 +191,7 @@ _COLUMNS: dict[str, tuple[str, Check]] = {
     **dict.fromkeys(("seconds", "total_seconds"), (f"number of seconds, from 0 to {LONGEST:g}", _duration)),
     **dict.fromkeys(("validation_loss", "test_loss", "first_loss"), _NUMBER),
     **dict.fromkeys(("scorer", "model", "data", "when", "dense", "device", "smallest_layer"), ("name", is_name)),
-    **dict.fromkeys(("emptied", "sparse"), ("list of names", _names)),
+    **dict.fromkeys(("emptied", "sparse", "adaptation_others"), ("list of names", _names)),
     "network": ("key of a network", _key),
     "metrics": ("list of metrics, each with a name of its own and its direction", _metrics),
     "diverged": ("step, a count", _count),

@@ -94,6 +94,7 @@ def _adaptation(network: Network) -> dict[str, Any]:
     return {
         **{f"adaptation_{name}": adapted.get(name) for name in columns},
         "adaptation_rates": [list(pair) for pair in network.searched] or None,
+        "adaptation_others": list(network.others) or None,
     }
 
 

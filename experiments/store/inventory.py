@@ -125,6 +125,8 @@ def _networks(runs: Path) -> set[str]:
                 continue
             if isinstance(row, dict):
                 found |= {row[name] for name in ("network", "dense") if isinstance(row.get(name), str)}
+                others = row.get("adaptation_others")  # which the same command would train again
+                found |= {key for key in others if isinstance(key, str)} if isinstance(others, list) else set()
     return found
 
 

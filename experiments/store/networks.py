@@ -31,13 +31,15 @@ class Network:
 
     `untrained`: nothing has followed the masks, so that the weights, and their history, are those of the network that
     was pruned: half a gigabyte a level is not copied.
-    `searched`: learning rates of an adaptation that were tried, with the validation metric of each.
+    `searched`: learning rates of an adaptation that were tried, with the validation metric of each; `others`: keys of
+    the networks that were not chosen.
     """
 
     weights: Artefact
     masks: Artefact | None = None
     untrained: bool = False
     searched: tuple[tuple[float, float | None], ...] = ()
+    others: tuple[str, ...] = ()
 
     @property
     def fields(self) -> frozenset[str]:

@@ -14,6 +14,7 @@ from experiments.running import stages
 from experiments.running.setting import Setting
 from experiments.running.stages import trained
 from experiments.store import Artefact, Store, sources
+from experiments.store.inventory import inventory
 from experiments.store.networks import ADAPTATION, ADAPTED, Network, load_weights
 from experiments.store.retrieval import masks_of, network_of
 from experiments.tasks import evaluate
@@ -252,6 +253,13 @@ def test_the_best_rate_on_validation_wins_and_the_search_goes_beyond_its_ends(sh
     best = row["adaptation_rate"]
     assert row["validation_accuracy"] == rates[best] == max(rates.values())
     assert best < max(rates) or len(rates) == 5
+    assert len(row["adaptation_others"]) == len(rates) - 1
+    made = {row["network"].split("+")[0], *row["adaptation_others"]}
+    entries = inventory(Store(shared / "store"), shared / "run")
+    assert {entry.needed for entry in entries if entry.artefact.key in made} == {True}
+    parents = {key for entry in entries if entry.artefact.key in made for key in entry.parents}
+    supports = [entry for entry in entries if entry.artefact.kind == "supports" and entry.artefact.key in parents]
+    assert [entry.needed for entry in supports] == [True]
     alone = run(shared, *options[:-1], f"adaptation.learning_rate={best}")[1]
     assert alone["test_loss"] == row["test_loss"]
     assert alone["network"] == row["network"]  # nothing is trained twice

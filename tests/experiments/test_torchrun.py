@@ -21,6 +21,10 @@ OPTIONS = {
     "taylor": ("scorer=taylor", "density=[0.5,0.1]"),  # device=auto, as users have it
     "classes of different weights": ("task.weights=[1,2,3,4,5,1,1,1,1,0.5]", "density=0.3", "training.batch_size=50"),
     "distilled": ("distillation=logits", "density=0.3", "training.batch_size=50"),
+    "a sparse update alone": (
+        *("adaptation=sparse", "adaptation.budget=200", "adaptation.learning_rate=0.01", "density=0.3", "device=cpu"),
+        *("training.batch_size=50", "adaptation.scorer._target_=pruning.scorers.magnitude"),
+    ),
     "rigl clipped in parts": (
         "dynamic=rigl",
         "device=cpu",

@@ -98,7 +98,8 @@ def _searched(setting: Setting, network: Network, density: float | None, title: 
     best = max(sorted(made), key=value)
     found = made[best]
     masks = found if found.has(MASKS) else None
-    return Network(found, masks, searched=tuple(sorted(tried.items())))
+    others = tuple(one.key for rate, one in sorted(made.items()) if rate != best)
+    return Network(found, masks, searched=tuple(sorted(tried.items())), others=others)
 
 
 def check_adaptation(setting: Setting) -> None:
