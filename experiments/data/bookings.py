@@ -11,8 +11,7 @@ import torch
 
 from experiments.data.examples import Examples, Splits
 from experiments.data.states import states_of
-from experiments.data.text import Tokenise, tokeniser
-from experiments.runtime.extras import pretrained
+from experiments.data.text import Tokenise, tokeniser, tokens_of
 from pruning.errors import DataError
 
 NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -102,10 +101,7 @@ def request(draw: random.Random, places: Sequence[str]) -> Request:
 
 def ending(name: str | None, package: str | None, gguf_file: str | None) -> int:
     """The token that ends a text. Raises `DataError` for a model that has none."""
-    import transformers  # noqa: PLC0415  # an optional extra, which `tokeniser` has found
-
-    source, files = pretrained(str(name), package, gguf_file)
-    found: Any = transformers.AutoTokenizer.from_pretrained(source, **files).eos_token_id
+    found = tokens_of("bookings", name, package, gguf_file).eos_token_id
     if found is None:
         raise DataError(f"data=bookings: {name} has no token that ends a text: take another model")
     return int(found)

@@ -87,23 +87,30 @@ def tokeniser(data: str, name: str | None, package: str | None, gguf_file: str |
 
     Raises `DataError` where the model has none, in a message that begins with `data`.
     """
-    if name is None:
-        raise DataError(f"data={data}: is in tokens of a pretrained model: set model.name, as model=smollm2 does")
-    try:
-        import transformers  # noqa: PLC0415  # an optional extra, and slow to import
-    except ImportError as error:
-        raise DataError(missing("transformers")) from error
-    source, files = pretrained(name, package, gguf_file)
-    try:
-        found = transformers.AutoTokenizer.from_pretrained(source, **files)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise DataError(f"data={data}: {name} has no tokens ({' '.join(str(error).split())})") from error
+    found = tokens_of(data, name, package, gguf_file)
 
     def tokenise(text: str) -> list[int]:
         tokens: list[int] = found(text, add_special_tokens=False, verbose=False)["input_ids"]
         return tokens
 
     return tokenise
+
+
+def tokens_of(data: str, name: str | None, package: str | None, gguf_file: str | None = None) -> Any:
+    """The tokenizer of a pretrained model, of transformers. Raises `DataError` as `tokeniser` does."""
+    if name is None:
+        raise DataError(
+            f"data={data}: is in tokens of a pretrained model: set model.name, as model=smollm2 or minilm does"
+        )
+    try:
+        import transformers  # noqa: PLC0415  # an optional extra, and slow to import
+    except ImportError as error:
+        raise DataError(missing("transformers")) from error
+    source, files = pretrained(name, package, gguf_file)
+    try:
+        return transformers.AutoTokenizer.from_pretrained(source, **files)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise DataError(f"data={data}: {name} has no tokens ({' '.join(str(error).split())})") from error
 
 
 def _part(data: str, tokenise: Tokenise, texts: Iterable[str], length: int, wanted: int | None) -> Examples:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,8 +11,8 @@ from torch import Tensor
 from experiments.data.examples import Examples, Splits
 from experiments.data.splitting import draw
 from experiments.data.states import states_of
-from experiments.data.text import ORANGE, cells
-from experiments.runtime.extras import carried, missing, pretrained
+from experiments.data.text import ORANGE, cells, tokens_of
+from experiments.runtime.extras import carried
 from experiments.runtime.seeding import generator
 from pruning.errors import DataError
 
@@ -108,17 +107,7 @@ def encoder(data: str, name: str | None, package: str | None) -> Callable[[list[
 
     Raises `DataError` where the model has no tokens, in a message that begins with `data`.
     """
-    if name is None:
-        raise DataError(f"data={data}: is in tokens of a pretrained encoder: set model.name, as model=minilm does")
-    try:
-        import transformers  # noqa: PLC0415  # an optional extra, and slow to import
-    except ImportError as error:
-        raise DataError(missing("transformers")) from error
-    source, _ = pretrained(name, package, None)
-    try:
-        tokens: Any = transformers.AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise DataError(f"data={data}: {name} has no tokens ({' '.join(str(error).split())})") from error
+    tokens = tokens_of(data, name, package)
 
     def encode(texts: list[str], length: int) -> dict[str, Tensor]:
         found = tokens(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
