@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -49,9 +49,8 @@ class Prefix(Method):
 
     def attach(self, model: nn.Module, masks: Masks | None, support: Masks | None = None) -> Attached:
         """Put a prefix into every self-attention."""
-        if hasattr(model, "prepare_inputs_for_generation"):
-            return _fitted(self, model, masks, lambda n: _OfDecoder(model, n, self.seed), "prefixes of 1 position")
-        return _fitted(self, model, masks, lambda n: Prefixes(model, n, self.seed), "prefixes of 1 position")
+        kind: Any = _OfDecoder if hasattr(model, "prepare_inputs_for_generation") else Prefixes
+        return _fitted(self, model, masks, lambda length: kind(model, length, self.seed), "prefixes of 1 position")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +91,7 @@ class _OfDecoder:
 
 
 class _Attached(Attached):
-    merges: ClassVar[bool] = False
+    merges = False
 
     def __init__(self, model: nn.Module, masks: Masks | None, dense: dict[str, nn.Parameter], inserted: Any):
         super().__init__(inserted.model, masks, dense)

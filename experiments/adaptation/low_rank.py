@@ -58,8 +58,8 @@ class LowRank(Method):
     def attach(self, model: nn.Module, masks: Masks | None, support: Masks | None = None) -> Attached:
         """Put A and B beside every linear layer that may be adapted."""
         peft = imported()
-        dense, within = self.whole(model), self.size(self.adapted(model))
-        layers = linear_layers(model, self.adapted(model))
+        dense, adapted = self.whole(model), self.adapted(model)
+        within, layers = self.size(adapted), linear_layers(model, adapted)
         most = max(min(weight.shape) for weight in layers.values())
         rank = largest(within, "rank 1", lambda r: (self._count(layers, r), None), most)
         patterns = {exact(path): found for path, found in self._ranks(layers, rank).items() if found != rank}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,7 +22,7 @@ from pruning.parameters import first_names, named
 Globs = str | Sequence[str] | None
 
 
-class Attached:
+class Attached(ABC):
     """An adaptation on a model, whose other weights are frozen: base of all.
 
     Attributes:
@@ -29,10 +30,10 @@ class Attached:
         masks: of the weights that are not removed, once `finish` was called; None for a dense network.
         filled: how many removed weights it has filled by then.
         rate, dense_rate: learning rates of what it trains of its own, and of `dense`; None: that of the optimizer.
+        merges: whether `finish` puts it into the weights; otherwise it stays beside them, and is attached again.
     """
 
-    merges: ClassVar[bool] = True
-    """Whether `finish` puts it into the weights; otherwise it stays beside them, and is attached again."""
+    merges: bool = True
 
     def __init__(self, model: nn.Module, masks: Masks | None, dense: Mapping[str, nn.Parameter]):
         """`dense` are parameters that are trained as a whole beside it, such as those of a head."""
@@ -41,18 +42,15 @@ class Attached:
         self.dense_rate: float | None = None
         self._attachment: Attachment | None = None
 
+    @abstractmethod
     def own(self) -> dict[str, nn.Parameter]:
         """What it trains, by names."""
-        raise NotImplementedError
 
     def follow(self, optimizer: Optimizer) -> None:
         """Let it see every step of `optimizer`, until `finish`; removed weights that are trained as a whole stay 0."""
         every, trained = named(self.model), {id(parameter) for parameter in self.parameters()}
-        held = (
-            {}
-            if self.masks is None
-            else {n: m for n, m in self.masks.items() if n in every and id(every[n]) in trained}
-        )
+        masks: Mapping[str, Tensor] = self.masks or {}
+        held = {name: mask for name, mask in masks.items() if name in every and id(every[name]) in trained}
         if held:
             self._attachment = Masks(held).hold(self.model, optimizer)
 
@@ -103,7 +101,7 @@ class Attached:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method:
+class Method(ABC):
     """How little is trained, and of what: base of all.
 
     Attributes:
@@ -150,8 +148,8 @@ class Method:
         """
         if not self.sized:
             return (None,)
-        several = isinstance(self.budget, Sequence) and not isinstance(self.budget, str)
-        found: Sequence[Any] = self.budget if several else [self.budget]  # type: ignore[assignment]  # as just seen
+        given = self.budget
+        found = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
         if not found or None in found or len(set(map(str, found))) < len(found):
             raise ConfigurationError(
                 f"adaptation.budget={self.budget}: give a number of weights, a share (0.4%), bytes (100kB) or "
@@ -159,6 +157,7 @@ class Method:
             )
         return tuple(found)
 
+    @abstractmethod
     def attach(self, model: nn.Module, masks: Masks | None, support: Masks | None = None) -> Attached:
         """It on `model`, in place.
 
@@ -171,7 +170,6 @@ class Method:
             AdaptationError: it cannot be, or the budget is too small.
             ConfigurationError: a package that it needs is missing.
         """
-        raise NotImplementedError
 
     def adapted(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """The parameters that may be adapted, by name."""

@@ -88,13 +88,9 @@ class Tuned(Attached):
         super().__init__(model, masks, dense)
         self._tuner, self._required, self._keep = tuner, dict(required), keep
         self._whole = dict(whole or {})
+        self.merges = not self._whole
         self._own = {name: p for name, p in model.named_parameters() if p.requires_grad}
         freeze(model, [*self._own.values(), *dense.values()])
-
-    @property
-    def merges(self) -> bool:  # type: ignore[override]  # of the object here
-        """Whether `finish` puts it into the weights."""
-        return not self._whole
 
     def own(self) -> dict[str, nn.Parameter]:
         return self._own

@@ -44,8 +44,8 @@ class SparseLowRank(Sparse):
         """Put A and B beside every linear layer that may be adapted, and train `support`."""
         assert support is not None
         peft = imported()
-        dense, layers = self.whole(model), linear_layers(model, self.adapted(model))
-        rank = self._rank(self.adapted(model))
+        dense, adapted = self.whole(model), self.adapted(model)
+        layers, rank = linear_layers(model, adapted), self._rank(adapted)
         config = peft.LoraConfig(r=rank, lora_alpha=self.alpha * rank, target_modules=any_of(layers))
         required = {parameter: parameter.requires_grad for parameter in model.parameters()}
         low = Tuned(model, masks, {}, made(peft.tuners.lora.LoraModel, model, config, self.seed), required)

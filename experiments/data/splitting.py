@@ -35,24 +35,21 @@ def hold_out(name: str, targets: Tensor, share: float, seed: int) -> tuple[Tenso
     Raises:
         DataError: some class would be missing in one of the parts, or the seed is out of range.
     """
-    from sklearn.model_selection import train_test_split  # noqa: PLC0415  # slow to import
-
-    classes = targets.numpy()
     try:
-        kept, held_out = train_test_split(np.arange(len(classes)), test_size=share, random_state=seed, stratify=classes)
+        kept, held_out = _stratified(targets, seed, test_size=share)
     except ValueError as error:
         raise DataError(
-            f"{name}: {len(classes)} examples cannot be split at share {share} with seed {seed} "
+            f"{name}: {len(targets)} examples cannot be split at share {share} with seed {seed} "
             f"({' '.join(str(error).split())}): choose another share or more examples"
         ) from error
     # scikit-learn rounds the counts of rare classes, down to none without a word
-    vanished = sorted(set(classes.tolist()) - (set(classes[kept].tolist()) & set(classes[held_out].tolist())))
+    vanished = _vanished(targets, kept, held_out)
     if vanished:
         raise DataError(
-            f"{name}: share {share} of {len(classes)} examples leaves a part without classes {vanished}: "
+            f"{name}: share {share} of {len(targets)} examples leaves a part without classes {vanished}: "
             "choose another share or more examples"
         )
-    return torch.from_numpy(kept), torch.from_numpy(held_out)
+    return kept, held_out
 
 
 def draw(name: str, targets: Tensor, training: int | None, validation: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -71,26 +68,35 @@ def draw(name: str, targets: Tensor, training: int | None, validation: int, seed
     Raises:
         DataError: more than there are, or some class would be missing in one of the parts.
     """
-    from sklearn.model_selection import train_test_split  # noqa: PLC0415  # slow to import
-
     rest = len(targets) - validation
     kept = rest if training is None else training
     try:
-        one, other = train_test_split(
-            np.arange(len(targets)), train_size=kept, test_size=validation, random_state=seed, stratify=targets.numpy()
-        )
+        one, other = _stratified(targets, seed, train_size=kept, test_size=validation)
     except ValueError as error:
         raise DataError(
             f"{name}: {len(targets)} examples cannot be split into {kept} for training and {validation} for validation "
             f"({' '.join(str(error).split())}): ask for fewer, or for one of each class at least"
         ) from error
-    classes = set(targets.tolist())
-    if classes - (set(targets[one].tolist()) & set(targets[other].tolist())):
+    if _vanished(targets, one, other):
         raise DataError(
             f"{name}: of {kept} examples for training and {validation} for validation, one part lacks a class: ask for "
             "more"
         )
+    return one, other
+
+
+def _stratified(targets: Tensor, seed: int, **sizes: float) -> tuple[Tensor, Tensor]:
+    """Positions in two parts, each class as frequent in both as it can be; `sizes` are scikit-learn's."""
+    from sklearn.model_selection import train_test_split  # noqa: PLC0415  # slow to import
+
+    places = np.arange(len(targets))
+    one, other = train_test_split(places, random_state=seed, stratify=targets.numpy(), **sizes)
     return torch.from_numpy(one), torch.from_numpy(other)
+
+
+def _vanished(targets: Tensor, one: Tensor, other: Tensor) -> list[int]:
+    """Classes that are missing in one of two parts."""
+    return sorted(set(targets.tolist()) - (set(targets[one].tolist()) & set(targets[other].tolist())))
 
 
 def splits(

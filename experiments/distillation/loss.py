@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -13,14 +14,14 @@ from experiments.tasks import Classification, Task
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillationLoss:
+class DistillationLoss(ABC):
     """How far a student is from its teacher. A subclass says what it compares, and how far that is."""
 
+    @abstractmethod
     def __call__(self, student: Pass, teacher: Pass, task: Task, batch: Batch) -> Tensor:
         """The SUM over all that counts in `batch`, a tensor of one element: its mean is by `task.count`."""
-        raise NotImplementedError
 
-    def check(self, student: Pass) -> None:
+    def check(self, student: Pass) -> None:  # noqa: B027  # most have nothing to check
         """Raise `ModelError` for what a pass of the student in train mode shows that it cannot compare."""
 
     def modules(self, student: nn.Module) -> tuple[str, ...]:

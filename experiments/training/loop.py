@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +29,10 @@ from experiments.tasks import Task, call, evaluate
 from experiments.training.batches import augmented, steps_per_epoch, upcoming
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.execution import execution_of
+from experiments.training.parts import Adapt, begun, has_gradients, optimizer_of, start_training, state_bytes, trainable
 from experiments.training.recipe import Recipe
 from experiments.training.state import Epoch, TrainingState, from_tree, to_tree
-from pruning import Masks, prunable
+from pruning import Masks
 from pruning.dynamic import FixedMasks, Regime
 from pruning.errors import ConfigurationError, DataError, MaskError
 from pruning.execution import Execution, ExecutionPolicy, masked
@@ -47,8 +48,6 @@ log = logging.getLogger("experiments")
 MakeRegime = Callable[[nn.Module, Optimizer], Regime]
 """Factory of masks that change during training, called with the model and its optimizer: see `pruning.dynamic`."""
 
-Adapt = Callable[[nn.Module], "Attached"]
-"""Attaches an adaptation to a model: see `experiments.adaptation`."""
 
 Objective = Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
 """From a model and a batch to what is minimised, and the task's own loss, which is recorded: both sums."""
@@ -138,12 +137,12 @@ def train(
     """
     device = accelerated.device
     model.to(device)
-    model, adapted, optimizer = _begun(model, recipe, adapt)
+    model, adapted, optimizer = begun(model, recipe, adapt)
     within = model if adapted is None else adapted
     base_rates = [group["lr"] for group in optimizer.param_groups]
     examples, validation = examples.to(device), validation.to(device)
-    length = steps_per_epoch(len(examples), recipe.batch_size)
-    prepared = accelerated.prepare(model) if _has_gradients(model) else model  # DDP takes none without
+    length, headline = steps_per_epoch(len(examples), recipe.batch_size), task.all_metrics()[0]
+    prepared = accelerated.prepare(model) if has_gradients(model) else model  # DDP takes none without
     # accelerate's wrapper of an optimizer only matters to a gradient scaler, and costs a small network 5 % of a step
     stepper = optimizer if accelerated.scaler is None else accelerated.prepare(optimizer)
     state = TrainingState(recipe.steps.start, torch.zeros((), device=device))
@@ -171,9 +170,9 @@ def train(
                 checkpoints, kept = (None if kept.report_changes() else checkpoints), None
             ends = state.step % length == 0 or state.step == recipe.steps.stop
             state.seconds = time.perf_counter() - began
-            found = _headline(task, model, validation) if ends and recipe.best_on_validation else None
+            found = evaluate(task, model, validation)[headline.name] if ends and recipe.best_on_validation else None
             if ends:
-                epoch = state.close(number, optimizer.param_groups[0]["lr"], found, _better(task), within)
+                epoch = state.close(number, optimizer.param_groups[0]["lr"], found, headline.higher_is_better, within)
                 began = time.perf_counter()
                 if progress is not None:
                     progress.epoch(len(state.epochs), -(-len(recipe.steps) // length), epoch.loss)
@@ -190,14 +189,6 @@ def train(
     return Trained(state.epochs, final, end, sparse, state.lost, state.first_loss, adapted, held, len(recipe.steps))
 
 
-def _better(task: Task) -> bool:
-    return task.all_metrics()[0].higher_is_better
-
-
-def _headline(task: Task, model: nn.Module, data: Data) -> float:
-    return evaluate(task, model, data)[task.all_metrics()[0].name]
-
-
 def _finished(masking: Regime, model: nn.Module, trained: bool) -> Masks:
     """The masks at the end, which hold in `model`."""
     if trained and not masking.masks.agree(model):
@@ -211,7 +202,7 @@ def check_recipe(recipe: Recipe, model: nn.Module, examples: Data) -> None:
     """Raise one-line errors for an optimizer that cannot be made of `model`, and an augmentation that fails on the
     first of `examples`.
     """
-    _optimizer(recipe, _trainable(model, recipe))
+    optimizer_of(recipe, trainable(model, recipe))
     if recipe.augment is None:
         return
     batch = take(examples, 4)
@@ -221,72 +212,6 @@ def check_recipe(recipe: Recipe, model: nn.Module, examples: Data) -> None:
         raise DataError(f"data.augment: fails on the data's inputs ({kind_and_message(error)})") from error
     if len(changed_inputs) != len(batch["inputs"]):
         raise DataError("data.augment: gives another number of examples: give back as many")
-
-
-def _begun(model: nn.Module, recipe: Recipe, adapt: Adapt | None) -> tuple[nn.Module, Attached | None, Optimizer]:
-    """The model that is called, what is attached to it, and the optimizer of what is trained."""
-    if adapt is None:
-        return model, None, _optimizer(recipe, _trainable(model, recipe))
-    adapted = adapt(model)
-    return adapted.model, adapted, check_adapted(recipe, adapted)
-
-
-def check_adapted(recipe: Recipe, adapted: Attached) -> Optimizer:
-    """The optimizer of what is attached, which follows it. Raises one-line errors where it cannot be."""
-    optimizer = _optimizer(recipe, list(adapted.parameters()), adapted)
-    adapted.follow(optimizer)
-    return optimizer
-
-
-def _has_gradients(model: nn.Module) -> bool:
-    """Whether any parameter gets a gradient that is its own, and not left to a sparse update."""
-    ignored = set(getattr(model, "_ddp_params_and_buffers_to_ignore", ()))
-    return any(p.requires_grad and name not in ignored for name, p in model.named_parameters())
-
-
-def _trainable(model: nn.Module, recipe: Recipe) -> list[nn.Parameter]:
-    """What a training without an adaptation trains; all other parameters get no gradient."""
-    if recipe.trainable is None:
-        return [p for p in model.parameters() if p.requires_grad]
-    chosen = list(prunable(model, include=list(recipe.trainable)).values())
-    kept = set(map(id, chosen))
-    for parameter in model.parameters():
-        parameter.requires_grad_(id(parameter) in kept)
-    return chosen
-
-
-def start_training(model: nn.Module, whole: bool) -> None:
-    """Put `model` in training mode. Where it is not trained as a `whole`, batch norms of which nothing is trained keep
-    their statistics: a frozen network stays what it is.
-    """
-    model.train()
-    if whole or all(parameter.requires_grad for parameter in model.parameters()):
-        return
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._NormBase) and not any(p.requires_grad for p in module.parameters()):
-            module.eval()
-
-
-def state_bytes(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> int:
-    """Bytes of the tensors that an optimizer keeps of these parameters."""
-    states = (optimizer.state.get(parameter, {}) for parameter in parameters)
-    return sum(value.nbytes for state in states for value in state.values() if isinstance(value, Tensor))
-
-
-def _optimizer(recipe: Recipe, trained: Sequence[nn.Parameter], adapted: Attached | None = None) -> Optimizer:
-    """The recipe's optimizer; what an adaptation trains of its own has its own rate."""
-    groups: Any = list(trained)
-    if adapted is not None:
-        parts = [(adapted.own().values(), adapted.rate), (adapted.dense.values(), adapted.dense_rate)]
-        groups = [
-            {"params": list(parameters), **({} if rate is None else {"lr": rate})}
-            for parameters, rate in parts
-            if parameters
-        ]
-    try:
-        return recipe.optimizer(groups)
-    except (TypeError, ValueError) as error:
-        raise ConfigurationError(f"optimizer: {error}: check its options") from error
 
 
 def _set_rates(optimizer: Optimizer, base_rates: list[float], factor: float) -> None:

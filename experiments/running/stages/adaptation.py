@@ -25,7 +25,8 @@ from experiments.store import Artefact
 from experiments.store.identity import EXECUTION, STRUCTURE, code
 from experiments.store.networks import ADAPTATION, ADAPTED, MASKS, Network, finite, load
 from experiments.tasks import evaluate
-from experiments.training.loop import Trained, check_adapted
+from experiments.training.loop import Trained
+from experiments.training.parts import check_adapted
 from pruning import Evidence, Masks
 from pruning.errors import ConfigurationError
 from pruning.parameters import named

@@ -16,7 +16,8 @@ from experiments.runtime.processes import world_size
 from experiments.store import Artefact
 from experiments.store.identity import EXECUTION, STRUCTURE, code
 from experiments.store.networks import MASKS, NO_STEPS, POINT, Network, load, save
-from experiments.training.loop import Adapt, MakeObjective, MakeRegime, Trained, train
+from experiments.training.loop import MakeObjective, MakeRegime, Trained, train
+from experiments.training.parts import Adapt
 from experiments.training.recipe import Recipe
 from pruning.execution import ExecutionPolicy, masked
 from pruning.rewind import RewindPoint
