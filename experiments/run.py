@@ -183,7 +183,7 @@ def _check_training(setting: Setting) -> None:
     """Make what follows a pruning once, for a throw-away network."""
     config = setting.config
     if config.adaptation:
-        stages.check_adaptation(setting)
+        stages.check_adaptation(setting, densities(config.density))
     if config.dynamic:
         for target in densities(config.density):
             stages.check_dynamic(setting, target)

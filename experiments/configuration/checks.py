@@ -43,7 +43,8 @@ def validate(config: DictConfig) -> Configuration:
         plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except InterpolationKeyError as error:
         reason = str(error).splitlines()[0]
-        raise ConfigurationError(f"{error.full_key}: {reason}; choose a scorer that has it, or set it here") from None
+        group = str(reason).partition("'")[2].partition(".")[0] or "choice"
+        raise ConfigurationError(f"{error.full_key}: {reason}; choose a {group} that has it, or set it here") from None
     _check_numbers(plain, "")
     found = _typed(Configuration, plain)
     check_method(plain)

@@ -349,6 +349,8 @@ def test_the_code_of_adaptations_is_in_no_other_training():
         (("adaptation=sparse", "recovery.epochs=0"), "is a training"),
         (("adaptation=sparse", "adaptation.learning_rate=[]"), "rates above 0"),
         (("adaptation=sparse", "adaptation.learning_rate=-1"), "rates above 0"),
+        (("adaptation=sparse", "adaptation.policy=regrow", "adaptation.budget=9", "density=1.0"), "leaves 0 weights"),
+        (("adaptation=sparse", "adaptation.budget=0.6"), "lower the budget"),
         (("adaptation=sparse", "adaptation.policy=nowhere"), "choose free or survivors or regrow"),
         (("adaptation=sparse", "adaptation.scored=later"), "choose base or tuned"),
         (("adaptation=sparse", "granularity@adaptation.granularity=channels"), "no whole channels"),

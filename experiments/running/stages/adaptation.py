@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from experiments.store.networks import ADAPTATION, ADAPTED, MASKS, Network, fini
 from experiments.tasks import evaluate
 from experiments.training.loop import Trained
 from experiments.training.parts import check_adapted
-from pruning import Evidence, Masks
+from pruning import Evidence, Masks, prune
 from pruning.errors import ConfigurationError
 from pruning.parameters import named
 
@@ -103,11 +103,11 @@ def _searched(setting: Setting, network: Network, density: float | None, title: 
     return Network(found, masks, searched=tuple(sorted(tried.items())), others=others)
 
 
-def check_adaptation(setting: Setting) -> None:
+def check_adaptation(setting: Setting, densities: Sequence[float | None]) -> None:
     """Attach the adaptation once to a throw-away network, so that it raises its errors before any training."""
     budgets = method_of(setting).budgets
     for budget in budgets:
-        _check_attaching(_with(setting, budget=budget))
+        _check_attaching(_with(setting, budget=budget), densities)
     if len(budgets) > 1 and not _once(setting):
         raise ConfigurationError(
             "adaptation.budget: with several, later rounds would go on from the last: give one, or schedule=one_shot"
@@ -119,14 +119,18 @@ def _once(setting: Setting) -> bool:
     return setting.config.recovery.rounds == "last" or short_name(setting.config.schedule) == "one_shot"
 
 
-def _check_attaching(setting: Setting) -> None:
+def _check_attaching(setting: Setting, densities: Sequence[float | None]) -> None:
     method = method_of(setting)
     model = setting.new_model()
     masks = getattr(model, "starting_masks", None)
     support = None
     if isinstance(method, Sparse):
         adapted = method.adapted(model)
-        support = method.choose({name: p.detach().abs() for name, p in adapted.items()}, masks)
+        sizes = {name: p.detach().abs() for name, p in adapted.items()}
+        support = method.choose(sizes, masks)
+        for density in densities:  # of which a policy may leave less than the budget
+            if masks is None and density is not None:
+                method.choose(sizes, prune(sizes, density))
     attached = method.attach(model, masks, support)
     attached.rate = method.rates[0]
     check_adapted(setting.recipe(range(0), setting.learning_rate, 1), attached)
