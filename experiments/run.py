@@ -199,6 +199,8 @@ def _check_scorer(setting: Setting) -> None:
     except AbsentError:
         check = stages.check_scorer if config.calibration == "whole" else stages.check_block_scorer
         check(setting)
+        if config.adaptation:
+            stages.check_support(setting)
 
 
 def _check_tokens(setting: Setting, model: nn.Module) -> None:

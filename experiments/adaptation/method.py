@@ -30,10 +30,12 @@ class Attached(ABC):
         masks: of the weights that are not removed, once `finish` was called; None for a dense network.
         filled: how many removed weights it has filled by then.
         rate, dense_rate: learning rates of what it trains of its own, and of `dense`; None: that of the optimizer.
+        separate: whether its file says more than the weights that it is in; otherwise only its size is kept.
         merges: whether `finish` puts it into the weights; otherwise it stays beside them, and is attached again.
     """
 
     merges: bool = True
+    separate: bool = True
 
     def __init__(self, model: nn.Module, masks: Masks | None, dense: Mapping[str, nn.Parameter]):
         """`dense` are parameters that are trained as a whole beside it, such as those of a head."""

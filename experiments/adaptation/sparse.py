@@ -64,12 +64,7 @@ class Sparse(Method):
 
     def chosen(self, scores: Scores, masks: Masks | None, size: Budget) -> Masks:
         """The highest-scored weights within `size`. Raises `ScoreError` for scores of both signs."""
-        found = list(scores.values())
-        if any(bool((s < 0).any()) for s in found) and any(bool((s > 0).any()) for s in found):
-            raise ScoreError(
-                "adaptation.scorer: its scores have both signs, which rank what to remove, not what to train: take "
-                "their sizes, with scorer@adaptation.scorer=absolute adaptation.scorer.scorer._target_=…"
-            )
+        check_signs(scores)
         policy = "free" if masks is None else self.policy
         return choose_support(scores, size, self.granularity, self.allocation, masks, policy)
 
@@ -108,6 +103,16 @@ class SparseUpdate(Attached):
             self.masks = Masks({n: m | support[n].to(m.device) if n in support else m for n, m in self.masks.items()})
         self.tuning.release()
         return super().finish()
+
+
+def check_signs(scores: Scores) -> None:
+    """Raise `ScoreError` for scores of both signs: the lowest are as important as the highest."""
+    found = list(scores.values())
+    if any(bool((s < 0).any()) for s in found) and any(bool((s > 0).any()) for s in found):
+        raise ScoreError(
+            "adaptation.scorer: its scores have both signs, which rank what to remove, not what to train: take "
+            "their sizes, with scorer@adaptation.scorer=absolute adaptation.scorer.scorer._target_=…"
+        )
 
 
 def regrown(masks: Masks, support: Mapping[str, Tensor]) -> int:

@@ -47,6 +47,8 @@ class Whole(Method):
 
 
 class _Attached(Attached):
+    separate = False
+
     def __init__(
         self, model: nn.Module, masks: Masks | None, dense: dict[str, nn.Parameter], trained: dict[str, nn.Parameter]
     ):

@@ -188,7 +188,10 @@ _COLUMNS: dict[str, tuple[str, Check]] = {
         ("latency_ms", "removed_difference", "epochs", "total_epochs", "adaptation_step_ms", "adaptation_rate"),
         ("number of at least 0", _amount),
     ),
-    **dict.fromkeys(("seconds", "total_seconds"), (f"number of seconds, from 0 to {LONGEST:g}", _duration)),
+    **dict.fromkeys(
+        ("seconds", "total_seconds", "adaptation_search_seconds", "adaptation_support_seconds"),
+        (f"number of seconds, from 0 to {LONGEST:g}", _duration),
+    ),
     **dict.fromkeys(("validation_loss", "test_loss", "first_loss"), _NUMBER),
     **dict.fromkeys(("scorer", "model", "data", "when", "dense", "device", "smallest_layer"), ("name", is_name)),
     **dict.fromkeys(("emptied", "sparse", "adaptation_others"), ("list of names", _names)),

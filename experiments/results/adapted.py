@@ -14,14 +14,17 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COSTS = ("trained", "bytes", "optimizer_bytes", "step_ms", "filled")
+CHOICES = ("search_seconds", "support_seconds")
+"""Columns that rows of earlier versions do not have."""
 
 
 def adaptations(final: pd.DataFrame, value: Value, interval: str = "t") -> pd.DataFrame:
     """One row for every method, density and budget: the mean of `value` over seeds, its interval, and costs.
 
     Columns: `method` (without its budget), `requested_density`, `budget`, `n`, `mean`, `std`, `low`, `high`, the means
-    of `trained` weights, of `bytes` on disk, of `optimizer_bytes`, of `step_ms` and of `filled` zeros, and `rates`, the
-    learning rates that validation chose, one a seed; sorted by trained weights.
+    of `trained` weights, of `bytes` on disk, of `optimizer_bytes`, of `step_ms`, of `filled` zeros, of
+    `search_seconds`, which the trainings at all learning rates took, and of `support_seconds`, which the choice of what
+    is trained took, NaN without one; and `rates`, those that validation chose, one a seed; sorted by trained weights.
 
     `final` are `statistics.points`. Raises `RecordsError` where nothing is adapted.
     """
@@ -41,12 +44,17 @@ def adaptations(final: pd.DataFrame, value: Value, interval: str = "t") -> pd.Da
                 "requested_density": density,
                 "budget": None if budget == "None" else budget,
                 **{name: getattr(found, name) for name in ("n", "mean", "std", "low", "high")},
-                **{name: float(at[f"adaptation_{name}"].astype(float).mean()) for name in COSTS},
+                **{name: _mean(at, name) for name in (*COSTS, *CHOICES)},
                 "rates": tuple(at["adaptation_rate"]),
             }
         )
     order = sorted(rows, key=lambda row: (-row["requested_density"], row["trained"], row["method"]))
     return pd.DataFrame(order)
+
+
+def _mean(rows: pd.DataFrame, name: str) -> float:
+    column = f"adaptation_{name}"
+    return float(rows[column].astype(float).mean()) if column in rows else math.nan
 
 
 def is_adapted(final: pd.DataFrame) -> bool:

@@ -89,12 +89,14 @@ def evaluate(setting: Setting, network: Network, level: Level, dense_network: Ne
 
 def _adaptation(network: Network) -> dict[str, Any]:
     """The columns of an adaptation; null for a network that was trained otherwise."""
-    adapted = network.adapted or {}
+    adapted, search = network.adapted or {}, network.search
     columns = ("budget", "trained", "dense", "bytes", "optimizer_bytes", "step_ms", "rate", "filled")
     return {
         **{f"adaptation_{name}": adapted.get(name) for name in columns},
-        "adaptation_rates": [list(pair) for pair in network.searched] or None,
-        "adaptation_others": list(network.others) or None,
+        "adaptation_rates": None if search is None else [list(pair) for pair in search.rates],
+        "adaptation_others": list(search.others) or None if search is not None else None,
+        "adaptation_search_seconds": None if search is None else search.seconds,
+        "adaptation_support_seconds": None if search is None else search.support_seconds,
     }
 
 

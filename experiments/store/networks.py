@@ -26,20 +26,35 @@ NO_STEPS = {"steps": 0, "position": 0, "epoch_steps": 1}
 
 
 @dataclass(frozen=True)
+class Search:
+    """How an adaptation was found: its support, and its learning rate.
+
+    Attributes:
+        rates: learning rates that were tried, each with its validation metric; None: the training diverged.
+        others: keys of the networks that were not chosen.
+        seconds: of all trainings that were tried, the chosen one too.
+        support_seconds: of the choice of the support, with a training that it takes; None without one.
+    """
+
+    rates: tuple[tuple[float, float | None], ...]
+    others: tuple[str, ...]
+    seconds: float
+    support_seconds: float | None
+
+
+@dataclass(frozen=True)
 class Network:
     """Weights, and the masks that hold from now on; both on disk.
 
     `untrained`: nothing has followed the masks, so that the weights, and their history, are those of the network that
     was pruned: half a gigabyte a level is not copied.
-    `searched`: learning rates of an adaptation that were tried, with the validation metric of each; `others`: keys of
-    the networks that were not chosen.
+    `search`: how an adaptation was found.
     """
 
     weights: Artefact
     masks: Artefact | None = None
     untrained: bool = False
-    searched: tuple[tuple[float, float | None], ...] = ()
-    others: tuple[str, ...] = ()
+    search: Search | None = None
 
     @property
     def fields(self) -> frozenset[str]:

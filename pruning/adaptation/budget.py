@@ -45,7 +45,8 @@ def parse_budget(field: float | str, parameters: Mapping[str, Tensor]) -> Budget
 
     Args:
         field: `20736`, a number of weights; `0.004` or `0.4%`, a share of the parameters; `100kB` or `2.5MB`, bytes on
-            disk (1 kB = 1000 bytes); `lora:8`, the weights of a LoRA of rank 8 of all their matrices.
+            disk (1 kB = 1000 bytes) of values and places, without a file's header; `lora:8`, the weights of a LoRA of
+            rank 8 of all their matrices.
         parameters: those that may be adapted, by name, as `pruning.prunable` gives them.
 
     Raises:

@@ -15,7 +15,7 @@ from experiments.running.setting import Setting
 from experiments.running.stages import trained
 from experiments.store import Artefact, Store, sources
 from experiments.store.inventory import inventory
-from experiments.store.networks import ADAPTATION, ADAPTED, Network, load_weights
+from experiments.store.networks import ADAPTATION, ADAPTED, HISTORY, Network, load_weights
 from experiments.store.retrieval import masks_of, network_of
 from experiments.tasks import evaluate
 from experiments.training.learning_rate import linear
@@ -50,6 +50,11 @@ def network(row: dict, setting, folder: Path) -> torch.nn.Module:
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("adaptations")
+
+
+def history(folder: Path, key: str) -> dict:
+    found: dict = json.loads((folder / "store" / "recovered" / key / HISTORY).read_text())
+    return found
 
 
 def budgeted(choice: str, size: str) -> tuple[str, ...]:
@@ -260,6 +265,10 @@ def test_the_best_rate_on_validation_wins_and_the_search_goes_beyond_its_ends(sh
     parents = {key for entry in entries if entry.artefact.key in made for key in entry.parents}
     supports = [entry for entry in entries if entry.artefact.kind == "supports" and entry.artefact.key in parents]
     assert [entry.needed for entry in supports] == [True]
+    seconds = [history(shared, key)["seconds"] for key in made]
+    assert row["adaptation_search_seconds"] == pytest.approx(sum(seconds), abs=0.01)
+    assert row["seconds"] < row["adaptation_search_seconds"]
+    assert 0 < row["adaptation_support_seconds"] < 60
     alone = run(shared, *options[:-1], f"adaptation.learning_rate={best}")[1]
     assert alone["test_loss"] == row["test_loss"]
     assert alone["network"] == row["network"]  # nothing is trained twice
@@ -324,6 +333,11 @@ def test_lt_sft_scores_what_full_fine_tuning_moves(shared):
         [chosen[name].flatten() if name in chosen else torch.zeros(base[name].numel()).bool() for name in names]
     )
     assert set(flat.nonzero()[:, 0].tolist()) == set(moved.topk(30).indices.tolist())
+    assert row["adaptation_support_seconds"] > full[1]["adaptation_search_seconds"]  # which its support takes
+    assert full[1]["adaptation_support_seconds"] is None
+    beside = shared / "store" / "recovered" / full[1]["network"].split("+")[0]
+    assert not (beside / ADAPTATION).exists()  # all its weights are in the network's file already
+    assert full[1]["adaptation_bytes"] > 4 * full[1]["adaptation_trained"]
     made = len(list((shared / "store" / "recovered").iterdir()))
     run(shared, *options, "adaptation=full", "adaptation.learning_rate=[0.001]")
     assert len(list((shared / "store" / "recovered").iterdir())) == made  # full fine-tuning is trained once for both
@@ -363,6 +377,8 @@ def test_the_code_of_adaptations_is_in_no_other_training():
         (("adaptation=prefix",), "no self-attention"),
         (("adaptation=prompt",), "has no model of transformers"),
         (("adaptation=sparse", "adaptation.dense=[nothing*]"), "nothing"),
+        (("adaptation=sparse", "adaptation.scorer._target_=pruning.scorers.movement"), "have both signs"),
+        (("adaptation=sparse", "adaptation.scorer._target_=tests.experiments.running.unscored"), "no score for fc1"),
         (
             ("adaptation=sparse", "adaptation.budget=[5,6]", "schedule=exponential", "schedule.rounds=2"),
             "later rounds would go on",
@@ -378,6 +394,16 @@ def test_what_cannot_be_is_refused_before_any_training(tmp_path, monkeypatch, op
     with pytest.raises(PruningError, match=message) as caught:
         run(tmp_path, *IMAGES, *options)
     assert "\n" not in str(caught.value)
+
+
+def test_a_budget_that_a_method_cannot_use_up_is_named(shared, caplog):
+    pytest.importorskip("transformers")
+    options = ("adaptation=prompt", "adaptation.budget=lora:4", *TEXT)
+    for longest, said in ((2, True), (32, False)):
+        caplog.clear()
+        config = validate(composed(*options, f"adaptation.longest={longest}"))
+        stages.check_adaptation(Setting(config, Store(shared / "store")), [1.0])
+        assert ("adaptation=prompt: 32 weights are the most" in caplog.text) == said
 
 
 def test_linear_rates():

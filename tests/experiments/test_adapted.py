@@ -22,7 +22,7 @@ def adapted(
 ):
     config = {"adaptation": {"name": name, "budget": ["lora:1", "lora:8"]}, "seed": seed}
     columns = {"budget": budget, "trained": trained, "bytes": 4 * trained, "optimizer_bytes": 8 * trained}
-    columns |= {"step_ms": 100.0, "filled": 0, "rate": 0.01, "dense": 10}
+    columns |= {"step_ms": 100.0, "filled": 0, "rate": 0.01, "dense": 10, "search_seconds": 30.0 + seed}
     return row(
         seed=seed,
         level=level,
@@ -60,6 +60,8 @@ def test_the_table_has_means_intervals_and_costs():
         (want.mean, want.low, want.high, 3)
     )
     assert (large["bytes"], large["optimizer_bytes"], large["step_ms"]) == (640_000, 1_280_000, 100)
+    assert large["search_seconds"] == 31
+    assert math.isnan(large["support_seconds"])
     assert large["rates"] == (0.01, 0.01, 0.01)
     assert bounds(table) == [True, False, False, False, True]
 

@@ -61,6 +61,9 @@ KINDS = {
         "dynamic.every=2",
     ],
     "rigl": ["dynamic=rigl", "dynamic.every=2"],
+    "adapted": ["adaptation=sparse", "adaptation.budget=60", "adaptation.learning_rate=[1e-2]"],
+    "adapted beside": ["adaptation=shira", "adaptation.policy=regrow", "adaptation.budget=60"],
+    "adapted whole": ["adaptation=full", "adaptation.learning_rate=[1e-2,1e-1]", "latency=4"],
     "distilled": ["distillation=logits", "distillation.temperature=1", "controls=[reinit,shuffle{}]"],
 }
 
@@ -112,7 +115,7 @@ def test_rows_say_what_their_networks_are(folder, task, kind):
         same = row["control"] == "shuffle"
         assert row["total_epochs"] == (ticket["total_epochs"] if same else setting.config.training.epochs)
     if "channels" not in kind:
-        assert ticket["kept"] == round(0.3 * ticket["prunable"])
+        assert ticket["kept"] == round(0.3 * ticket["prunable"]) + (ticket["adaptation_filled"] or 0)
 
 
 def agrees(row: dict, setting: Setting, store) -> None:

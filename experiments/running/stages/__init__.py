@@ -10,6 +10,7 @@ from experiments.running.stages.blocks import check_block_scorer, check_blocks, 
 from experiments.running.stages.masks import prune, shuffle
 from experiments.running.stages.recovery import check_dynamic, reaches_density_while_training, recover
 from experiments.running.stages.scoring import Scoring, check_scorer, evidence_of, score
+from experiments.running.stages.support import check_support
 from experiments.running.stages.teaching import Teaching, check_teaching, teaching
 from experiments.running.stages.trained import dense, initial, is_distilled, rewind_point, train_whole
 
@@ -22,6 +23,7 @@ __all__ = [
     "check_blocks",
     "check_dynamic",
     "check_scorer",
+    "check_support",
     "check_teaching",
     "dense",
     "evidence_of",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -12,41 +13,27 @@ from typing import Any
 
 from torch import nn
 
-from experiments.adaptation import Attached, Method, Sparse
-from experiments.configuration.targets import instantiate, short_name
+from experiments.adaptation import Attached, Sparse
+from experiments.configuration.targets import short_name
 from experiments.records.metrics import LOSS
 from experiments.running.basis import Basis
 from experiments.running.setting import Setting
 from experiments.running.stages.recovery import retrain, trains
-from experiments.running.stages.scoring import SEEN, check_scores, divergence_named, evidence_of
+from experiments.running.stages.support import choose_support, method_of
 from experiments.running.stages.trained import Adapting
-from experiments.runtime.seeding import seeded
 from experiments.store import Artefact
 from experiments.store.identity import EXECUTION, STRUCTURE, code
-from experiments.store.networks import ADAPTATION, ADAPTED, MASKS, Network, finite, load
+from experiments.store.networks import ADAPTATION, ADAPTED, HISTORY, MASKS, Network, Search, finite
 from experiments.tasks import evaluate
 from experiments.training.loop import Trained
 from experiments.training.parts import check_adapted
-from pruning import Evidence, Masks, prune
+from pruning import Masks, prune
 from pruning.errors import ConfigurationError
-from pruning.parameters import named
 
-_SEARCH = ("learning_rate", "widen")
-"""Options on which no support depends."""
+log = logging.getLogger("experiments")
 
 _FULL = {"_target_": "experiments.adaptation.Whole", "name": "full", "trains": ["*"], "budget": None}
 """Full fine-tuning, as conf/adaptation/full.yaml has it: it is trained once for both."""
-
-
-def method_of(setting: Setting) -> Method:
-    """The adaptation as it is configured. Raises `ConfigurationError` where the target makes another thing."""
-    made = instantiate("adaptation", setting.config.adaptation)
-    if not isinstance(made, Method):
-        raise ConfigurationError(
-            f"adaptation={setting.config.adaptation['_target_']}: makes a {type(made).__name__}: give a subclass of "
-            "experiments.adaptation.Method"
-        )
-    return made
 
 
 def adapt(setting: Setting, network: Network, density: float | None, title: str = "adaptation") -> Iterator[Network]:
@@ -65,7 +52,12 @@ def _searched(setting: Setting, network: Network, density: float | None, title: 
     method = method_of(setting)
     if not trains(setting, network):
         return Network(network.weights, network.masks, untrained=True)
-    support = _support(setting, network, method, density, title) if isinstance(method, Sparse) else None
+    support, support_seconds = None, None
+    if isinstance(method, Sparse):
+        scored = _scored(setting, network, method, density, title)
+        support, support_seconds = choose_support(setting, method, network, scored)
+        if scored is not network and scored.search is not None:
+            support_seconds = round(support_seconds + scored.search.seconds, 3)
     identity = {"support": None if support is None else support.key, **_code()}
     headline = setting.task.all_metrics()[0]
     sign = 1.0 if headline.higher_is_better else -1.0
@@ -75,7 +67,7 @@ def _searched(setting: Setting, network: Network, density: float | None, title: 
 
     def attempt(rate: float) -> None:
         at = _with(setting, learning_rate=rate, widen=0)
-        adapting = Adapting(partial(_attached, at, network, support), _keep, identity)
+        adapting = Adapting(partial(_attached, network, support), _keep, identity)
         named_rate = f"{title}, rate {rate:.2g}" if len(method.rates) > 1 else title
         made[rate] = retrain(at, network, named_rate, network, adapting=adapting)
         found: Mapping[str, Any] = made[rate].json(ADAPTED)
@@ -100,7 +92,18 @@ def _searched(setting: Setting, network: Network, density: float | None, title: 
     found = made[best]
     masks = found if found.has(MASKS) else None
     others = tuple(one.key for rate, one in sorted(made.items()) if rate != best)
-    return Network(found, masks, searched=tuple(sorted(tried.items())), others=others)
+    seconds = round(sum(one.json(HISTORY)["seconds"] for one in made.values()), 3)
+    return Network(found, masks, search=Search(tuple(sorted(tried.items())), others, seconds, support_seconds))
+
+
+def _scored(setting: Setting, network: Network, method: Sparse, density: float | None, title: str) -> Network:
+    """The network that is scored for a support: `network`, or what full fine-tuning makes of it."""
+    if method.scored != "tuned":
+        return network
+    full = {**_FULL, "learning_rate": method.tuned, "widen": method.widen}
+    full |= {name: setting.whole.adaptation.get(name) for name in ("dense", "dense_rate")}
+    whole = replace(setting, whole=replace(setting.whole, adaptation=full))
+    return _searched(whole, network, density, f"{title}, before the support")
 
 
 def check_adaptation(setting: Setting, densities: Sequence[float | None]) -> None:
@@ -131,9 +134,15 @@ def _check_attaching(setting: Setting, densities: Sequence[float | None]) -> Non
         for density in densities:  # of which a policy may leave less than the budget
             if masks is None and density is not None:
                 method.choose(sizes, prune(sizes, density))
+    count = method.size(method.adapted(model)).count if method.sized else None
     attached = method.attach(model, masks, support)
     attached.rate = method.rates[0]
     check_adapted(setting.recipe(range(0), setting.learning_rate, 1), attached)
+    if count is not None and 2 * attached.count < count:
+        log.warning(
+            "adaptation=%s: %s weights are the most that it trains here, of a budget of %s",
+            *(method.name, f"{attached.count:,}", f"{count:,}"),
+        )
     if not attached.merges and not _once(setting):
         raise ConfigurationError(
             f"adaptation={type(method).__name__}: stays beside the weights, so that later rounds cannot prune the "
@@ -157,9 +166,9 @@ def _rounded(rate: float) -> float:
     return float(f"{rate:.1e}")
 
 
-def _attached(setting: Setting, network: Network, support: Artefact | None, model: nn.Module) -> Attached:
-    """The adaptation on `model`, which has the weights of `network`."""
-    method = method_of(setting)
+def _attached(network: Network, support: Artefact | None, view: Basis, model: nn.Module) -> Attached:
+    """The adaptation of `view` on `model`, which has the weights of `network`."""
+    method = method_of(view)
     masks = network.load_masks()
     chosen = None if support is None else Masks.load(support.file(MASKS))
     device = next(model.parameters()).device
@@ -172,48 +181,6 @@ def _attached(setting: Setting, network: Network, support: Artefact | None, mode
     return attached
 
 
-def _support(setting: Setting, network: Network, method: Sparse, density: float | None, title: str) -> Artefact:
-    """The masks of what is trained."""
-    scored = network
-    if method.scored == "tuned":
-        full = {**_FULL, "learning_rate": method.tuned, "widen": method.widen}
-        full |= {name: setting.whole.adaptation.get(name) for name in ("dense", "dense_rate")}
-        whole = replace(setting, whole=replace(setting.whole, adaptation=full))
-        scored = _searched(whole, network, density, f"{title}, before the support")
-    group = {name: value for name, value in setting.whole.adaptation.items() if name not in _SEARCH}
-    view = replace(setting, whole=replace(setting.whole, adaptation={**group, "learning_rate": 1.0}))
-    view = view.only(*SEEN, "adaptation", after=scored.fields | network.fields)
-    identity = {"from": network.key, "scored": scored.key, **_code()}
-
-    def make(folder: Path) -> None:
-        masks = network.load_masks()
-        evidence = _evidence(view, method, network, scored, masks)
-        with seeded(view.config.seed, "scoring noise"), divergence_named(scored):
-            scores = method.scorer(evidence)
-        check_scores(f"adaptation.scorer={view.config.adaptation['scorer']['_target_']}", scores, evidence.parameters)
-        over = None if masks is None else Masks({name: _mask(masks, name, score) for name, score in scores.items()})
-        method.choose(scores, over).to("cpu").save(folder / MASKS)
-
-    return view.obtain("supports", identity, make)
-
-
-def _evidence(view: Setting, method: Sparse, base: Network, scored: Network, masks: Masks | None) -> Evidence:
-    """What the scorer of a support sees: the parameters that may be adapted, and the base as their beginning."""
-    model = load(view.new_model(), scored)
-    evidence = evidence_of(view, model, None)
-    parameters = method.adapted(model)
-    before = named(load(view.new_model(), base))
-    initial = {name: before[name] for name in parameters}
-    alive = None if masks is None else Masks({name: _mask(masks, name, p) for name, p in parameters.items()})
-    return replace(evidence, parameters=parameters, masks=alive, initial=initial)
-
-
-def _mask(masks: Masks, name: str, like: Any) -> Any:
-    """The mask of a tensor; one that is not pruned keeps all."""
-    found = masks[name] if name in masks else like.new_ones(like.shape)
-    return found.to(like.device).bool()
-
-
 def _keep(folder: Path, trained: Trained, setting: Basis) -> nn.Module:
     """Keep what `trained` has adapted in `folder`, and end it: the model without it, or with it in its weights.
 
@@ -222,8 +189,12 @@ def _keep(folder: Path, trained: Trained, setting: Basis) -> nn.Module:
     attached = trained.adapted
     assert attached is not None
     kept = not attached.merges or trained.diverged is None
+    size = None
     if kept:
         attached.save(folder / ADAPTATION)
+        size = (folder / ADAPTATION).stat().st_size
+    if kept and attached.merges and not attached.separate:
+        (folder / ADAPTATION).unlink()  # the weights are in the network's own file
     dense = sum(parameter.numel() for parameter in attached.dense.values())
     count, found = attached.count, {}
     if not attached.merges:
@@ -237,7 +208,7 @@ def _keep(folder: Path, trained: Trained, setting: Basis) -> nn.Module:
         "rate": attached.rate,
         "trained": count,
         "dense": dense,
-        "bytes": (folder / ADAPTATION).stat().st_size if kept else None,
+        "bytes": size,
         "optimizer_bytes": trained.optimizer_bytes,
         "step_ms": 1000 * sum(epoch.seconds for epoch in trained.epochs) / max(1, trained.steps),
         "filled": attached.filled,

@@ -78,7 +78,8 @@ def retrain(
     taught = teaching(setting) if steps and is_distilled(setting.config) else None
     if taught is not None:
         identity, fields = {**identity, **taught.identity}, [*fields, *taught.fields]
-    view = training_view(setting, Network(weights.weights, network.masks), *fields, changing=changes)
+    start = Network(weights.weights, network.masks)
+    view = training_view(setting, start, *fields, changing=changes, adapting=adapting)
     rate, total = _rate(view, steps, adapting is not None)
     recipe = view.recipe(steps, rate, setting.total_steps if total is None else total)
     begin = partial(_begun, view, network, weights, masks, recipe)

@@ -49,18 +49,31 @@ def check_scorer(setting: Basis, count: int = 4) -> None:
     setting = setting.only(*SCORED, "when", "model")
     model = setting.new_model()
     if setting.config.when == "trained":
-        with torch.no_grad(), seeded(setting.config.seed, "check"):
-            for parameter in setting.prunable(model).values():
-                parameter.mul_(1 + 0.01 * torch.rand_like(parameter))
+        move(setting.prunable(model), setting.config.seed)
+    scorer = instantiate("scorer", setting.config.scorer)
     evidence = evidence_of(setting, model, getattr(model, "starting_masks", None))
+    try_scorer(setting, scorer, setting.config.scorer["_target_"], evidence, count)
+
+
+def try_scorer(
+    setting: Basis, scorer: Callable[[Evidence], Scores], name: str, evidence: Evidence, count: int = 4
+) -> Scores:
+    """The scores by `count` examples in the place of those of `evidence`; none where nothing counts in these."""
     few = take(setting.splits.train, count, setting.device)
     if evidence.count is not None and not evidence.count(few):
-        return
-    scorer = instantiate("scorer", setting.config.scorer)
+        return {}
     with seeded(setting.config.seed, "scoring noise"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # four examples make a poor estimate
         scores = scorer(replace(evidence, batches=[few]))
-    check_scores(setting.config.scorer["_target_"], scores, evidence.parameters)
+    check_scores(name, scores, evidence.parameters)
+    return scores
+
+
+def move(parameters: Mapping[str, nn.Parameter], seed: int) -> None:
+    """Move weights a little, as a training would."""
+    with torch.no_grad(), seeded(seed, "check"):
+        for parameter in parameters.values():
+            parameter.mul_(1 + 0.01 * torch.rand_like(parameter))
 
 
 def evidence_of(setting: Basis, model: nn.Module, masks: Masks | None) -> Evidence:

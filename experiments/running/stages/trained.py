@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,12 +18,12 @@ from experiments.store import Artefact
 from experiments.store.identity import EXECUTION, STRUCTURE, code
 from experiments.store.networks import MASKS, NO_STEPS, POINT, Network, load, save
 from experiments.training.loop import MakeObjective, MakeRegime, Trained, train
-from experiments.training.parts import Adapt
 from experiments.training.recipe import Recipe
 from pruning.execution import ExecutionPolicy, masked
 from pruning.rewind import RewindPoint
 
 if TYPE_CHECKING:  # the code of a teaching counts where a training is distilled
+    from experiments.adaptation import Attached
     from experiments.configuration import Configuration
     from experiments.running.stages.teaching import Teaching
 
@@ -36,12 +37,12 @@ class Adapting:
     """What a training trains in the place of all weights.
 
     Attributes:
-        attach: puts it on the model.
+        attach: puts it on the model, as the view of the training has it.
         keep: writes it to the folder of the artefact, and ends it: the model whose weights are kept.
         identity: what the result depends on besides the field `adaptation`.
     """
 
-    attach: Adapt
+    attach: Callable[[Basis, nn.Module], Attached]
     keep: Callable[[Path, Trained, Basis], nn.Module]
     identity: Mapping[str, Any]
 
@@ -116,11 +117,15 @@ def _trained_over(
     return Network(trained(setting, kind, identity, start, recipe, title, objective=objective), start.masks)
 
 
-def training_view(setting: B, start: Network, *fields: str, changing: bool = False) -> B:
+def training_view(
+    setting: B, start: Network, *fields: str, changing: bool = False, adapting: Adapting | None = None
+) -> B:
     """The view of a training from `start`, which takes these `fields` too. Under masks, that hold or are `changing`,
-    its execution counts as well: `trained` adds it to the identity.
+    its execution counts as well, unless it is `adapting`: `trained` adds it to the identity.
     """
-    executed = {"execution"} if changing or start.masks is not None else frozenset[str]()
+    executed = frozenset[str]()
+    if adapting is None and (changing or start.masks is not None):
+        executed = frozenset({"execution"})
     return setting.only(*TRAINED, *fields, after=start.fields | executed)
 
 
@@ -179,7 +184,7 @@ def trained(
             progress=setting.progress(title),
             checkpoints=setting.checkpoints(kind, identity),
             policy=policy,
-            adapt=None if adapting is None else adapting.attach,
+            adapt=None if adapting is None else partial(adapting.attach, setting),
             objective=objective,
         )
         if policy is not masked:
