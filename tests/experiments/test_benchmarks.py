@@ -274,5 +274,8 @@ def test_adaptation(capsys):
     assert found["ratio"].keys() == {f"{kind} r=1" for kind in ("full", "lora", "sparse")}
     assert positive(found["ms"])
     assert 20 <= found["bytes"]["r=1"] < 21  # value, gradient, two moments and the base of each weight; some steps
+    assert positive(found["inference"])
+    assert found["inference"]["none, or merged"] == 1.0
+    assert len(found["inference"]) == 6
     assert found["delta"]["weights"] == 164
     assert positive(found["delta"])
