@@ -1,6 +1,7 @@
 """Adaptation: a sparse subnetwork, chosen by any scorer, is all that is trained; or another small update."""
 
 from pruning.adaptation.adapters import Adapters
+from pruning.adaptation.beside import Beside
 from pruning.adaptation.budget import Budget, largest, parse_budget
 from pruning.adaptation.combining import Conflict, combined, conflicts
 from pruning.adaptation.delta import Applied, Change, Delta
@@ -14,6 +15,7 @@ from pruning.adaptation.tuning import Tuning
 __all__ = [
     "Adapters",
     "Applied",
+    "Beside",
     "Budget",
     "Change",
     "Conflict",
