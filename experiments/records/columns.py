@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any, TypeGuard
 
-from experiments.records.metrics import Metric
+from experiments.records.metrics import BESIDE, Metric
 from experiments.records.values import PARTS
 
 DEEPEST, LARGEST = 50, 1e100
@@ -192,6 +192,9 @@ _COLUMNS: dict[str, tuple[str, Check]] = {
         ("seconds", "total_seconds", "adaptation_search_seconds", "adaptation_support_seconds"),
         (f"number of seconds, from 0 to {LONGEST:g}", _duration),
     ),
+    **{f"test_{metric.name}": _SHARE for metric in BESIDE},
+    **dict.fromkeys(("answers", "targets"), ("encoded answers", is_name)),
+    "worst_class": ("class, a count", _count),
     **dict.fromkeys(("validation_loss", "test_loss", "first_loss"), _NUMBER),
     **dict.fromkeys(("scorer", "model", "data", "when", "dense", "device", "smallest_layer"), ("name", is_name)),
     **dict.fromkeys(("emptied", "sparse", "adaptation_others"), ("list of names", _names)),

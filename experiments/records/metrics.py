@@ -62,5 +62,16 @@ def share(name: str, chance: float | None = None) -> Metric:
     return Metric(name, scale=100.0, unit="%", chance=chance)
 
 
+def error_share(name: str) -> Metric:
+    """A metric from 0 to 1, shown in percent; lower is better."""
+    return Metric(name, higher_is_better=False, scale=100.0, unit="%")
+
+
+BESIDE = (
+    *(error_share("changed"), error_share("lost"), share("gained")),
+    *(share("worst_class_accuracy"), error_share("calibration_error")),
+)
+"""Metrics of the answers to single examples, of the test part alone: see `experiments.evaluation`."""
+
 _WORDS = {name: name.upper() for name in ("mse", "mae", "rmse", "f1", "auc", "auroc", "map", "iou")} | {"r2": "R²"}
 _TOP = re.compile(r"^top(\d+)$")

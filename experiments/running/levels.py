@@ -10,6 +10,7 @@ from torch import nn
 
 from experiments.configuration.targets import short_name
 from experiments.data.examples import take
+from experiments.evaluation import Collected, described
 from experiments.records import FORMAT
 from experiments.running.conditions import device_name
 from experiments.running.setting import Setting
@@ -116,7 +117,13 @@ def _measure(setting: Setting, network: Network, removed: bool) -> dict[str, Any
     masks = Masks({name: masks[name] for name in dense})  # of coupled channels, not biases and norms
     table = masks.table()
     smallest = min(table, key=lambda line: line.density)
-    parts = {"validation": setting.splits.validation, "test": setting.splits.test}
+    answers = Collected()
+    parts = {"validation": (setting.splits.validation, None), "test": (setting.splits.test, answers.add)}
+    metrics = {
+        f"{part}_{metric}": finite(value)
+        for part, (data, watch) in parts.items()
+        for metric, value in evaluate_task(setting.task, whole, data, watch).items()
+    }
     return {
         "density": masks.density,
         "prunable": masks.total,
@@ -130,11 +137,8 @@ def _measure(setting: Setting, network: Network, removed: bool) -> dict[str, Any
         "emptied": list(masks.emptied),
         "layers": [asdict(line) for line in table],
         "bytes": network.stored_bytes(model),
-        **{
-            f"{part}_{metric}": finite(value)
-            for part, data in parts.items()
-            for metric, value in evaluate_task(setting.task, whole, data).items()
-        },
+        **metrics,
+        **described(answers.together()),
         # Of a network that diverged no outputs can be compared
         **_measure_small(setting, model, held if removed and network.history["diverged"] is None else None),
         **(_measure_unmerged(setting, model, whole) if unmerged else {}),

@@ -97,6 +97,11 @@ class Classification(Task):
         """Probabilities [n, classes], and targets."""
         return widened(output_tensor(outputs)).softmax(1), batch[self.targets]
 
+    def answers(self, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor] | None:
+        """The most probable classes, their probabilities, and targets."""
+        confidences, answers = widened(output_tensor(outputs)).softmax(1).max(1)
+        return answers, confidences, batch[self.targets]
+
     def check(self, data: Data, batch: Batch) -> None:
         """Class indices from 0, in all examples that are in memory."""
         targets = targets_of("classification", self, data, batch)

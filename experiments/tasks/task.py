@@ -23,6 +23,9 @@ from pruning.modes import eval_mode
 if TYPE_CHECKING:
     import torchmetrics
 
+Watch = Callable[[Tensor, Tensor, Tensor], None]
+"""Gets answers, their probabilities, and the right answers."""
+
 CALLS = ("keywords", "positional", "dictionary")
 
 FAILURES = (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError)
@@ -90,6 +93,12 @@ class Task:
         """
         return self.predictions(outputs, batch)
 
+    def answers(self, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Answers, class indices int64 [n], their probabilities [n], and the right answers int64 [n]; None where an
+        example has no single answer.
+        """
+        return None
+
     def derived(self, loss: float) -> dict[str, float]:
         """Metrics that follow from the mean loss."""
         return {}
@@ -142,8 +151,10 @@ class Task:
             return tuple(batch[name] for name in names)
         return {name: batch[name] for name in names}
 
-    def evaluate(self, model: nn.Module, data: Data) -> dict[str, float]:
-        """Every metric over all of `data`, whatever the batches; `model` is in eval mode."""
+    def evaluate(self, model: nn.Module, data: Data, watch: Watch | None = None) -> dict[str, float]:
+        """Every metric over all of `data`, whatever the batches; `model` is in eval mode. `watch` gets the `answers` to
+        every batch, where there are any.
+        """
         device = next(model.parameters()).device
         own, others = self.measures(), {name: deepcopy(measure) for name, measure in self.metrics.items()}
         for measure in (*own.values(), *others.values()):
@@ -153,6 +164,9 @@ class Task:
             outputs = call(self, model, batch)
             loss += float(self.loss(outputs, batch))
             count += float(self.count(batch))
+            answered = None if watch is None else self.answers(outputs, batch)
+            if watch is not None and answered is not None:
+                watch(*answered)
             for where, measures, give in (("measures()", own, self.predictions), ("metrics", others, self.measured)):
                 found = give(outputs, batch) if measures else ()
                 for name, measure in measures.items():
@@ -226,7 +240,7 @@ def counts(task: Task) -> Callable[[Batch], float] | None:
 
 
 @torch.no_grad()
-def evaluate(task: Task, model: nn.Module, data: Data) -> dict[str, float]:
+def evaluate(task: Task, model: nn.Module, data: Data, watch: Watch | None = None) -> dict[str, float]:
     """`task.evaluate` in eval mode; modes, buffers and random state are put back."""
     with untouched(model), eval_mode(model):
-        return task.evaluate(model, data)
+        return task.evaluate(model, data) if watch is None else task.evaluate(model, data, watch)
