@@ -7,14 +7,62 @@ the pair of its halves. Nothing is hashed, so that no overlap is found where the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
+from experiments.data.examples import Batch, Data, Examples, Splits, take
 from pruning.errors import DataError
 
 Tokens = npt.NDArray[np.int64]
+Bytes = npt.NDArray[np.uint8]
 Flags = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Test items that share text with what was seen.
+
+    Attributes:
+        n: tokens in a row that are shared; None where whole examples are, as data are no text.
+        flags: of every test item, whether it overlaps.
+    """
+
+    n: int | None
+    flags: Flags
+
+    @property
+    def words(self) -> str:
+        """What is shared, in words."""
+        return "whole examples" if self.n is None else f"{self.n} tokens in a row"
+
+
+def overlaps(
+    splits: Splits, sizes: Sequence[int], targets: str = "targets", more: Sequence[Tokens] = ()
+) -> list[Overlap]:
+    """The overlap of the test part with the training part, and with `more` texts, for each n of `sizes`.
+
+    Raises `DataError` for `more` beside data that are no text.
+    """
+    test, train = (take(part, len(part)) for part in (splits.test, splits.train))
+    items, seen = texts_of(test, targets), texts_of(train, targets)
+    if items is not None and seen is not None:
+        return [Overlap(n, overlapping(items, [*seen, *more], n)) for n in sizes]
+    if len(more):
+        raise DataError("--against: the data are no text: leave it out")
+    return [Overlap(None, repeated(_bytes(test, targets), _bytes(train, targets)))]
+
+
+def without(data: Data, flags: Flags) -> Examples:
+    """The examples that are not flagged. Raises `DataError` where all are."""
+    if flags.all():
+        raise DataError("every test item overlaps: nothing is left to measure")
+    [batch] = data.batches([torch.from_numpy(np.flatnonzero(~flags))])
+    return Examples(**batch)
 
 
 def overlapping(items: Sequence[Tokens], seen: Sequence[Tokens], n: int) -> Flags:
@@ -40,13 +88,38 @@ def overlapping(items: Sequence[Tokens], seen: Sequence[Tokens], n: int) -> Flag
     return found
 
 
-def repeated(items: npt.NDArray[np.generic], seen: npt.NDArray[np.generic]) -> Flags:
-    """Whether an item is there in `seen` as a whole, bit by bit; both are [examples, …] of one dtype and shape."""
-    rows = [np.ascontiguousarray(part).reshape(len(part), -1) for part in (items, seen)]
-    kind = np.dtype((np.void, rows[0].dtype.itemsize * rows[0].shape[1]))
-    one, other = (part.view(kind)[:, 0] for part in rows)
-    found: Flags = np.isin(one, other)
-    return found
+def texts_of(batch: Batch, targets: str = "targets") -> list[Tokens] | None:
+    """The token ids of every example, without padding; None where the data are no text.
+
+    They are the column "input_ids", or else the only other one of int64 [n, length]; "attention_mask" says what is
+    padding.
+    """
+    whole = {
+        name: column
+        for name, column in batch.items()
+        if isinstance(column, Tensor) and column.dtype == torch.int64 and column.dim() == 2
+    }
+    named = [name for name in whole if name == "input_ids"] or [
+        n for n in whole if n not in ("attention_mask", targets)
+    ]
+    if len(named) != 1:
+        return None
+    ids = whole[named[0]].cpu()
+    kept = torch.ones_like(ids) if "attention_mask" not in whole else whole["attention_mask"].cpu()
+    return [row[keep.bool()].numpy() for row, keep in zip(ids, kept, strict=True)]
+
+
+def repeated(items: Bytes, seen: Bytes) -> Flags:
+    """Whether an item is there in `seen` as a whole; both are uint8 [examples, bytes]."""
+    known = {row.tobytes() for row in seen}
+    return np.array([row.tobytes() in known for row in items], dtype=bool)
+
+
+def _bytes(batch: Batch, targets: str) -> Bytes:
+    """All columns but `targets` as bytes, uint8 [examples, bytes]."""
+    columns = [leaf for name, column in batch.items() if name != targets for leaf in tree_leaves(column)]
+    parts = [np.ascontiguousarray(one.cpu().numpy()).reshape(len(one), -1).view(np.uint8) for one in columns]
+    return np.concatenate(parts, axis=1)
 
 
 def _windows(texts: Sequence[Tokens], length: int) -> tuple[Tokens, Tokens]:
