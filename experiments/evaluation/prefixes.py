@@ -28,6 +28,10 @@ class Text:
     start: int
 
 
+Alike = Sequence[Text]
+"""Texts that differ in their last token alone, or in where they are judged from: one forward pass has them all."""
+
+
 @dataclass(frozen=True)
 class Likelihood:
     """Of the judged tokens: the sum of their log-probabilities, and whether each was the most probable."""
@@ -47,35 +51,41 @@ def likelihoods(model: nn.Module, texts: Sequence[Text], batch: int = 32, shared
         shared: whether common beginnings are read once; the numbers are the same but for rounding.
     """
     found: dict[int, Likelihood] = {}
-    order = sorted(range(len(texts)), key=lambda number: texts[number].tokens)
-    for group in _groups(texts, order) if shared else [order]:
-        known = _common([texts[number] for number in group]) if shared and len(group) > 1 else 0
-        cache = _read(model, texts[group[0]].tokens[:known]) if known else None
-        group = sorted(group, key=lambda number: len(texts[number].tokens))  # least padding
-        for place in range(0, len(group), batch):
-            chosen = group[place : place + batch]
-            rests = [texts[number] for number in chosen]
-            found |= dict(zip(chosen, _judged(model, rests, known, cache), strict=True))
+    alike: dict[tuple[int, ...], list[int]] = {}  # answers of one token to one question are read off one forward pass
+    for number, text in enumerate(texts):
+        alike.setdefault(text.tokens[:-1], []).append(number)
+    inputs = sorted(alike)
+    asked = [[texts[number] for number in alike[tokens]] for tokens in inputs]
+    every = list(range(len(inputs)))
+    for group in _groups(asked, every) if shared else [every]:
+        known = _common([asked[place] for place in group]) if shared and len(group) > 1 else 0
+        cache = _read(model, inputs[group[0]][:known]) if known else None
+        group = sorted(group, key=lambda place: len(inputs[place]))  # least padding
+        for first in range(0, len(group), batch):
+            chosen = group[first : first + batch]
+            for place, one in zip(chosen, _judged(model, [asked[p] for p in chosen], known, cache), strict=True):
+                found |= dict(zip(alike[inputs[place]], one, strict=True))
     return [found[number] for number in range(len(texts))]
 
 
-def _groups(texts: Sequence[Text], order: list[int]) -> Iterator[list[int]]:
-    """Cut texts, in order, between neighbours that share least, until every group shares enough of its tokens."""
+def _groups(asked: Sequence[Alike], order: list[int]) -> Iterator[list[int]]:
+    """Cut inputs, in order, between neighbours that share least, until every group shares enough of its tokens."""
     pending = [order] if order else []
     while pending:
         group = pending.pop()
-        shared = _common([texts[group[0]], texts[group[-1]]])
-        mean = sum(len(texts[number].tokens) for number in group) / len(group)
+        shared = _common([asked[group[0]], asked[group[-1]]])
+        mean = sum(len(asked[place][0].tokens) for place in group) / len(group)
         if len(group) == 1 or shared >= WORTH * mean:
             yield group
             continue
-        common = [_common([texts[one], texts[other]]) for one, other in pairwise(group)]
+        common = [_common([asked[one], asked[other]]) for one, other in pairwise(group)]
         least = min(range(len(common)), key=lambda place: (common[place], abs(place + 1 - len(group) / 2)))
         pending += [group[least + 1 :], group[: least + 1]]
 
 
-def _common(texts: Sequence[Text]) -> int:
+def _common(asked: Sequence[Alike]) -> int:
     """Tokens that all begin with, short of the one that the first judged token follows."""
+    texts = [text for alike in asked for text in alike]
     first, last = min(text.tokens for text in texts), max(text.tokens for text in texts)
     most = min(text.start for text in texts) - 1
     return next((place for place in range(most) if first[place] != last[place]), most)
@@ -88,29 +98,40 @@ def _read(model: nn.Module, tokens: Sequence[int]) -> Any:
     return outputs.cache if "cache" in outputs else outputs.past_key_values
 
 
-def _judged(model: nn.Module, texts: Sequence[Text], known: int, cache: Any) -> list[Likelihood]:
+def _judged(model: nn.Module, asked: Sequence[Alike], known: int, cache: Any) -> list[list[Likelihood]]:
     """The likelihoods of texts whose first `known` tokens are in `cache`.
 
     Padding is at the end, where nothing that is judged sees it, whatever the windows of the attention.
     """
     device = next(model.parameters()).device
-    rests = [torch.tensor(text.tokens[known:-1], device=device) for text in texts]
-    ids = nn.utils.rnn.pad_sequence(rests, batch_first=True)
+    ids = [torch.tensor(alike[0].tokens[known:-1], device=device) for alike in asked]
     given: dict[str, Any] = {"use_cache": False}
     if cache is not None:
         past = deepcopy(cache)
-        past.batch_repeat_interleave(len(texts))
+        past.batch_repeat_interleave(len(asked))
         given = {_cache_name(model): past, "use_cache": True}
-    places = sorted({place for text in texts for place in range(text.start - 1 - known, len(text.tokens) - 1 - known)})
-    logits: Tensor = model(input_ids=ids, logits_to_keep=torch.tensor(places, device=device), **given).logits
+    spans = [[range(text.start - 1 - known, len(text.tokens) - 1 - known) for text in alike] for alike in asked]
+    places = sorted({place for alike in spans for span in alike for place in span})
+    logits: Tensor = model(
+        input_ids=nn.utils.rnn.pad_sequence(ids, batch_first=True),
+        logits_to_keep=torch.tensor(places, device=device),
+        **given,
+    ).logits
     found = []
-    for row, text in enumerate(texts):
-        first = places.index(text.start - 1 - known)
-        judged = torch.tensor(text.tokens[text.start :], device=device)
-        rows = logits[row, first : first + len(judged)].float().log_softmax(-1)
-        total = float(rows.gather(1, judged[:, None]).double().sum())
-        found.append(Likelihood(total, bool((rows.argmax(1) == judged).all())))
+    for row, alike in enumerate(asked):
+        ranks = [places.index(span.start) for span in spans[row]]
+        first, end = min(ranks), max(rank + len(span) for rank, span in zip(ranks, spans[row], strict=True))
+        rows = logits[row, first:end].float().log_softmax(-1)
+        found.append([_likelihood(rows[rank - first :], text) for rank, text in zip(ranks, alike, strict=True)])
     return found
+
+
+def _likelihood(rows: Tensor, text: Text) -> Likelihood:
+    """From log-probabilities [judged tokens or more, vocabulary]."""
+    judged = torch.tensor(text.tokens[text.start :], device=rows.device)
+    rows = rows[: len(judged)]
+    total = float(rows.gather(1, judged[:, None]).double().sum())
+    return Likelihood(total, bool((rows.argmax(1) == judged).all()))
 
 
 def _cache_name(model: nn.Module) -> str:

@@ -52,7 +52,8 @@ def few_shot(shots: int = 3, items: int = 5) -> list[Text]:
             answer = torch.randint(23, (1 + choice,), generator=draw).tolist()
             context = [*beginnings[item % 2], *question]
             texts.append(Text((*context, *answer), len(context)))
-    return [*texts, Text((4, 5), 1), texts[0]]
+    alike = [Text((*texts[0].tokens[:-1], token), texts[0].start) for token in range(3)]
+    return [*texts, Text((4, 5), 1), texts[0], *alike, Text(texts[0].tokens, texts[0].start - 2)]
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -82,10 +83,11 @@ TOKENS = st.lists(st.integers(0, 2), min_size=2, max_size=8)
 @settings(max_examples=60, deadline=None)
 @given(st.lists(TOKENS.flatmap(lambda t: st.integers(1, len(t) - 1).map(lambda s: Text(tuple(t), s))), max_size=8))
 def test_groups_hold_every_text_once_and_share_what_is_said(texts: list[Text]) -> None:
-    order = sorted(range(len(texts)), key=lambda number: texts[number].tokens)
-    groups = list(prefixes._groups(texts, order))
+    texts = sorted(texts, key=lambda text: text.tokens)
+    asked = [[text] for text in texts]
+    groups = list(prefixes._groups(asked, list(range(len(texts)))))
     assert sorted(number for group in groups for number in group) == list(range(len(texts)))
     for group in groups:
-        shared = prefixes._common([texts[number] for number in group])
+        shared = prefixes._common([asked[number] for number in group])
         assert len({texts[number].tokens[:shared] for number in group}) == 1
         assert all(shared < texts[number].start for number in group)
