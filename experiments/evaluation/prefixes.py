@@ -59,7 +59,7 @@ def likelihoods(model: nn.Module, texts: Sequence[Text], batch: int = 32, shared
     every = list(range(len(inputs)))
     for group in _groups(asked, every) if shared else [every]:
         known = _common([asked[place] for place in group]) if shared and len(group) > 1 else 0
-        cache = _read(model, inputs[group[0]][:known]) if known else None
+        cache = read(model, inputs[group[0]][:known]) if known else None
         group = sorted(group, key=lambda place: len(inputs[place]))  # least padding
         for first in range(0, len(group), batch):
             chosen = group[first : first + batch]
@@ -91,7 +91,15 @@ def _common(asked: Sequence[Alike]) -> int:
     return next((place for place in range(most) if first[place] != last[place]), most)
 
 
-def _read(model: nn.Module, tokens: Sequence[int]) -> Any:
+def shared_beginning(contexts: Sequence[Sequence[int]]) -> int:
+    """Tokens that all contexts begin with, short of the last of any; 0 where that is not worth a cache."""
+    first, last, most = min(contexts), max(contexts), min(map(len, contexts)) - 1
+    found = next((place for place in range(most) if first[place] != last[place]), max(most, 0))
+    return found if found * len(contexts) >= WORTH * sum(map(len, contexts)) else 0
+
+
+@torch.no_grad()
+def read(model: nn.Module, tokens: Sequence[int]) -> Any:
     """The keys and values of one text."""
     device = next(model.parameters()).device
     outputs = model(input_ids=torch.tensor([list(tokens)], device=device), use_cache=True, logits_to_keep=1)
