@@ -172,6 +172,7 @@ def test_a_combined_delta_is_applied_as_any() -> None:
         mask = torch.rand(10, 10, generator=torch.Generator().manual_seed(seed)) < 0.3
         tuning = Tuning(model, Masks({"weight": mask}))
         tuning.values["weight"].data.normal_()
+        tuning.write_()
         found.append(tuning.delta())
         tuning.revert()
     with combined(found).apply_(model):
