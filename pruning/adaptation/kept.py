@@ -82,9 +82,14 @@ class KeptLinear(nn.Linear):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """A copy, in memory or in a file, is not tuned: it is a Linear."""
-        plain = nn.Linear.__new__(nn.Linear)
-        plain.__dict__ = {name: value for name, value in vars(self).items() if name != "kept"}
-        return plain.__reduce_ex__(protocol)
+        return _plain, ({name: value for name, value in vars(self).items() if name != "kept"},)
+
+
+def _plain(state: dict[str, Any]) -> nn.Linear:
+    """The Linear with these attributes."""
+    found = nn.Linear.__new__(nn.Linear)
+    vars(found).update(state)
+    return found
 
 
 def can_keep(module: nn.Module, attribute: str, count: int) -> bool:

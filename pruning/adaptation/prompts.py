@@ -63,13 +63,13 @@ class Prompt:
         like = next(self._transformer.parameters())
         return (0.02 * torch.randn(length, width, generator=generator)).to(like)
 
-    def _before(self, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], Any]:
-        given = {name: value for name, value in kwargs.items() if value is not None}
-        ids = given.pop("input_ids", args[0] if args else None)
-        states = given.pop("inputs_embeds", None)
-        mask = given.pop("attention_mask", args[1] if len(args) > 1 else None)
+    def _before(self, body: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], Any]:
+        named = {**dict(zip(inspect.signature(body.forward).parameters, args, strict=False)), **kwargs}
+        given = {name: value for name, value in named.items() if value is not None}
+        ids, states = given.pop("input_ids", None), given.pop("inputs_embeds", None)
+        mask = given.pop("attention_mask", None)
         kinds, places = given.pop("token_type_ids", None), given.pop("position_ids", None)
-        self._check(len(args), given, mask)
+        _check(given, mask)
         if states is None:
             assert self._embeddings is not None
             states = self._embeddings(ids)
@@ -91,23 +91,6 @@ class Prompt:
             given["position_ids"] = torch.cat([first, places + length], dim=1)
         return (), {**given, "inputs_embeds": states, "attention_mask": mask}
 
-    def _check(self, positional: int, given: Mapping[str, Any], mask: Tensor | None) -> None:
-        """Raise `AdaptationError` for inputs of which it is not known what they are with more positions."""
-        if positional > 2:
-            raise AdaptationError("prompt: more than input ids and attention mask come by position: give them by name")
-        unknown = [name for name, value in given.items() if name not in _KNOWN and not _is_empty(value)]
-        if unknown or given.get("return_dict") is False:
-            name = unknown[0] if unknown else "return_dict=False"
-            raise AdaptationError(
-                f"prompt: {name} is given, which a prompt does not lengthen: leave it out (generate() with "
-                "use_cache=False)"
-            )
-        if mask is not None and (mask.dim() != 2 or not bool(mask[:, 0].all())):
-            raise AdaptationError(
-                f"prompt: attention_mask {list(mask.shape)} has padding before the text, or several dimensions: pad at "
-                "the end, [texts, positions]"
-            )
-
     def _after(self, module: Any, args: Any, outputs: Any) -> Any:
         length = len(self._transformer.get_parameter("prompt"))
         outputs["last_hidden_state"] = outputs["last_hidden_state"][:, length:]
@@ -116,6 +99,21 @@ class Prompt:
         if outputs.get("pooler_output") is not None:
             outputs["pooler_output"] = module.pooler(outputs["last_hidden_state"])
         return outputs
+
+
+def _check(given: Mapping[str, Any], mask: Tensor | None) -> None:
+    """Raise `AdaptationError` for inputs of which it is not known what they are with more positions."""
+    unknown = [name for name, value in given.items() if name not in _KNOWN and not _is_empty(value)]
+    if unknown or given.get("return_dict") is False:
+        name = unknown[0] if unknown else "return_dict=False"
+        raise AdaptationError(
+            f"prompt: {name} is given, which a prompt does not lengthen: leave it out (generate() with use_cache=False)"
+        )
+    if mask is not None and (mask.dim() != 2 or not bool(mask[:, 0].all())):
+        raise AdaptationError(
+            f"prompt: attention_mask {list(mask.shape)} has padding before the text, or several dimensions: pad at "
+            "the end, [texts, positions]"
+        )
 
 
 def _is_empty(cache: Any) -> bool:

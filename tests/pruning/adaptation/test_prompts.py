@@ -102,10 +102,10 @@ def test_it_trains_alone_and_towards_what_is_asked() -> None:
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
 
 
-def called(position: int = 0, **given: Any) -> None:
-    model, ids = model_of("bert", "AutoModel"), torch.ones(2, 3, dtype=torch.int64)
+def called(**given: Any) -> None:
+    model = model_of("bert", "AutoModel")
     Prompt(model, 3)
-    model(*[ids] * position, **({} if position or "input_ids" in given else {"input_ids": ids}), **given)
+    model(**{"input_ids": torch.ones(2, 3, dtype=torch.int64), **given})
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,6 @@ def called(position: int = 0, **given: Any) -> None:
         (lambda: Prompt(torch.nn.Linear(2, 2), 3), "has no model of transformers"),
         (lambda: Prompt(model_of("t5", "AutoModelForSeq2SeqLM"), 3), "has two parts"),
         (lambda: Prompt(model_of("vit", "AutoModel"), 3), "takes no inputs_embeds"),
-        (lambda: called(position=3), "come by position"),
         (lambda: called(attention_mask=torch.tensor([[0, 1, 1], [1, 1, 1]])), "padding before the text"),
         (lambda: called(attention_mask=torch.ones(2, 1, 3, 3)), "several dimensions"),
         (lambda: called(return_dict=False), "return_dict=False is given"),
@@ -148,12 +147,12 @@ def test_padding_changes_no_class_and_no_loss(kind: str) -> None:
     text, labels = torch.tensor([[3, 4, 5]]), torch.tensor([1])
     padded = torch.tensor([[3, 4, 5, 0, 0]])
     with torch.no_grad():
-        alone = model(text, torch.ones_like(text), labels=labels)
-        found = model(padded, torch.tensor([[1, 1, 1, 0, 0]]), labels=labels)
+        alone = model(text, attention_mask=torch.ones_like(text), labels=labels)
+        found = model(padded, attention_mask=torch.tensor([[1, 1, 1, 0, 0]]), labels=labels)
         torch.testing.assert_close(found.logits, alone.logits)
         torch.testing.assert_close(found.loss, alone.loss)
         learned.data.zero_()
-        assert not torch.allclose(model(text, torch.ones_like(text)).logits, alone.logits)
+        assert not torch.allclose(model(text, attention_mask=torch.ones_like(text)).logits, alone.logits)
     if kind == "bert":  # its pooler reads the first token, not the first position of the prompt
         states = model.bert(text, torch.ones_like(text), output_hidden_states=True)
         torch.testing.assert_close(states.pooler_output, model.bert.pooler(states.last_hidden_state))
@@ -168,13 +167,12 @@ def test_a_language_model_has_its_loss_and_writes_on() -> None:
         rows = whole.logits[0, :-1].log_softmax(-1)
         torch.testing.assert_close(whole.loss, -rows.gather(1, ids[0, 1:, None]).mean())
         torch.testing.assert_close(model(ids, logits_to_keep=2).logits, whole.logits[:, -2:])
-        written = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False, use_cache=False
-        )
+        options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 3, "do_sample": False}
+        written = model.generate(ids, **options, use_cache=False)
         for place in range(4, 7):
             assert written[0, place] == model(written[:, :place]).logits[0, -1].argmax()
         with pytest.raises(AdaptationError, match="use_cache=False"):
-            model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False)
+            model.generate(ids, **options)
     prompt.detach()
 
 
