@@ -77,7 +77,8 @@ def _print(comparison: Comparison, title: str, asked: argparse.Namespace) -> Non
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     if asked.format != "text":
         write = _markdown if asked.format == "markdown" else _latex
-        console.print(Text(f"{write(names, rows)}\n\n{write(curve_names, curves)}"), soft_wrap=True)
+        tables = [write(names, rows), *([write(curve_names, curves)] if comparison.curved else [])]
+        console.print(Text("\n\n".join(tables)), soft_wrap=True)
         return
     test = "Student's paired t-test" if asked.test == "t" else "Wilcoxon's signed-rank test"
     table = _table(names)
@@ -94,6 +95,11 @@ def _print(comparison: Comparison, title: str, asked: argparse.Namespace) -> Non
             f"{test}, p corrected over the densities of a method"
         )
     )
+    if not comparison.curved:
+        console.print()
+        for sentence in words(comparison, asked.test, asked.alpha):
+            console.print(Text(sentence))
+        return
     table = _table(curve_names)
     for row in curves:
         table.add_row(*map(Text, row))

@@ -15,6 +15,7 @@ from experiments.adaptation.whole import freeze, thaw
 from pruning import Masks
 from pruning.adaptation import Adapters, Prefixes, Prompt, largest
 from pruning.adaptation.adapters import Kind
+from pruning.errors import ConfigurationError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,11 @@ class PromptTuning(Method):
     """
 
     longest: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.longest, int) or self.longest < 1:
+            raise ConfigurationError(f"adaptation.longest={self.longest}: give a whole number, at least 1")
 
     def attach(self, model: nn.Module, masks: Masks | None, support: Masks | None = None) -> Attached:
         """Put a prompt before the input."""

@@ -14,7 +14,7 @@ from experiments.adaptation.peft_layers import Tuned, any_of, exact, imported, l
 from pruning import Masks
 from pruning.adaptation import largest
 from pruning.adaptation.budget import lora_count
-from pruning.errors import ConfigurationError
+from pruning.errors import AdaptationError, ConfigurationError
 
 ZEROS = ("keep", "fill")
 
@@ -52,6 +52,10 @@ class LowRank(Method):
             raise ConfigurationError(f"adaptation.zeros={self.zeros}: choose {' or '.join(ZEROS)}")
         if self.by not in BY:
             raise ConfigurationError(f"adaptation.by={self.by}: choose {' or '.join(BY)}")
+        if not 0 <= self.dropout < 1:
+            raise ConfigurationError(f"adaptation.dropout={self.dropout}: give a share in [0, 1)")
+        if any(not isinstance(rank, int) or isinstance(rank, bool) or rank < 1 for rank in (self.ranks or {}).values()):
+            raise ConfigurationError(f"adaptation.ranks={dict(self.ranks or {})}: give whole numbers, at least 1")
         if self.dora and self.four_bits:
             raise ConfigurationError("adaptation.dora: needs norms of weights that four bits hold: unset one of them")
 
@@ -60,6 +64,9 @@ class LowRank(Method):
         peft = imported()
         dense, adapted = self.whole(model), self.adapted(model)
         within, layers = self.size(adapted), linear_layers(model, adapted)
+        for glob in self.ranks or {}:
+            if not any(fnmatchcase(path, glob) for path in layers):
+                raise AdaptationError(f"adaptation.ranks: {glob} matches no linear layer; they are {', '.join(layers)}")
         most = max(min(weight.shape) for weight in layers.values())
         rank = largest(within, "rank 1", lambda r: (self._count(layers, r), None), most)
         patterns = {exact(path): found for path, found in self._ranks(layers, rank).items() if found != rank}

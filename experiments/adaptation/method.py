@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -133,8 +134,12 @@ class Method(ABC):
     """Whether it can be of any size, within a budget."""
 
     def __post_init__(self) -> None:
-        if not self.rates or not all(isinstance(rate, int | float) and rate > 0 for rate in self.rates):
+        if not self.rates or not all(map(_is_rate, self.rates)):
             raise ConfigurationError(f"adaptation.learning_rate={self.learning_rate}: give rates above 0")
+        if self.dense_rate is not None and not _is_rate(self.dense_rate):
+            raise ConfigurationError(f"adaptation.dense_rate={self.dense_rate}: give a rate above 0, or null")
+        if not isinstance(self.widen, int) or isinstance(self.widen, bool) or self.widen < 0:
+            raise ConfigurationError(f"adaptation.widen={self.widen}: give a whole number, at least 0")
 
     @property
     def rates(self) -> tuple[float, ...]:
@@ -189,3 +194,7 @@ class Method(ABC):
         (budget,) = self.budgets
         assert budget is not None
         return parse_budget(budget, parameters)
+
+
+def _is_rate(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf

@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import nn
 
 from experiments.adaptation.method import Attached, Method
-from experiments.adaptation.peft_layers import Tuned, any_of, imported, made
+from experiments.adaptation.peft_layers import Tuned, any_of, imported, linear_layers, made
 from pruning import Masks, prunable
 from pruning.errors import AdaptationError, ConfigurationError
 
@@ -46,6 +46,8 @@ class Rescaling(Method):
         peft = imported()
         dense = self.whole(model)
         outputs, inputs = (_paths(model, globs) for globs in self._globs(model))
+        if not (outputs or inputs):
+            raise AdaptationError("adaptation.outputs, inputs: name no layer: give globs of weights of linear layers")
         config = peft.IA3Config(target_modules=any_of([*outputs, *inputs]), feedforward_modules=any_of(inputs))
         required = {parameter: parameter.requires_grad for parameter in model.parameters()}
         return Tuned(model, masks, dense, made(peft.tuners.ia3.IA3Model, model, config, self.seed), required)
@@ -64,6 +66,10 @@ class Rescaling(Method):
 
 
 def _paths(model: nn.Module, globs: Sequence[str]) -> list[str]:
-    if not globs:
-        return []
-    return [name.rpartition(".")[0] for name in prunable(model, include=list(globs), frozen=True)]
+    """Paths of the linear layers of these weights. Raises `AdaptationError` for what is no weight of one."""
+    chosen = prunable(model, include=list(globs), frozen=True) if globs else {}
+    linear = linear_layers(model, chosen) if chosen else {}
+    for name in chosen:
+        if name.rpartition(".")[0] not in linear or not name.endswith(".weight"):
+            raise AdaptationError(f"{name}: is no weight of a linear layer: leave it out of adaptation.outputs, inputs")
+    return list(linear)

@@ -17,7 +17,7 @@ from pruning import Evidence, Masks
 from pruning.adaptation import Budget, Delta, Tuning, choose_support
 from pruning.adaptation.support import Policy
 from pruning.allocation import Allocation
-from pruning.errors import ConfigurationError, ScoreError
+from pruning.errors import AdaptationError, ConfigurationError, ScoreError
 from pruning.evidence import Scores
 from pruning.granularity import Granularity, Weights
 
@@ -67,6 +67,20 @@ class Sparse(Method):
         check_signs(scores)
         policy = "free" if masks is None else self.policy
         return choose_support(scores, size, self.granularity, self.allocation, masks, policy)
+
+    def check_room(self, adapted: Mapping[str, Tensor], prunable: Mapping[str, Tensor], density: float) -> None:
+        """Raise `AdaptationError` where a network that is pruned to `density` leaves less than the budget, wherever its
+        survivors are.
+        """
+        total, count = sum(p.numel() for p in prunable.values()), self.size(adapted).count
+        here = sum(p.numel() for name, p in adapted.items() if name in prunable)
+        beside, kept = sum(p.numel() for p in adapted.values()) - here, round(density * total)
+        room = {"survivors": beside + min(here, kept), "regrow": min(here, total - kept), "free": here + beside}
+        if count is not None and count > room[self.policy]:
+            raise AdaptationError(
+                f"adaptation.policy={self.policy}: leaves at most {room[self.policy]:,} weights at density "
+                f"{density:g}, fewer than the {count:,} of the budget: lower the budget"
+            )
 
     def attach(self, model: nn.Module, masks: Masks | None, support: Masks | None = None) -> Attached:
         """Train `support` alone."""

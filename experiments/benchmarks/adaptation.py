@@ -145,6 +145,7 @@ def _deltas(asked: argparse.Namespace, found: dict[str, Any]) -> Iterator[Row]:
     tuning = Tuning(model, support)
     for values in tuning.values.values():
         values.data.normal_(std=1e-3)
+    tuning.write_()
     delta = tuning.delta()
     tuning.revert()
     with tempfile.TemporaryDirectory() as folder:

@@ -52,6 +52,11 @@ class Comparison:
     unpaired: tuple[str, ...]
     left_out: tuple[str, ...] = ()
 
+    @property
+    def curved(self) -> bool:
+        """Whether any method has several densities, and so a curve."""
+        return bool(self.differences.groupby("method")["requested_density"].nunique().max() > 1)
+
 
 def comparisons(
     frame: pd.DataFrame,

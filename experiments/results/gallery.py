@@ -58,7 +58,8 @@ def gallery(frame: pd.DataFrame, options: FigureOptions, output: Path) -> tuple[
     dense = statistics.dense(frame, value, options.interval)
     output.mkdir(parents=True, exist_ok=True)
     written, skipped = [], []
-    for x in options.axes or available_axes(summary):
+    one = is_adapted(final) and final["requested_density"].nunique() == 1  # of which there are no curves over it
+    for x in options.axes or ([] if one else available_axes(summary)):
         figure = figures.accuracy(summary, dense, x, value, options.interval)
         numbers = with_dense(summary, dense, statistics.start_shares(frame))
         written += figures.save(figure, output / f"{value.stem}_{x}", numbers)

@@ -80,7 +80,7 @@ def words(comparison: Comparison, test: str = "t", alpha: float = 0.05) -> list[
         if method == baseline:
             continue
         over: Any = whole.loc[method]
-        parts = [_whole_words(over, comparison.value, test, alpha)]
+        parts = [_whole_words(over, comparison.value, test, alpha) if comparison.curved else ""]
         for verdict in ("higher", "lower"):
             at = rows[rows["verdict"] == verdict]
             if len(at):

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from pruning.adaptation.freezing import check_free, freeze
 from pruning.errors import AdaptationError
 from pruning.parameters import unwrapped
 
@@ -72,7 +73,7 @@ class Adapters:
             seed: of D.
 
         Raises:
-            AdaptationError: no such modules, a width below 1, or adapters that are there already.
+            AdaptationError: no such modules, a width below 1, or an adaptation that is there already.
         """
         if bottleneck < 1 or kind not in ("parallel", "sequential"):
             raise AdaptationError(
@@ -86,8 +87,7 @@ class Adapters:
                 raise AdaptationError(
                     f"{name}: is no module of the model: name those of feed-forward layers with where="
                 )
-        if any("adapter" in modules[name]._modules for name in places):
-            raise AdaptationError(f"{next(iter(places))}: has an adapter already: detach() it first")
+        check_free(self.model)
         self._adapters: dict[str, Adapter] = {}
         for number, (leave, enter) in enumerate(places.items()):
             outputs = _width(modules[leave], leave, last=True)
@@ -100,10 +100,7 @@ class Adapters:
             modules[leave].add_module("adapter", adapter)
             self._removers.append(partial(modules[leave]._modules.pop, "adapter"))
             self._removers += _hooked(adapter, modules[places[leave]], modules[leave], kind)
-        self._required = {parameter: parameter.requires_grad for parameter in self.model.parameters()}
-        own = {id(parameter) for parameter in self.parameters()}
-        for parameter in self.model.parameters():
-            parameter.requires_grad_(id(parameter) in own)
+        self._removers.append(freeze(self.model, self.parameters(), "adapters"))
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """What is trained."""
@@ -114,8 +111,6 @@ class Adapters:
         """Take the adapters out; the model is as before, and so is what may be trained of it."""
         while self._removers:
             self._removers.pop()()
-        for parameter, required in self._required.items():
-            parameter.requires_grad_(required)
 
 
 def feed_forwards(model: nn.Module) -> dict[str, str]:
@@ -146,18 +141,34 @@ def _width(module: nn.Module, name: str, last: bool) -> int:
 
 
 def _hooked(adapter: Adapter, enter: nn.Module, leave: nn.Module, kind: Kind) -> list[Callable[[], None]]:
-    """Let `adapter` act; functions that end it."""
-    entered: list[Tensor] = []
+    """Let `adapter` act; functions that end it. Hooks find what they need in their module, as those of a copy do."""
+    if kind == "sequential":
+        return [leave.register_forward_hook(_add_to_output).remove]
+    vars(enter)[_ADAPTERS] = (*vars(enter).get(_ADAPTERS, ()), adapter)
+    return [
+        leave.register_forward_hook(_add_of_input).remove,
+        enter.register_forward_pre_hook(_keep_input, with_kwargs=True).remove,
+        partial(vars(enter).pop, _ADAPTERS, None),
+    ]
 
-    def before(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        entered[:] = [args[0] if args else next(iter(kwargs.values()))]
 
-    def after(_: nn.Module, args: Any, outputs: Any) -> Any:
-        head, rest = (outputs[0], outputs[1:]) if isinstance(outputs, tuple) else (outputs, None)
-        found = head + adapter(head if kind == "sequential" else entered.pop())
-        return found if rest is None else (found, *rest)
+_ADAPTERS = "_adapters_of_input"
+"""Attribute of a module whose input adapters take."""
 
-    ends: list[Callable[[], None]] = [leave.register_forward_hook(after).remove]
-    if kind == "parallel":
-        ends.append(enter.register_forward_pre_hook(before, with_kwargs=True).remove)
-    return ends
+
+def _keep_input(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    for adapter in vars(module)[_ADAPTERS]:
+        vars(adapter)["entered"] = args[0] if args else next(iter(kwargs.values()))
+
+
+def _add_of_input(module: nn.Module, args: Any, outputs: Any) -> Any:
+    adapter = module.get_submodule("adapter")
+    return _added(outputs, adapter(vars(adapter).pop("entered")))
+
+
+def _add_to_output(module: nn.Module, args: Any, outputs: Any) -> Any:
+    return _added(outputs, module.get_submodule("adapter")(outputs[0] if isinstance(outputs, tuple) else outputs))
+
+
+def _added(outputs: Any, more: Tensor) -> Any:
+    return (outputs[0] + more, *outputs[1:]) if isinstance(outputs, tuple) else outputs + more

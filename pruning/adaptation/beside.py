@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pruning.adaptation.freezing import check_free, freeze
 from pruning.errors import AdaptationError
 from pruning.execution.product import Pattern, product
 from pruning.masks import Masks
@@ -31,8 +32,8 @@ class Beside:
                 takes [..., inputs] and gives [..., outputs]: a Linear, a `FourBitLinear`, one of bitsandbytes.
 
         Raises:
-            AdaptationError: there is no such layer, a mask is of another shape, all are empty, or differences are there
-                already.
+            AdaptationError: there is no such layer, a mask is of another shape, all are empty, or the model has an
+                adaptation already.
         """
         self.model = unwrapped(model)
         modules = dict(self.model.named_modules())
@@ -46,14 +47,10 @@ class Beside:
                 raise AdaptationError(f"{name}: is not the weight of a linear layer: leave it out of the support")
             if list(mask.shape) != sizes or mask.dtype != torch.bool:
                 raise AdaptationError(f"{name}: has a mask {list(mask.shape)} {mask.dtype}: give a bool tensor {sizes}")
-            if _OWN in modules[path]._parameters:
-                raise AdaptationError(f"{name}: has differences beside it already: detach() them first")
+        check_free(self.model)
         self.support = Masks(chosen)
         self.values: dict[str, nn.Parameter] = {}
-        self._required = {parameter: parameter.requires_grad for parameter in self.model.parameters()}
         self._ends: list[Callable[[], Any]] = []
-        for parameter in self._required:
-            parameter.requires_grad_(False)
         for name, mask in chosen.items():
             module = modules[name.rpartition(".")[0]]
             weight: Tensor = module.weight
@@ -64,6 +61,7 @@ class Beside:
             self._ends.append(partial(module._parameters.pop, _OWN))
             hook = partial(_add, pattern=Pattern.of(mask.cpu()))
             self._ends.append(module.register_forward_hook(hook, with_kwargs=True).remove)
+        self._ends.append(freeze(self.model, self.values.values(), "differences beside its weights"))
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """What is trained: vectors of differences, in the order of the places."""
@@ -78,8 +76,6 @@ class Beside:
         """Take the differences away; the model is as before, and so is what may be trained of it."""
         while self._ends:
             self._ends.pop()()
-        for parameter, required in self._required.items():
-            parameter.requires_grad_(required)
 
 
 def _add(

@@ -23,7 +23,15 @@ from pruning.masks import Masks
 from pruning.parameters import named
 
 _FORMAT = "pruning.delta/1"
-_VALUES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "complex64": torch.complex64,
+    "complex128": torch.complex128,
+}
+"""Of weights that differences are added to, and of differences."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,7 @@ class Delta:
 
     Attributes:
         changes: name of a parameter -> its differences.
-        dense: name -> all of its values.
+        dense: name of a parameter, or of statistics such as those of batch norm -> all of its values.
     """
 
     changes: Mapping[str, Change]
@@ -83,11 +91,13 @@ class Delta:
         return self._with({name: change.values.to(dtype) for name, change in self.changes.items()})
 
     def check(self, model: nn.Module) -> None:
-        """Raise `AdaptationError` unless this is of `model` as it is now: names, shapes, dtypes and every bit."""
-        parameters = named(model)
+        """Raise `AdaptationError` unless this is of `model` as it is now: names, shapes, dtypes, and every bit of the
+        tensors that are changed at places. Others are not looked at.
+        """
+        parameters = _tensors(model)
         for name in (*self.changes, *self.dense):
             if name not in parameters:
-                raise AdaptationError(f"{name}: the model has no such parameter: give the model that was adapted")
+                raise AdaptationError(f"{name}: the model has no such tensor: give the model that was adapted")
         for name, change in self.changes.items():
             weight = parameters[name]
             if (weight.shape, weight.dtype) != (change.shape, change.dtype):
@@ -115,7 +125,7 @@ class Delta:
             AdaptationError: `model` is not the one that was adapted, or not as it was then.
         """
         self.check(model)
-        parameters = named(model)
+        parameters = _tensors(model)
         before: dict[str, tuple[Tensor, Tensor]] = {}
         for name, change in self.changes.items():
             places = change.places.to(parameters[name].device)
@@ -190,7 +200,7 @@ class Applied:
     @torch.no_grad()
     def revert(self) -> None:
         """Put the old values back; again, it does nothing."""
-        parameters = named(self._model)
+        parameters = _tensors(self._model)
         for name, (places, values) in self._before.items():
             write_(parameters[name], places, values)
         for name, values in self._whole.items():
@@ -202,6 +212,11 @@ class Applied:
 
     def __exit__(self, *_: object) -> None:
         self.revert()
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of a model, by all of their names."""
+    return {**dict(model.named_buffers(remove_duplicate=False)), **named(model)}
 
 
 def digest(tensor: Tensor) -> str:
@@ -253,9 +268,9 @@ def _word(value: object) -> object:
 
 
 def _dtype(path: object, word: object) -> torch.dtype:
-    if word not in _VALUES:
+    if word not in DTYPES:
         raise ArtefactError(f"{path}: holds differences to {word}, which is no dtype of weights: make the file again")
-    return _VALUES[str(word)]
+    return DTYPES[str(word)]
 
 
 def _described(weight: Tensor) -> str:

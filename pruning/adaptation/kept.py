@@ -24,11 +24,16 @@ SAMPLED = 0.1
 
 @dataclass(frozen=True)
 class Kept:
-    """Where the trained places of a matrix [outputs, inputs] lie, ascending, and their values, which get gradients."""
+    """Where the trained places of `weight` [outputs, inputs] lie, ascending, and their values, which get gradients."""
 
+    weight: nn.Parameter
     values: nn.Parameter
-    shape: tuple[int, int]
     places: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Outputs and inputs."""
+        return int(self.weight.shape[0]), int(self.weight.shape[1])
 
     @cached_property
     def rows(self) -> Tensor:
@@ -70,8 +75,21 @@ class KeptLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Compute what the Linear does."""
+        if self.weight is not self.kept.weight:  # another tensor in its place, as of functional_call
+            return F.linear(input, self.weight, self.bias)
         outputs: Tensor = _linear(self, input)
         return outputs
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """A copy, in memory or in a file, is not tuned: it is a Linear."""
+        return _plain, ({name: value for name, value in vars(self).items() if name != "kept"},)
+
+
+def _plain(state: dict[str, Any]) -> nn.Linear:
+    """The Linear with these attributes."""
+    found = nn.Linear.__new__(nn.Linear)
+    vars(found).update(state)
+    return found
 
 
 def can_keep(module: nn.Module, attribute: str, count: int) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.optim import Optimizer
 
-from pruning.adaptation.delta import Change, digest, read, write_
+from pruning.adaptation.delta import DTYPES, Change, digest, read, write_
 from pruning.adaptation.kept import Kept, KeptLinear, can_keep, gather_gradient, keep_, release_
 from pruning.attachment import optimizers_in
 from pruning.dynamic.regime import initial_state
@@ -20,14 +20,23 @@ class Part:
     """What is trained of one weight, which holds base + difference at these places.
 
     Attributes:
-        weight: the parameter of the model.
+        name, weight: of the parameter of the model.
         places: of the trained weights in the flattened weight, ascending; int32 where that suffices.
         base: the values there before, in the dtype of the weight.
         values: the differences, in at least float32.
     """
 
-    def __init__(self, weight: nn.Parameter, mask: Tensor):
-        """Train what `mask` has of `weight`, beginning at differences of 0."""
+    def __init__(self, name: str, weight: nn.Parameter, mask: Tensor):
+        """Train what `mask` has of `weight`, beginning at differences of 0.
+
+        Raises `AdaptationError` for weights of no dtype that differences can be added to.
+        """
+        if weight.dtype not in DTYPES.values():
+            raise AdaptationError(
+                f"{name}: is {str(weight.dtype).removeprefix('torch.')}, to which no differences are added: take "
+                "Beside, or leave it out of the support"
+            )
+        self.name = name
         places = mask.reshape(-1).nonzero()[:, 0]
         self.weight, self.base = weight, read(weight, places)
         self.places = places.int() if weight.numel() < 2**31 else places
@@ -39,6 +48,15 @@ class Part:
         mask = torch.zeros(self.weight.shape, dtype=torch.bool, device=self.places.device)
         mask.view(-1)[self.places] = True
         return mask
+
+    def check_users(self, users: Iterable[tuple[nn.Module, str]]) -> None:
+        """Raise `AdaptationError` for a module that writes into the weight by itself."""
+        for module, _ in users:
+            if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
+                raise AdaptationError(
+                    f"{self.name}: max_norm lets its layer write into it: leave it out of the support, or set "
+                    "max_norm to None"
+                )
 
     def watch(self, users: Iterable[tuple[nn.Module, str]], averaged: bool) -> list[Callable[[], None]]:
         """Let the values get the gradient of the weight; functions that end it.
@@ -59,6 +77,7 @@ class Part:
             if averaged:
                 _average(self.values)
 
+        self.weight.grad = None  # that of a training before, which no optimizer here would clear
         self.weight.requires_grad_(True)
         hooks = {self.weight: gather} | ({self.values: _average} if averaged else {})
         for parameter, hook in hooks.items():
@@ -68,21 +87,45 @@ class Part:
 
     @torch.no_grad()
     def write_(self) -> None:
-        """Let the weight be base + difference, rounded to its dtype."""
-        write_(self.weight, self.places.long(), (self.base.to(self.values) + self.values).to(self.base))
+        """Let the weight be base + difference, rounded to its dtype.
+
+        Raises `AdaptationError` where it was cast or moved meanwhile.
+        """
+        if (self.weight.dtype, self.weight.device) != (self.base.dtype, self.base.device):
+            raise AdaptationError(
+                f"{self.name}: was cast or moved while it is tuned: finish() the tuning before, and make another after"
+            )
+        write_(self.weight, self.places.long(), self._sum())
 
     @torch.no_grad()
     def revert_(self) -> None:
         """Let the weight be its base, bit by bit."""
         write_(self.weight, self.places.long(), self.base)
 
-    def change(self, name: str, dtype: torch.dtype | None) -> Change:
-        """The differences, rounded to `dtype` where one is given. `AdaptationError` where they are not finite."""
+    def _sum(self) -> Tensor:
+        return (self.base.to(self.values) + self.values.detach()).to(self.base)
+
+    def change(self, dtype: torch.dtype | None) -> Change:
+        """The differences, rounded to `dtype` where one is given.
+
+        Raises `AdaptationError` where they are not finite, also by being rounded, or where the weight is another than
+        base + difference.
+        """
         if not bool(torch.isfinite(self.values).all()):
-            raise AdaptationError(f"{name}: has differences that are not finite: training diverged")
+            raise AdaptationError(f"{self.name}: has differences that are not finite: training diverged")
         places, base = self.places.long(), self.weight.detach().clone()
+        if not torch.equal(read(base, places), self._sum()):
+            raise AdaptationError(
+                f"{self.name}: is not base + difference, as it was written since the last step, or no step was "
+                "followed: call follow(optimizer) before training, write_() after the values were changed by hand, and "
+                "load what the state_dict() of the tuning was, not of the model"
+            )
         write_(base, places, self.base)
+        if dtype is not None and dtype not in DTYPES.values():
+            raise AdaptationError(f"dtype={dtype}: holds no differences: give one of {', '.join(DTYPES)}")
         values = self.values.detach().to(dtype or self.values.dtype, copy=True)
+        if not bool(torch.isfinite(values).all()):
+            raise AdaptationError(f"{self.name}: has differences too large for {dtype}: give another dtype")
         return Change(base.shape, base.dtype, digest(base), places, values)
 
     @torch.no_grad()
@@ -116,7 +159,7 @@ class Part:
         self.write_()
 
     def _kept(self) -> Kept:
-        return Kept(self.values, (int(self.weight.shape[0]), int(self.weight.shape[1])), self.places)
+        return Kept(self.weight, self.values, self.places)
 
 
 def _average(values: Tensor) -> None:

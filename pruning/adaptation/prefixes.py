@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pruning.adaptation.freezing import check_free, freeze
 from pruning.errors import AdaptationError
 from pruning.parameters import unwrapped
 
@@ -38,19 +39,15 @@ class Prefixes:
         """Put a prefix of `length` positions into every self-attention.
 
         Raises:
-            AdaptationError: transformers is missing, a length below 1, prefixes are there already, or the model has no
-                self-attention of transformers that sees both ways: for decoders take peft's PrefixTuningConfig.
+            AdaptationError: transformers is missing, a length below 1, an adaptation is there already, or the model has
+                no self-attention of transformers that sees both ways: for decoders take peft's PrefixTuningConfig.
         """
         if length < 1:
             raise AdaptationError(f"prefixes: length={length}: give at least 1")
         self.model = unwrapped(model)
         self._attentions = list(_attentions(self.model))
-        if any("prefix" in module._modules for module in self._attentions):
-            raise AdaptationError("prefixes are there already: detach() them first")
+        check_free(self.model)
         _register()
-        self._required = {parameter: parameter.requires_grad for parameter in self.model.parameters()}
-        for parameter in self._required:
-            parameter.requires_grad_(False)
         configs: dict[int, Any] = {}
         for number, module in enumerate(self._attentions):
             key: Any = module.key
@@ -58,7 +55,9 @@ class Prefixes:
             module.add_module("prefix", prefix.to(key.weight.device, key.weight.dtype))
             config: Any = module.config
             configs[id(config)] = config
-        self._removers: list[Callable[[], None]] = []
+        self._removers: list[Callable[[], None]] = [freeze(self.model, self.parameters(), "prefixes")]
+        for module in self._attentions:
+            self._removers.append(module.register_forward_pre_hook(_check_acting).remove)
         for config in configs.values():
             self._removers.append(partial(setattr, config, "_attn_implementation", config._attn_implementation))
             config._attn_implementation = _NAME
@@ -74,8 +73,6 @@ class Prefixes:
             self._removers.pop()()
         for module in self._attentions:
             module._modules.pop("prefix", None)
-        for parameter, required in self._required.items():
-            parameter.requires_grad_(required)
 
 
 def _attentions(model: nn.Module) -> Iterator[nn.Module]:
@@ -96,6 +93,16 @@ def _attentions(model: nn.Module) -> Iterator[nn.Module]:
         raise AdaptationError(
             f"{type(model).__name__}: has no self-attention with query, key and value of transformers' encoders: take "
             "adapters, or peft's PrefixTuningConfig for a decoder"
+        )
+
+
+def _check_acting(module: nn.Module, _: Any) -> None:
+    """Raise `AdaptationError` where attention runs in another way, which would leave the prefix out."""
+    config: Any = module.config
+    if config._attn_implementation != _NAME:
+        raise AdaptationError(
+            f"{type(module).__name__}: its attention was set to {config._attn_implementation}, in which prefixes do "
+            "not act: leave it as it is until detach()"
         )
 
 

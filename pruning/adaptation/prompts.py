@@ -1,11 +1,14 @@
 """Prompt tuning: learned embeddings before those of the input."""
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pruning.adaptation.freezing import check_free, freeze
 from pruning.errors import AdaptationError
 from pruning.parameters import unwrapped
 
@@ -23,22 +26,21 @@ class Prompt:
         """Put `length` positions before the input of the one transformer of `model`.
 
         Raises:
-            AdaptationError: a length below 1, a prompt that is there already, or no model of transformers that takes
-                `inputs_embeds`.
+            AdaptationError: a length below 1, an adaptation that is there already, or no model of transformers of one
+                part that takes `inputs_embeds`. Then also in a forward pass: for inputs that a prompt does not
+                lengthen, padding before the text, and more positions than the model has.
         """
         if length < 1:
             raise AdaptationError(f"prompt: length={length}: give at least 1")
         self.model = unwrapped(model)
         self._transformer = _transformer(self.model)
-        if "prompt" in self._transformer._parameters:
-            raise AdaptationError("a prompt is there already: detach() it first")
+        check_free(self.model)
         self._embeddings = _embeddings(self._transformer)
-        self._required = {parameter: parameter.requires_grad for parameter in self.model.parameters()}
-        for parameter in self._required:
-            parameter.requires_grad_(False)
         self._transformer.register_parameter("prompt", nn.Parameter(self._drawn(length, seed)))
         hook: Callable[..., Any] = self._before
-        self._removers: list[Callable[[], None]] = [
+        self._removers: list[Callable[[], Any]] = [
+            partial(self._transformer._parameters.pop, "prompt", None),
+            freeze(self.model, self.parameters(), "a prompt"),
             self._transformer.register_forward_pre_hook(hook, with_kwargs=True).remove,
             self._transformer.register_forward_hook(self._after).remove,
         ]
@@ -51,9 +53,6 @@ class Prompt:
         """Take the prompt out; the model is as before, and so is what may be trained of it."""
         while self._removers:
             self._removers.pop()()
-        self._transformer._parameters.pop("prompt", None)
-        for parameter, required in self._required.items():
-            parameter.requires_grad_(required)
 
     def _drawn(self, length: int, seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
@@ -64,37 +63,79 @@ class Prompt:
         like = next(self._transformer.parameters())
         return (0.02 * torch.randn(length, width, generator=generator)).to(like)
 
-    def _before(self, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], Any]:
-        given = dict(kwargs)
-        ids = given.pop("input_ids", args[0] if args else None)
-        states = given.pop("inputs_embeds", None)
-        mask = given.pop("attention_mask", args[1] if len(args) > 1 else None)
-        if len(args) > 2:
-            raise AdaptationError("prompt: more than input ids and attention mask come by position: give them by name")
+    def _before(self, body: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], Any]:
+        named = {**dict(zip(inspect.signature(body.forward).parameters, args, strict=False)), **kwargs}
+        given = {name: value for name, value in named.items() if value is not None}
+        ids, states = given.pop("input_ids", None), given.pop("inputs_embeds", None)
+        mask = given.pop("attention_mask", None)
+        kinds, places = given.pop("token_type_ids", None), given.pop("position_ids", None)
+        _check(given, mask)
         if states is None:
             assert self._embeddings is not None
             states = self._embeddings(ids)
         prompt = self._transformer.get_parameter("prompt")
-        count = len(states)
+        count, length = len(states), len(prompt)
+        most = getattr(self._transformer.config, "max_position_embeddings", None)
+        if most is not None and length + states.shape[1] > most:
+            raise AdaptationError(
+                f"prompt: its {length} positions and {states.shape[1]} of the input are more than the {most} of the "
+                "model: take a shorter prompt, or shorter inputs"
+            )
         states = torch.cat([prompt.to(states.dtype).expand(count, -1, -1), states], dim=1)
         if mask is not None:
-            mask = torch.cat([mask.new_ones(count, len(prompt)), mask], dim=1)
+            mask = torch.cat([mask.new_ones(count, length), mask], dim=1)
+        if kinds is not None:
+            given["token_type_ids"] = torch.cat([kinds.new_zeros(count, length), kinds], dim=1)
+        if places is not None:
+            first = torch.arange(length, device=places.device).expand(len(places), -1)
+            given["position_ids"] = torch.cat([first, places + length], dim=1)
         return (), {**given, "inputs_embeds": states, "attention_mask": mask}
 
-    def _after(self, _: nn.Module, args: Any, outputs: Any) -> Any:
+    def _after(self, module: Any, args: Any, outputs: Any) -> Any:
         length = len(self._transformer.get_parameter("prompt"))
-        for name in ("logits", "last_hidden_state"):
-            found = getattr(outputs, name, None)
-            if isinstance(found, Tensor) and found.dim() == 3:  # positions; a class of the whole has none
-                outputs[name] = found[:, length:]
+        outputs["last_hidden_state"] = outputs["last_hidden_state"][:, length:]
+        if outputs.get("hidden_states") is not None:
+            outputs["hidden_states"] = tuple(states[:, length:] for states in outputs["hidden_states"])
+        if outputs.get("pooler_output") is not None:
+            outputs["pooler_output"] = module.pooler(outputs["last_hidden_state"])
         return outputs
 
 
+def _check(given: Mapping[str, Any], mask: Tensor | None) -> None:
+    """Raise `AdaptationError` for inputs of which it is not known what they are with more positions."""
+    unknown = [name for name, value in given.items() if name not in _KNOWN and not _is_empty(value)]
+    if unknown or given.get("return_dict") is False:
+        name = unknown[0] if unknown else "return_dict=False"
+        raise AdaptationError(
+            f"prompt: {name} is given, which a prompt does not lengthen: leave it out (generate() with use_cache=False)"
+        )
+    if mask is not None and (mask.dim() != 2 or not bool(mask[:, 0].all())):
+        raise AdaptationError(
+            f"prompt: attention_mask {list(mask.shape)} has padding before the text, or several dimensions: pad at "
+            "the end, [texts, positions]"
+        )
+
+
+def _is_empty(cache: Any) -> bool:
+    """Whether it is a cache of transformers that holds nothing yet."""
+    return hasattr(cache, "get_seq_length") and cache.get_seq_length() == 0
+
+
+_KNOWN = ("use_cache", "output_hidden_states", "output_attentions", "return_dict")
+"""Further inputs of which a prompt is independent."""
+
+
 def _transformer(model: nn.Module) -> nn.Module:
-    """The outermost module that is a model of transformers."""
+    """The body of the outermost model of transformers, without a head: what a head finds has the input's positions."""
     for module in model.modules():
-        if hasattr(module, "get_input_embeddings") and hasattr(getattr(module, "config", None), "hidden_size"):
-            return module
+        if hasattr(module, "get_input_embeddings") and hasattr(module, "config"):
+            body: nn.Module = getattr(module, "base_model", module)
+            name = type(body).__name__
+            if getattr(body.config, "is_encoder_decoder", False) or not hasattr(body.config, "hidden_size"):
+                raise AdaptationError(f"{name}: has two parts, or states of no one width: a prompt is of a single one")
+            if "inputs_embeds" not in inspect.signature(body.forward).parameters:
+                raise AdaptationError(f"{name}: takes no inputs_embeds, before which a prompt could be")
+            return body
     raise AdaptationError(f"{type(model).__name__}: has no model of transformers: a prompt is of embeddings before one")
 
 

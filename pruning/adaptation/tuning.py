@@ -16,6 +16,7 @@ from torch import distributed as dist
 from torch.optim import Optimizer
 
 from pruning.adaptation.delta import Delta
+from pruning.adaptation.freezing import check_free, freeze
 from pruning.adaptation.kept import KeptLinear, keep_, release_
 from pruning.adaptation.part import Part
 from pruning.attachment import SEPARATE, optimizers_in
@@ -65,32 +66,29 @@ class Tuning:
         check_values(parameters)
         if isinstance(model, nn.parallel.DistributedDataParallel):
             raise AdaptationError("DistributedDataParallel: wrap the model in it after this, not before")
-        if _MARK in vars(self.model):
-            raise AdaptationError(f"{type(self.model).__name__}: is tuned already: finish() that tuning first")
+        check_free(self.model)
         joined = Masks(support).joined(self.model)
         self._dense = {} if dense is None else prunable(self.model, include=dense, frozen=True)
         first = first_names(self.model)
         both = sorted(first[name] for name in self._dense if first[name] in joined)
         if both:
             raise AdaptationError(f"{both[0]}: is in the support and in dense=: leave it out of one of them")
-        self._parts = {name: Part(parameters[name], mask) for name, mask in joined.items() if bool(mask.any())}
+        self._parts = {name: Part(name, parameters[name], mask) for name, mask in joined.items() if bool(mask.any())}
         if not self._parts and not self._dense:
             raise AdaptationError("the support is empty, and nothing is dense: nothing would be trained")
-        self._required = {parameter: parameter.requires_grad for parameter in parameters.values()}
-        self._removers: list[Callable[[], None]] = []
-        for parameter in parameters.values():
-            parameter.requires_grad_(False)
-        for parameter in self._dense.values():
-            parameter.requires_grad_(True)
-        self.averaged = averaged and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         users = users_of(self.model)
+        for part in self._parts.values():
+            part.check_users(users[id(part.weight)])
+        self._statistics = {name: buffer.clone() for name, buffer in _statistics(self.model)}
+        self._removers: list[Callable[[], None]] = [freeze(self.model, self._dense.values(), "a tuning")]
+        self.averaged = averaged and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         for part in self._parts.values():
             self._removers += part.watch(users[id(part.weight)], self.averaged)
         self._ignored_before = vars(self.model).get(_IGNORED)
         own = {id(part.weight) for part in self._parts.values()}
         ignored = [n for n, p in self.model.named_parameters(remove_duplicate=False) if id(p) in own]  # as DDP has them
-        setattr(self.model, _IGNORED, [*(self._ignored_before or ()), *ignored])
-        setattr(self.model, _MARK, True)
+        setattr(self.model, _IGNORED, _Ignored([*(self._ignored_before or ()), *ignored]))
+        self._over = False
 
     @property
     def values(self) -> dict[str, nn.Parameter]:
@@ -134,17 +132,26 @@ class Tuning:
 
     @torch.no_grad()
     def write_(self) -> None:
-        """Let the weights be base + difference, rounded to their dtype: after the values were changed by hand."""
+        """Let the weights be base + difference, rounded to their dtype: after the values were changed by hand.
+
+        Raises `AdaptationError` once the tuning is over, or where a weight was cast or moved since.
+        """
+        self._check_going_on()
         for part in self._parts.values():
             part.write_()
 
     def delta(self, dtype: torch.dtype | None = None) -> Delta:
         """The differences up to now, rounded to `dtype` where one is given, and copies of what is dense.
 
-        Raises `AdaptationError` for differences that are not finite.
+        Statistics that have moved, as of batch norm in train mode, are among the latter.
+
+        Raises `AdaptationError` for differences that are not finite, for a `dtype` of no real numbers, for weights that
+        are not base + difference, as others have written them since the last step, and once the tuning is over.
         """
-        changes = {name: part.change(name, dtype) for name, part in self._parts.items()}
-        return Delta(changes, {name: p.detach().clone() for name, p in self._dense.items()})
+        self._check_going_on()
+        changes = {name: part.change(dtype) for name, part in self._parts.items()}
+        dense = {name: p.detach().clone() for name, p in self._dense.items()}
+        return Delta(changes, dense | {name: buffer.clone() for name, buffer in self._moved().items()})
 
     def finish(self, dtype: torch.dtype | None = None) -> Delta:
         """End the training: the delta; the weights stay as they are, or as the delta rounded to `dtype` gives them.
@@ -160,23 +167,34 @@ class Tuning:
         return delta
 
     def revert(self) -> None:
-        """End the training and put the trained places back to their base, bit by bit; what is dense stays."""
+        """End the training and put the trained places back to their base, bit by bit; what is dense stays.
+
+        Raises `AdaptationError` once the tuning is over.
+        """
+        self._check_going_on()
         for part in self._parts.values():
             part.revert_()
         self.release()
 
     def release(self) -> None:
         """End the training and leave the weights as they are; again, it does nothing."""
-        if _MARK not in vars(self.model):
+        if self._over:
             return
+        self._over = True
         while self._removers:
             self._removers.pop()()
-        for parameter, required in self._required.items():
-            parameter.requires_grad_(required)
-        delattr(self.model, _MARK)
         delattr(self.model, _IGNORED)
         if self._ignored_before is not None:
             setattr(self.model, _IGNORED, self._ignored_before)
+
+    def _check_going_on(self) -> None:
+        if self._over:
+            raise AdaptationError("this tuning is over: make another to go on")
+
+    def _moved(self) -> dict[str, Tensor]:
+        """Statistics that are others than at the beginning."""
+        now = dict(_statistics(self.model))
+        return {name: now[name] for name, old in self._statistics.items() if not torch.equal(old, now[name])}
 
     @contextmanager
     def dense_gradients(self) -> Iterator[None]:
@@ -236,8 +254,18 @@ class Tuning:
         self.release()
 
 
-_MARK = "_tuned"
-"""Attribute of a model that is tuned."""
+def _statistics(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Buffers that a state_dict has and that a forward pass may move: those of norms, and counters."""
+    kept = set(model.state_dict(keep_vars=True))
+    yield from ((name, buffer.detach()) for name, buffer in model.named_buffers() if name in kept)
+
+
+class _Ignored(list[str]):
+    """Names of parameters that DDP is to leave alone in this model, but not in a copy of it, which is not tuned."""
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return list, ()
+
 
 _IGNORED = "_ddp_params_and_buffers_to_ignore"
 """Attribute in which DDP looks for the parameters that are not its own."""

@@ -363,7 +363,24 @@ def test_the_code_of_adaptations_is_in_no_other_training():
         (("adaptation=sparse", "recovery.epochs=0"), "is a training"),
         (("adaptation=sparse", "adaptation.learning_rate=[]"), "rates above 0"),
         (("adaptation=sparse", "adaptation.learning_rate=-1"), "rates above 0"),
-        (("adaptation=sparse", "adaptation.policy=regrow", "adaptation.budget=9", "density=1.0"), "leaves 0 weights"),
+        (
+            ("adaptation=sparse", "adaptation.policy=regrow", "adaptation.budget=9", "density=1.0"),
+            "leaves at most 0",
+        ),
+        (("adaptation=sparse", "adaptation.include=[fc1.weight]", "adaptation.budget=900"), "leaves at most 608"),
+        (
+            ("adaptation=sparse", "adaptation.budget=5", "allocation@adaptation.allocation=per_row"),
+            "less than one",
+        ),
+        (("adaptation=sparse", "adaptation.dense=[fc3.*]", "adaptation.dense_rate=-1"), "dense_rate=-1: give a rate"),
+        (("adaptation=sparse", "adaptation.learning_rate=true"), "rates above 0"),
+        (("adaptation=sparse", "adaptation.widen=1.5"), "whole number"),
+        (("adaptation=lora", "+adaptation.ranks={fc9:3}"), "fc9 matches no linear layer"),
+        (("adaptation=lora", "+adaptation.ranks={fc1:0}"), "at least 1"),
+        (("adaptation=lora", "+adaptation.dropout=2"), "give a share in"),
+        (("adaptation=ia3", "+adaptation.outputs=[fc1.bias]"), "is no weight of a linear layer|none of its linear"),
+        (("adaptation=ia3", "+adaptation.outputs=[]", "+adaptation.inputs=[]"), "name no layer"),
+        (("adaptation=prompt", "adaptation.longest=0"), "at least 1"),
         (("adaptation=sparse", "adaptation.budget=0.6"), "lower the budget"),
         (("adaptation=sparse", "adaptation.policy=nowhere"), "choose free or survivors or regrow"),
         (("adaptation=sparse", "adaptation.scored=later"), "choose base or tuned"),
@@ -404,6 +421,15 @@ def test_a_budget_that_a_method_cannot_use_up_is_named(shared, caplog):
         config = validate(composed(*options, f"adaptation.longest={longest}"))
         stages.check_adaptation(Setting(config, Store(shared / "store")), [1.0])
         assert ("adaptation=prompt: 32 weights are the most" in caplog.text) == said
+
+
+def test_prefixes_and_an_attention_that_is_compared_are_refused_before_any_training(shared, monkeypatch):
+    pytest.importorskip("transformers")
+    monkeypatch.setattr(trained, "train", None)
+    options = (*TEXT, "adaptation=prefix", "adaptation.budget=lora:4", "distillation=attention")
+    setting = Setting(validate(composed(*options)), Store(shared / "store"))
+    with pytest.raises(PruningError, match="in which prefixes do not act"):
+        app.run(setting, shared / "attention", "name")
 
 
 def test_linear_rates():

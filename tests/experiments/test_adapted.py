@@ -9,10 +9,13 @@ from experiments.records.values import resolve
 from experiments.results import statistics
 from experiments.results.adapted import adaptations, bounds
 from experiments.results.figures.adaptation import adaptation
+from experiments.results.figures.style import abbreviated
+from experiments.results.figures.training import losses, training
+from experiments.results.gallery import FigureOptions, gallery
 from experiments.results.intervals import mean_interval
 from experiments.results.labels import methods
 from pruning.errors import RecordsError
-from tests.experiments.rows import row
+from tests.experiments.rows import row, start
 
 SIZES = {"head": (None, 0), "full": (None, 5_000_000), "lora": ("lora:1", 20_000), "ia3": (None, 8_000)}
 
@@ -76,9 +79,12 @@ def test_the_figure_draws_what_the_table_has():
     assert "Trained weights" in left.get_xlabel()
     curves = {one.get_label(): one[0].get_xydata() for one in left.containers}
     assert set(curves) == {"lora", "ia3"}
-    assert curves["lora"][:, 0].tolist() == [20_000, 160_000]
+    assert curves["lora"][:, 0].tolist() == pytest.approx([20_000, 160_000], rel=0.1)
     assert curves["lora"][:, 1].tolist() == pytest.approx([value.scale * 0.65, value.scale * 0.72])
-    assert sorted(one[0].get_xdata()[0] for one in right.containers) == [32_000, 80_000]
+    assert sorted(one[0].get_xdata()[0] for one in right.containers) == pytest.approx([32_000, 80_000], rel=0.1)
+    labels = {label.get_text() for panel in drawn.axes for label in panel.get_xticklabels()}
+    assert {"20k", "100k"} <= labels
+    assert not any("$" in label for label in labels)
     across = [line.get_label() for line in left.lines if str(line.get_label()).partition(":")[0] in ("head", "full")]
     assert across == ["head: nothing else trained", "full: 5,000,000 trained"]
 
@@ -92,3 +98,42 @@ def test_other_rows_have_no_such_table_or_figure():
     with pytest.raises(RecordsError, match="several densities"):
         adaptation(table, resolve(rows))
     assert math.isclose(table["requested_density"].min(), 0.5)
+
+
+def with_dense(rows: pd.DataFrame) -> pd.DataFrame:
+    """Also the dense network of every run, which all of a seed share."""
+    runs = rows.drop_duplicates("run")
+    dense = [
+        start(seed=seed, run=run, config=c)
+        for run, seed, c in zip(runs["run"], runs["seed"], runs["config"], strict=True)
+    ]
+    return pd.concat([pd.DataFrame(dense), rows], ignore_index=True)
+
+
+def test_the_losses_of_networks_that_are_not_pruned_are_drawn_too():
+    rows = with_dense(frame())
+    rows["losses"] = [[[1.0, 0.9]] if level == 0 else [[3.0, 0.5], [4.0, 0.4]] for level in rows["level"]]
+    rows = rows.assign(epochs=2.0, total_epochs=4.0)
+    found = losses(statistics.points(rows), rows)
+    drawn = training(found)
+    curves = [line for line in drawn.axes[0].lines if str(line.get_label()).endswith("kept")]
+    assert [line.get_label() for line in curves] == ["100 % kept"]
+    assert list(curves[0].get_ydata()) == pytest.approx([0.5, 0.4])
+
+
+def test_a_report_of_one_density_has_no_curves_over_densities(tmp_path):
+    rows = with_dense(frame())
+    written, _ = gallery(rows, FigureOptions(resolve(rows)), tmp_path)
+    assert "adaptation" in {path.stem for path in written}
+    assert not [path for path in written if "sparsity" in path.stem or "compression" in path.stem]
+    half = frame(0.5)
+    half["requested_density"] = half["density"] = 0.5
+    half["run"] += "-half"
+    both = with_dense(pd.concat([frame(), half]))
+    written, _ = gallery(both, FigureOptions(resolve(both)), tmp_path)
+    assert [path for path in written if "sparsity" in path.stem]
+
+
+def test_counts_are_abbreviated():
+    wanted = {0.5: "0.5", 20: "20", 1000: "1k", 20_000: "20k", 1_500_000: "1.5M", 2e9: "2G"}
+    assert {count: abbreviated(count) for count in wanted} == wanted

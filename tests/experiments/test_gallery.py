@@ -306,3 +306,12 @@ def test_cost_is_an_axis_where_it_differs_along_a_curve(epochs, drawn):
             rows.append(row(scorer, 0, level, density, total_epochs=spent + more, macs=5, dense_macs=9))
     axes = available_axes(statistics.summarise(frame(*rows)))
     assert ("cost" in axes) == drawn
+
+
+def test_networks_that_keep_all_weights_are_drawn(tmp_path):
+    """A run that prunes nothing is a control, or an adaptation."""
+    run(tmp_path, "density=1.0")
+    frame_ = records.read(tmp_path / "run")
+    written, skipped = gallery(frame_, FigureOptions(store=tmp_path / "store"), tmp_path / "figures")
+    assert {"weights", "training", "accuracy_sparsity"} <= {path.stem for path in written}
+    assert not [line for line in skipped if not line.startswith(("layers", "overlap"))]

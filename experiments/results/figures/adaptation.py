@@ -11,14 +11,18 @@ from matplotlib.figure import Figure
 
 from experiments.records.values import Value
 from experiments.results.adapted import bounds
-from experiments.results.figures.style import COLOURS, DENSE_LINES, MARKERS, STYLE, WIDTH
+from experiments.results.figures.style import COLOURS, DENSE_LINES, MARKERS, STYLE, WIDTH, abbreviated_ticks
 from pruning.errors import RecordsError
+
+APART = 1.06
+"""Factor between methods of the same budget, so that each is seen."""
 
 X = {"trained": "Trained weights, the head aside", "bytes": "Bytes of the adaptation on disk"}
 
 
 def adaptation(table: pd.DataFrame, value: Value, interval: str = "t") -> Figure:
-    """Two panels with a log axis each; nothing trained, and everything, are bands across.
+    """Two panels with a log axis each; nothing trained, and everything, are bands across. Methods are moved apart along
+    the axis by a few percent.
 
     `table` is what `adapted.adaptations` returns. Raises `RecordsError` for networks of several densities.
     """
@@ -33,14 +37,22 @@ def adaptation(table: pd.DataFrame, value: Value, interval: str = "t") -> Figure
         for panel, (column, label) in zip(panels, X.items(), strict=True):
             for (_, row), line in zip(table[beyond].iterrows(), cycle(DENSE_LINES)):
                 _band(panel, row, value.scale, line)
-            for (name, at), colour, marker in zip(curves, cycle(COLOURS), cycle(MARKERS)):
+            for place, ((name, at), colour, marker) in enumerate(zip(curves, cycle(COLOURS), cycle(MARKERS))):
                 at = at.sort_values(column)
+                beside = APART ** (place - (len(curves) - 1) / 2)  # methods of one budget would lie on each other
                 scaled = value.scale * at[["mean", "low", "high"]]
                 below, above = scaled["mean"] - scaled["low"], scaled["high"] - scaled["mean"]
                 panel.errorbar(
-                    at[column], scaled["mean"], yerr=[below, above], color=colour, marker=marker, capsize=2, label=name
+                    at[column] * beside,
+                    scaled["mean"],
+                    yerr=[below, above],
+                    color=colour,
+                    marker=marker,
+                    capsize=2,
+                    label=name,
                 )
             panel.set_xscale("log")
+            abbreviated_ticks(panel.xaxis)
             panel.set_xlabel(label)
         panels[0].set_ylabel(value.label)
         handles, labels = panels[0].get_legend_handles_labels()

@@ -13,10 +13,11 @@ from typing import Any
 import pandas as pd
 from matplotlib import style
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito 2008, safe for the colour-blind; without its yellow (faint on white) and black (the dense network)."""
@@ -135,6 +136,22 @@ def log_ticks(panel: Axes) -> None:
         panel.yaxis.set_major_locator(MaxNLocator(5))
         panel.yaxis.set_major_formatter(lambda at, _: f"{at:g}")
         panel.yaxis.set_minor_locator(NullLocator())
+
+
+def abbreviated_ticks(axis: Axis) -> None:
+    """Ticks of a log axis of counts at 1, 2 and 5 of every decade: 500, 1k, 20k, 5M."""
+    axis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0), numticks=20))
+    axis.set_minor_locator(LogLocator(10, subs=tuple(range(1, 10)), numticks=100))
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_major_formatter(lambda at, _: abbreviated(at))
+
+
+def abbreviated(count: float) -> str:
+    """A count with the unit that keeps it short: 20k, 1.5M."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:g}{unit}"
+    return f"{count:g}"
 
 
 def _said(at: float) -> str:

@@ -63,8 +63,8 @@ def training(losses: pd.DataFrame) -> Figure:
     methods = [name for name, start in starts.items() if name != start]
     if not methods:
         raise RecordsError("no network was trained after its pruning: there is no loss to draw")
-    densities = sorted(set(losses["requested_density"]) - {1.0}, reverse=True)
-    colours = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.85, max(1, len(densities))))
+    densities = sorted(set(losses.loc[losses["method"].isin(methods), "requested_density"]), reverse=True)
+    colours = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.85, len(densities)))
     columns = min(2, len(methods))
     down = math.ceil(len(methods) / columns)
     with style.context(["default", STYLE]):

@@ -61,8 +61,8 @@ def weights(histograms: pd.DataFrame) -> Figure:
     """A panel a method: the dense networks' weights in grey, and a line for every density of what is kept after it."""
     starts = dict(zip(histograms["method"], histograms["dense"], strict=True))
     methods = [name for name, start in starts.items() if name != start]
-    densities = sorted(set(histograms["requested_density"]) - {1.0}, reverse=True)
-    colours = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.85, max(1, len(densities))))
+    densities = sorted(set(histograms.loc[histograms["method"].isin(methods), "requested_density"]), reverse=True)
+    colours = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.85, len(densities)))
     columns = min(2, len(methods))
     down = math.ceil(len(methods) / columns)
     bins = histograms.drop_duplicates("low")

@@ -5,7 +5,8 @@ a seed share the dense network, and a repeated command finds everything made. It
 configuration, and the code that the stage runs; a file of this package imports what its stages run, and no more.
 """
 
-from experiments.running.stages.adaptation import adapt, check_adaptation
+from experiments.running.stages.adaptation import adapt
+from experiments.running.stages.adaptation_check import check_adaptation
 from experiments.running.stages.blocks import check_block_scorer, check_blocks, prune_blocks
 from experiments.running.stages.masks import prune, shuffle
 from experiments.running.stages.recovery import check_dynamic, reaches_density_while_training, recover

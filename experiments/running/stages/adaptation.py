@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 from torch import nn
 
 from experiments.adaptation import Attached, Sparse
-from experiments.configuration.targets import short_name
 from experiments.records.metrics import LOSS
 from experiments.running.basis import Basis
 from experiments.running.setting import Setting
@@ -26,11 +24,7 @@ from experiments.store.identity import EXECUTION, STRUCTURE, code
 from experiments.store.networks import ADAPTATION, ADAPTED, HISTORY, MASKS, Network, Search, finite
 from experiments.tasks import evaluate
 from experiments.training.loop import Trained
-from experiments.training.parts import check_adapted
-from pruning import Masks, prune
-from pruning.errors import ConfigurationError
-
-log = logging.getLogger("experiments")
+from pruning import Masks
 
 _FULL = {"_target_": "experiments.adaptation.Whole", "name": "full", "trains": ["*"], "budget": None}
 """Full fine-tuning, as conf/adaptation/full.yaml has it: it is trained once for both."""
@@ -40,7 +34,7 @@ def adapt(setting: Setting, network: Network, density: float | None, title: str 
     """`network` adapted within each of the budgets."""
     for budget in method_of(setting).budgets:
         named_budget = title if budget is None else f"{title}, {budget}"
-        yield _searched(_with(setting, budget=budget), network, density, named_budget)
+        yield _searched(with_options(setting, budget=budget), network, density, named_budget)
 
 
 def _searched(setting: Setting, network: Network, density: float | None, title: str) -> Network:
@@ -66,7 +60,7 @@ def _searched(setting: Setting, network: Network, density: float | None, title: 
     losses: dict[float, float | None] = {}
 
     def attempt(rate: float) -> None:
-        at = _with(setting, learning_rate=rate, widen=0)
+        at = with_options(setting, learning_rate=rate, widen=0)
         adapting = Adapting(partial(_attached, network, support), _keep, identity)
         named_rate = f"{title}, rate {rate:.2g}" if len(method.rates) > 1 else title
         made[rate] = retrain(at, network, named_rate, network, adapting=adapting)
@@ -106,56 +100,11 @@ def _scored(setting: Setting, network: Network, method: Sparse, density: float |
     return _searched(whole, network, density, f"{title}, before the support")
 
 
-def check_adaptation(setting: Setting, densities: Sequence[float | None]) -> None:
-    """Attach the adaptation once to a throw-away network, so that it raises its errors before any training."""
-    budgets = method_of(setting).budgets
-    for budget in budgets:
-        _check_attaching(_with(setting, budget=budget), densities)
-    if len(budgets) > 1 and not _once(setting):
-        raise ConfigurationError(
-            "adaptation.budget: with several, later rounds would go on from the last: give one, or schedule=one_shot"
-        )
-
-
-def _once(setting: Setting) -> bool:
-    """Whether no round follows an adaptation."""
-    return setting.config.recovery.rounds == "last" or short_name(setting.config.schedule) == "one_shot"
-
-
-def _check_attaching(setting: Setting, densities: Sequence[float | None]) -> None:
-    method = method_of(setting)
-    model = setting.new_model()
-    masks = getattr(model, "starting_masks", None)
-    support = None
-    if isinstance(method, Sparse):
-        adapted = method.adapted(model)
-        sizes = {name: p.detach().abs() for name, p in adapted.items()}
-        support = method.choose(sizes, masks)
-        for density in densities:  # of which a policy may leave less than the budget
-            if masks is None and density is not None:
-                method.choose(sizes, prune(sizes, density))
-    count = method.size(method.adapted(model)).count if method.sized else None
-    attached = method.attach(model, masks, support)
-    attached.rate = method.rates[0]
-    check_adapted(setting.recipe(range(0), setting.learning_rate, 1), attached)
-    if count is not None and 2 * attached.count < count:
-        log.warning(
-            "adaptation=%s: %s weights are the most that it trains here, of a budget of %s",
-            *(method.name, f"{attached.count:,}", f"{count:,}"),
-        )
-    if not attached.merges and not _once(setting):
-        raise ConfigurationError(
-            f"adaptation={type(method).__name__}: stays beside the weights, so that later rounds cannot prune the "
-            "network with it: set schedule=one_shot, or recovery.rounds=last"
-        )
-    attached.finish()
-
-
 def _code() -> dict[str, str]:
     return code(__name__, without=(*EXECUTION, *STRUCTURE))
 
 
-def _with(setting: Setting, **options: Any) -> Setting:
+def with_options(setting: Setting, **options: Any) -> Setting:
     """The setting with other options of its adaptation; its parts are shared."""
     group = {**setting.whole.adaptation, **options}
     return replace(setting, whole=replace(setting.whole, adaptation=group))

@@ -9,6 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from experiments.adaptation import Method, Sparse
 from experiments.adaptation.sparse import check_signs
 from experiments.configuration.targets import instantiate
@@ -69,8 +72,7 @@ def choose_support(setting: Setting, method: Sparse, network: Network, scored: N
         with seeded(view.config.seed, "scoring noise"), divergence_named(scored):
             scores = method.scorer(evidence)
         check_scores(_scorer_name(view), scores, evidence.parameters)
-        over = None if masks is None else Masks({name: _mask(masks, name, score) for name, score in scores.items()})
-        method.choose(scores, over).to("cpu").save(folder / MASKS)
+        method.choose(scores, None if masks is None else masks_over(masks, scores)).to("cpu").save(folder / MASKS)
         (folder / _CHOICE).write_text(json.dumps({"seconds": round(time.perf_counter() - began, 3)}))
 
     made = view.obtain("supports", identity, make)
@@ -86,7 +88,7 @@ def _evidence(view: Setting, method: Sparse, base: Network, scored: Network, mas
 
 def _of(evidence: Evidence, parameters: Mapping[str, Any], masks: Masks | None, before: Mapping[str, Any]) -> Evidence:
     """`evidence` of the parameters that may be adapted, under `masks`, which were as in `before`."""
-    alive = None if masks is None else Masks({name: _mask(masks, name, p) for name, p in parameters.items()})
+    alive = None if masks is None else masks_over(masks, parameters)
     return replace(evidence, parameters=parameters, masks=alive, initial={name: before[name] for name in parameters})
 
 
@@ -94,7 +96,7 @@ def _scorer_name(view: Setting) -> str:
     return f"adaptation.scorer={view.config.adaptation['scorer']['_target_']}"
 
 
-def _mask(masks: Masks, name: str, like: Any) -> Any:
-    """The mask of a tensor; one that is not pruned keeps all."""
-    found = masks[name] if name in masks else like.new_ones(like.shape)
-    return found.to(like.device).bool()
+def masks_over(masks: Masks, parameters: Mapping[str, Tensor]) -> Masks:
+    """The mask of every parameter, on its device; of one that is not pruned it keeps all."""
+    given = ((name, masks[name] if name in masks else torch.ones(p.shape)) for name, p in parameters.items())
+    return Masks({name: mask.to(parameters[name].device).bool() for name, mask in given})

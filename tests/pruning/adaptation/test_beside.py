@@ -116,6 +116,6 @@ def test_other_supports_are_refused_and_nothing_is_left_behind(support: dict[str
     assert all(parameter.requires_grad for parameter in model.parameters())
     chosen = support_of(model)
     first = Beside(model, chosen)
-    with pytest.raises(AdaptationError, match="beside it already"):
+    with pytest.raises(AdaptationError, match="has differences beside its weights already"):
         Beside(model, chosen)
     first.detach()

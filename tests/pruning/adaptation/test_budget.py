@@ -1,6 +1,7 @@
 """Budgets of one field for all, supports of exactly that size, and deltas of several trainings in one."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 from pruning import Evidence, Masks, prunable, prune, scorers
 from pruning.adaptation import Budget, Change, Delta, Tuning, choose_support, combined, conflicts, largest, parse_budget
 from pruning.adaptation.budget import lora_count, sparse_bytes
+from pruning.allocation import PerRow, Uniform
 from pruning.errors import AdaptationError
+from pruning.granularity import Blocks, Vectors
 
 
 def parameters() -> dict[str, Tensor]:
@@ -172,6 +175,7 @@ def test_a_combined_delta_is_applied_as_any() -> None:
         mask = torch.rand(10, 10, generator=torch.Generator().manual_seed(seed)) < 0.3
         tuning = Tuning(model, Masks({"weight": mask}))
         tuning.values["weight"].data.normal_()
+        tuning.write_()
         found.append(tuning.delta())
         tuning.revert()
     with combined(found).apply_(model):
@@ -182,3 +186,39 @@ def test_a_combined_delta_is_applied_as_any() -> None:
             parts += model.weight.detach() - base
     torch.testing.assert_close(whole, parts, atol=1e-6, rtol=1e-5)
     assert torch.equal(model.weight, base)
+
+
+@pytest.mark.parametrize(
+    ("granularity", "allocation", "unit"),
+    [(Vectors(0), None, 20), (Blocks((2, 2)), None, 4), (None, PerRow(), 20), (None, Uniform(), 1)],
+)
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 700))
+def test_units_do_not_exceed_a_budget(granularity: Any, allocation: Any, unit: int, count: int) -> None:
+    """One matrix has 30 rows of 20, and the other as many as one unit at the least."""
+    scores = {"a": torch.rand(30, 20), "b": torch.rand(6, 20)}
+    try:
+        support = choose_support(scores, Budget(count=count), granularity, allocation)
+    except AdaptationError:  # less than one unit
+        assert count < 2 * max(unit, 36)
+        return
+    found = sum(int(mask.sum()) for mask in support.values())
+    assert 0 < found <= count
+    assert found > count - 2 * max(unit, 36)
+
+
+@pytest.mark.parametrize(
+    ("scores", "options", "message"),
+    [
+        ({}, {}, "there are none"),
+        ({"a": torch.rand(4)}, {"pruned": {"b": torch.ones(4).bool()}, "policy": "survivors"}, "a: has no mask"),
+        (
+            {"a": torch.rand(4)},
+            {"pruned": {"a": torch.ones(4).int()}, "policy": "regrow"},
+            "a: has a mask of torch.int32",
+        ),
+    ],
+)
+def test_supports_that_cannot_be_are_refused(scores: Any, options: Any, message: str) -> None:
+    with pytest.raises(AdaptationError, match=message):
+        choose_support(scores, Budget(count=2), **options)

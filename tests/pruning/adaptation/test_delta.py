@@ -27,6 +27,7 @@ def delta(model: nn.Module, density: float = 0.02, values: torch.dtype | None = 
     with Tuning(model, support, dense="3.*") as tuning:
         for value in tuning.values.values():
             value.data.normal_(generator=generator)
+        tuning.write_()
         found = tuning.delta(values)
         tuning.revert()
     return found
@@ -158,6 +159,7 @@ def test_weights_that_lie_in_memory_otherwise() -> None:
     tuning = Tuning(model, {"0.weight": mask})
     for value in tuning.values.values():
         value.data.normal_()
+    tuning.write_()
     found = tuning.finish()
     assert torch.equal((model[0].weight != before), mask)
     assert found.changes["0.weight"].base == digest(before.contiguous())

@@ -142,7 +142,7 @@ def test_what_does_not_fit_is_refused() -> None:
     assert all(p.requires_grad for p in whole.parameters())
     model = bert()
     Adapters(model, 1)
-    with pytest.raises(AdaptationError, match="has an adapter already"):
+    with pytest.raises(AdaptationError, match="has adapters already"):
         Adapters(model, 1)
     with pytest.raises(AdaptationError, match="has no self-attention with query"):
         Prefixes(llama(), 2)
@@ -152,5 +152,5 @@ def test_what_does_not_fit_is_refused() -> None:
         Prefixes(bert(), 0)
     encoder = bert()
     Prefixes(encoder, 2)
-    with pytest.raises(AdaptationError, match="are there already"):
+    with pytest.raises(AdaptationError, match="has prefixes already"):
         Prefixes(encoder, 2)
