@@ -93,7 +93,8 @@ def _common(asked: Sequence[Alike]) -> int:
 
 def shared_beginning(contexts: Sequence[Sequence[int]]) -> int:
     """Tokens that all contexts begin with, short of the last of any; 0 where that is not worth a cache."""
-    first, last, most = min(contexts), max(contexts), min(map(len, contexts)) - 1
+    given = [tuple(context) for context in contexts]
+    first, last, most = min(given), max(given), min(map(len, given)) - 1
     found = next((place for place in range(most) if first[place] != last[place]), max(most, 0))
     return found if found * len(contexts) >= WORTH * sum(map(len, contexts)) else 0
 

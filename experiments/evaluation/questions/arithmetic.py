@@ -65,24 +65,26 @@ def _problem(draw: random.Random) -> Question:
     kind = draw.randrange(4)
     if kind == 0:
         gone = draw.randint(1, have + more - 1)
-        text = f"{one} has {have} {things}. {one} gets {more} more and gives {gone} to {other}. How many {things} does {one} have now?"
+        story = f"{one} has {have} {things}. {one} gets {more} more and gives {gone} to {other}."
+        asked = f"How many {things} does {one} have now?"
         steps = f"{have} + {more} = {have + more}. {have + more} - {gone} = {have + more - gone}."
         answer = have + more - gone
     elif kind == 1:
-        text = f"{one} has {have} {things}. {other} has {times} times as many. How many {things} do they have together?"
-        steps = f"{other} has {have} * {times} = {have * times}. Together they have {have} + {have * times} = {have + have * times}."
+        story = f"{one} has {have} {things}. {other} has {times} times as many."
+        asked = f"How many {things} do they have together?"
+        steps = f"{have} * {times} = {have * times}. {have} + {have * times} = {have + have * times}."
         answer = have + have * times
     elif kind == 2:
         boxes = draw.randint(2, 6)
-        text = f"There are {have} {things} in a box. {one} has {boxes} boxes and finds {more} more {things}. How many {things} does {one} have?"
+        story = f"There are {have} {things} in a box. {one} has {boxes} boxes and finds {more} more {things}."
+        asked = f"How many {things} does {one} have?"
         steps = f"{boxes} * {have} = {boxes * have}. {boxes * have} + {more} = {boxes * have + more}."
         answer = boxes * have + more
     else:
-        share = draw.randint(2, 5)
-        each = draw.randint(2, 12)
-        gone = draw.randint(1, 9)
-        total = share * each + gone
-        text = f"{one} has {total} {things}. {one} keeps {gone} and shares the others equally among {share} friends. How many {things} does each friend get?"
-        steps = f"{total} - {gone} = {total - gone}. {total - gone} / {share} = {each}."
+        friends, each, kept = draw.randint(2, 5), draw.randint(2, 12), draw.randint(1, 9)
+        total = friends * each + kept
+        story = f"{one} has {total} {things}. {one} keeps {kept} and shares the others equally among {friends} friends."
+        asked = f"How many {things} does each friend get?"
+        steps = f"{total} - {kept} = {total - kept}. {total - kept} / {friends} = {each}."
         answer = each
-    return Question(text, str(answer), reasoning=steps)
+    return Question(f"{story} {asked}", str(answer), reasoning=steps)

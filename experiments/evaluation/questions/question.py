@@ -48,7 +48,9 @@ class Questions:
     opened: bool = False
 
 
-def parted(found: Sequence[Question], items: int | None, shots: int, seed: int) -> tuple[tuple[Question, ...], ...]:
+def parted(
+    found: Sequence[Question], items: int | None, shots: int, seed: int
+) -> tuple[tuple[Question, ...], tuple[Question, ...]]:
     """Items and shots, at random: the shots are the same for every number of items."""
     order = list(found)
     random.Random(f"questions {seed}").shuffle(order)
