@@ -93,7 +93,8 @@ def comparisons(
                     f"{names[0]} is the only method{why}, so there is nothing to compare: run another scorer"
                 )
             meant = labels[whole[rows.index] == baseline]
-            name = str(meant.iloc[0]) if len(meant) else resolved(baseline, [*names, *lost])
+            known = [label for label in meant if label in names or label in lost]  # not of dense networks alone
+            name = str(known[0]) if known else resolved(baseline, [*names, *lost])
             if name in lost:
                 raise RecordsError(f"{name}: none of its networks counts: choose a baseline among: {'; '.join(names)}")
             paired = _differences(final, name, value, **options)
@@ -170,10 +171,12 @@ def overall(
 
 
 def resolved(baseline: str, methods: Sequence[str]) -> str:
-    """The one label among `methods` that `baseline` names: it whole, or the scorer that it begins with."""
+    """The one label among `methods` that `baseline` names: it whole, or the scorer, or the adaptation without its
+    budget, that it begins with.
+    """
     if baseline in methods:
         return baseline
-    found = [method for method in methods if method.split(" (")[0] == baseline]
+    found = [method for method in methods if baseline in (head := method.split(" (")[0], head.split(", ")[0])]
     if len(found) == 1:
         return found[0]
     several = f"{baseline} may be any of {'; '.join(found)}" if found else f"no method is called {baseline}"

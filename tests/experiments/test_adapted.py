@@ -8,6 +8,7 @@ import pytest
 from experiments.records.values import resolve
 from experiments.results import statistics
 from experiments.results.adapted import adaptations, bounds
+from experiments.results.comparison import comparisons
 from experiments.results.figures.adaptation import adaptation
 from experiments.results.figures.style import abbreviated
 from experiments.results.figures.training import losses, training
@@ -137,3 +138,15 @@ def test_a_report_of_one_density_has_no_curves_over_densities(tmp_path):
 def test_counts_are_abbreviated():
     wanted = {0.5: "0.5", 20: "20", 1000: "1k", 20_000: "20k", 1_500_000: "1.5M", 2e9: "2G"}
     assert {count: abbreviated(count) for count in wanted} == wanted
+
+
+def test_a_baseline_is_called_without_its_budget_where_it_has_one():
+    rows = with_dense(frame())
+    (found,), refused = comparisons(rows, "ia3", resolve(rows))
+    assert (found.baseline, list(refused)) == ("ia3", [])
+    one = rows[(rows["adaptation_budget"] != "lora:8") | (rows["level"] == 0)]
+    (found,), _ = comparisons(one, "lora", resolve(one))
+    assert found.baseline == "lora, lora:1"
+    found, refused = comparisons(rows, "lora", resolve(rows))
+    assert not list(found)
+    assert "lora may be any of lora, lora:1; lora, lora:8" in refused[0]
