@@ -15,8 +15,9 @@ from lm_eval.tasks import TaskManager  # noqa: E402
 from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
 from transformers import PreTrainedTokenizerFast  # noqa: E402
 
-from experiments.evaluation.harness import Network  # noqa: E402
+from experiments.evaluation.harness import network_class  # noqa: E402
 
+Network = network_class()
 SIGNS = [*"abcdefghijklmnopqrst", "_", "<e>", "<p>"]
 
 
