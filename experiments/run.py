@@ -29,7 +29,7 @@ from torch import nn
 from experiments import records
 from experiments.configuration import CONF, Configuration, densities
 from experiments.configuration.targets import instantiate, short_name
-from experiments.evaluation import columns
+from experiments.evaluation import compare_rows
 from experiments.records.losses import failed_training
 from experiments.results.tracked import results
 from experiments.running import jobs, stages
@@ -79,7 +79,7 @@ def _levels(setting: Setting, folder: Path, name: str, tracker: Guarded) -> list
     _check_before_training(setting, schedule)
 
     def report(row: dict[str, Any]) -> None:
-        row |= columns(row, rows[0] if rows else row)
+        row |= compare_rows(row, rows[0] if rows else row)
         rows.append({"format": records.FORMAT, "run": name, **row, "config": plain})
         if not is_main_process():
             return

@@ -1,5 +1,5 @@
 """What a network is worth beyond one number: its answers beside those of the dense one."""
 
-from experiments.evaluation.beside import Answered, Collected, beside, columns, described
+from experiments.evaluation.churn import AnswerCollector, Answered, compare_rows, describe_answers, measure_churn
 
-__all__ = ["Answered", "Collected", "beside", "columns", "described"]
+__all__ = ["AnswerCollector", "Answered", "compare_rows", "describe_answers", "measure_churn"]

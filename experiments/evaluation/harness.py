@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiments.evaluation.prefixes import Text, likelihoods, read, shared_beginning
+from experiments.evaluation.likelihoods import Text, likelihoods, read, shared_beginning
 from experiments.runtime.extras import missing
 from pruning.errors import ConfigurationError
 
 
 @cache
-def network_class() -> Any:
+def harness_model() -> Any:
     """The class of networks that lm-eval takes as models.
 
     Raises `ConfigurationError` where lm-eval is missing.
@@ -27,7 +27,7 @@ def network_class() -> Any:
     except ImportError as error:
         raise ConfigurationError(missing("lm-eval")) from error
 
-    class Network(HFLM):  # type: ignore[misc]  # it has no types
+    class HarnessModel(HFLM):  # type: ignore[misc]  # lm-eval has no types, so that its class is Any
         """A causal language model, whole, pruned or with an adaptation, as lm-eval takes models.
 
         Numbers are those of lm-eval's own class for transformers, but for rounding; what is tokenised, truncated and
@@ -83,4 +83,4 @@ def network_class() -> Any:
                 found[chosen, wide : wide + new.shape[1]] = new
             return found
 
-    return Network
+    return HarnessModel

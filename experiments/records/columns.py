@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any, TypeGuard
 
-from experiments.records.metrics import BESIDE, Metric
+from experiments.records.metrics import ANSWER_METRICS, Metric
 from experiments.records.values import PARTS
 
 DEEPEST, LARGEST = 50, 1e100
@@ -192,7 +192,7 @@ _COLUMNS: dict[str, tuple[str, Check]] = {
         ("seconds", "total_seconds", "adaptation_search_seconds", "adaptation_support_seconds"),
         (f"number of seconds, from 0 to {LONGEST:g}", _duration),
     ),
-    **{f"test_{metric.name}": _SHARE for metric in BESIDE},
+    **{f"test_{metric.name}": _SHARE for metric in ANSWER_METRICS},
     **dict.fromkeys(("answers", "targets"), ("encoded answers", is_name)),
     "worst_class": ("class, a count", _count),
     **dict.fromkeys(("validation_loss", "test_loss", "first_loss"), _NUMBER),

@@ -67,8 +67,8 @@ def error_share(name: str) -> Metric:
     return Metric(name, higher_is_better=False, scale=100.0, unit="%")
 
 
-BESIDE = (
-    *(error_share("changed"), error_share("lost"), share("gained")),
+ANSWER_METRICS = (
+    *(error_share("churn"), error_share("lost"), share("gained")),
     *(share("worst_class_accuracy"), error_share("calibration_error")),
 )
 """Metrics of the answers to single examples, of the test part alone: see `experiments.evaluation`."""

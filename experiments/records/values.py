@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from experiments.records.metrics import BESIDE, LOSS, Metric, share
+from experiments.records.metrics import ANSWER_METRICS, LOSS, Metric, share
 from pruning.errors import RecordsError
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def resolve(frame: pd.DataFrame, asked: Value | str | None = None) -> Value:
 def resolve_metric(frame: pd.DataFrame, name: str) -> Value:
     """The value of a metric, of the test part. Raises `RecordsError` where no row has it."""
     known = _described(frame)
-    if f"test_{name}" in frame and name in {metric.name for metric in BESIDE}:
+    if f"test_{name}" in frame and name in {metric.name for metric in ANSWER_METRICS}:
         return resolve(frame, f"test_{name}")
     names = list(dict.fromkeys(metric.name for metrics in known for metric in metrics))
     if name not in names:
@@ -222,7 +222,7 @@ def _shown(metric: Metric) -> str:
 
 def _column(column: str, known: Sequence[tuple[Metric, ...]]) -> Value:
     part, _, name = column.partition("_")
-    for metric in BESIDE if part == "test" else ():
+    for metric in ANSWER_METRICS if part == "test" else ():
         if metric.name == name:
             return Value(column, metric, part)
     if part in PARTS and any(metric.name == name for metrics in known for metric in metrics):

@@ -10,7 +10,7 @@ from torch import nn
 
 from experiments.configuration.targets import short_name
 from experiments.data.examples import take
-from experiments.evaluation import Collected, described
+from experiments.evaluation import AnswerCollector, describe_answers
 from experiments.records import FORMAT
 from experiments.running.conditions import device_name
 from experiments.running.setting import Setting
@@ -117,7 +117,7 @@ def _measure(setting: Setting, network: Network, removed: bool) -> dict[str, Any
     masks = Masks({name: masks[name] for name in dense})  # of coupled channels, not biases and norms
     table = masks.table()
     smallest = min(table, key=lambda line: line.density)
-    answers = Collected()
+    answers = AnswerCollector()
     parts = {"validation": (setting.splits.validation, None), "test": (setting.splits.test, answers.add)}
     metrics = {
         f"{part}_{metric}": finite(value)
@@ -138,7 +138,7 @@ def _measure(setting: Setting, network: Network, removed: bool) -> dict[str, Any
         "layers": [asdict(line) for line in table],
         "bytes": network.stored_bytes(model),
         **metrics,
-        **described(answers.together()),
+        **describe_answers(answers.together()),
         # Of a network that diverged no outputs can be compared
         **_measure_small(setting, model, held if removed and network.history["diverged"] is None else None),
         **(_measure_unmerged(setting, model, whole) if unmerged else {}),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments import run as app
-from experiments.evaluation import Answered, Collected, beside, columns, described
+from experiments.evaluation import AnswerCollector, Answered, compare_rows, describe_answers, measure_churn
 from experiments.records.answers import decode, encode
 from experiments.records.values import resolve, resolve_metric
 from experiments.store.retrieval import network_of
@@ -49,23 +49,23 @@ FOUND = torch.tensor([0, 1, 1, 0, 1, 3, 1, 0])
 
 
 def test_shares_by_hand() -> None:
-    assert beside(FOUND, DENSE, TARGETS) == {"changed": 5 / 8, "lost": 3 / 8, "gained": 1 / 8}
-    assert beside(DENSE, DENSE, TARGETS) == {"changed": 0.0, "lost": 0.0, "gained": 0.0}
+    assert measure_churn(FOUND, DENSE, TARGETS) == {"churn": 5 / 8, "lost": 3 / 8, "gained": 1 / 8}
+    assert measure_churn(DENSE, DENSE, TARGETS) == {"churn": 0.0, "lost": 0.0, "gained": 0.0}
 
 
 def test_one_network_by_hand() -> None:
     confidences = torch.tensor([0.95, 0.95, 0.55, 0.55, 0.55, 0.35, 0.35, 0.35])
-    collected = Collected()
+    collected = AnswerCollector()
     collected.add(FOUND[:3], confidences[:3], TARGETS[:3])
     collected.add(FOUND[3:], confidences[3:], TARGETS[3:])
-    found = described(collected.together())
+    found = describe_answers(collected.together())
     # bins: 0.95: 1 of 2 right; 0.55: 2 of 3; 0.35: 1 of 3
     error = 2 / 8 * abs(0.5 - 0.95) + 3 / 8 * abs(2 / 3 - 0.55) + 3 / 8 * abs(1 / 3 - 0.35)
     assert found["test_calibration_error"] == pytest.approx(error, abs=1e-6)
     assert (found["worst_class"], found["test_worst_class_accuracy"]) == (3, pytest.approx(1 / 3))  # of class 2 is none
     assert decode(found["answers"]).tolist() == FOUND.tolist()
-    assert described(Answered(FOUND, confidences * math.nan, TARGETS))["test_calibration_error"] is None
-    assert set(described(None).values()) == {None}
+    assert describe_answers(Answered(FOUND, confidences * math.nan, TARGETS))["test_calibration_error"] is None
+    assert set(describe_answers(None).values()) == {None}
 
 
 def test_rows_of_a_run_have_them(tmp_path) -> None:
@@ -82,7 +82,7 @@ def test_rows_of_a_run_have_them(tmp_path) -> None:
         answers.append(logits.argmax(1))
         assert decode(row["answers"]).tolist() == answers[-1].tolist()
         assert row["test_accuracy"] == pytest.approx(float((answers[-1] == targets).float().mean()))
-        assert row["test_changed"] == pytest.approx(float((answers[-1] != answers[0]).float().mean()))
+        assert row["test_churn"] == pytest.approx(float((answers[-1] != answers[0]).float().mean()))
         assert row["test_accuracy"] - rows[0]["test_accuracy"] == pytest.approx(row["test_gained"] - row["test_lost"])
         of_class = [float((answers[-1] == targets)[targets == c].float().mean()) for c in range(10)]
         assert row["test_worst_class_accuracy"] == pytest.approx(min(of_class))
@@ -90,7 +90,7 @@ def test_rows_of_a_run_have_them(tmp_path) -> None:
         assert 0 < row["test_calibration_error"] < 1
         assert (row["targets"] is not None) == (row["level"] == 0)
     assert decode(rows[0]["targets"]).tolist() == targets.tolist()
-    assert rows[0]["test_changed"] == 0 < rows[2]["test_changed"]
+    assert rows[0]["test_churn"] == 0 < rows[2]["test_churn"]
 
 
 def test_they_are_metrics_with_a_direction(tmp_path) -> None:
@@ -105,8 +105,8 @@ def test_they_are_metrics_with_a_direction(tmp_path) -> None:
 
 
 def test_rows_without_answers_have_none(tmp_path) -> None:
-    none = dict.fromkeys(("test_changed", "test_lost", "test_gained", "targets"))
-    assert columns({"answers": None}, {"answers": None}) == none
+    none = dict.fromkeys(("test_churn", "test_lost", "test_gained", "targets"))
+    assert compare_rows({"answers": None}, {"answers": None}) == none
     for row in app.run(setting_of(tmp_path, "data=diabetes", "density=0.3"), tmp_path / "run", "name"):
         assert {name: row[name] for name in none} == none
         assert row["answers"] is row["worst_class"] is None

@@ -5,26 +5,25 @@ import json
 import pytest
 import torch
 
-from tests.experiments.test_prefixes import MODELS, model_of
+from experiments.evaluation.harness import harness_model
+from tests.experiments.test_likelihoods import MODELS, model_of
 
 lm_eval = pytest.importorskip("lm_eval")
-
-from lm_eval.api.instance import Instance  # noqa: E402
-from lm_eval.models.huggingface import HFLM  # noqa: E402
-from lm_eval.tasks import TaskManager  # noqa: E402
-from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
-from transformers import PreTrainedTokenizerFast  # noqa: E402
-
-from experiments.evaluation.harness import network_class  # noqa: E402
-
-Network = network_class()
+HFLM = pytest.importorskip("lm_eval.models.huggingface").HFLM
+Instance = pytest.importorskip("lm_eval.api.instance").Instance
+TaskManager = pytest.importorskip("lm_eval.tasks").TaskManager
+tokenizers = pytest.importorskip("tokenizers")
+PreTrainedTokenizerFast = pytest.importorskip("transformers").PreTrainedTokenizerFast
+Network = harness_model()
 SIGNS = [*"abcdefghijklmnopqrst", "_", "<e>", "<p>"]
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """One token a sign; 23 of them, as the models have."""
-    made = Tokenizer(models.WordLevel({sign: number for number, sign in enumerate(SIGNS)}, unk_token="_"))
-    made.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    made = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({sign: number for number, sign in enumerate(SIGNS)}, unk_token="_")
+    )
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
     return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="_", eos_token="<e>", pad_token="<p>")
 
 

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.evaluation import prefixes
-from experiments.evaluation.prefixes import Likelihood, Text, likelihoods
+from experiments.evaluation import likelihoods as module
+from experiments.evaluation.likelihoods import Likelihood, Text, likelihoods
 
 transformers = pytest.importorskip("transformers")
 
@@ -85,9 +85,9 @@ TOKENS = st.lists(st.integers(0, 2), min_size=2, max_size=8)
 def test_groups_hold_every_text_once_and_share_what_is_said(texts: list[Text]) -> None:
     texts = sorted(texts, key=lambda text: text.tokens)
     asked = [[text] for text in texts]
-    groups = list(prefixes._groups(asked, list(range(len(texts)))))
+    groups = list(module._groups(asked, list(range(len(texts)))))
     assert sorted(number for group in groups for number in group) == list(range(len(texts)))
     for group in groups:
-        shared = prefixes._common([asked[number] for number in group])
+        shared = module._common([asked[number] for number in group])
         assert len({texts[number].tokens[:shared] for number in group}) == 1
         assert all(shared < texts[number].start for number in group)

@@ -35,7 +35,7 @@ class Answered:
 
 
 @dataclass
-class Collected:
+class AnswerCollector:
     """Answers of batch after batch; `add` is what an evaluation calls."""
 
     parts: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
@@ -49,7 +49,7 @@ class Collected:
         return Answered(*map(torch.cat, zip(*self.parts, strict=True))) if self.parts else None
 
 
-def described(found: Answered | None) -> dict[str, Any]:
+def describe_answers(found: Answered | None) -> dict[str, Any]:
     """Columns of one network: its answers, the right ones, the class with the lowest accuracy, and calibration error.
 
     Classes without an example have no accuracy. The calibration error is the mean of |accuracy - confidence| over 15
@@ -71,23 +71,23 @@ def described(found: Answered | None) -> dict[str, Any]:
     return dict(zip(names, (*texts, worst, float(accuracies[worst]), error), strict=True))
 
 
-def columns(row: Mapping[str, Any], dense: Mapping[str, Any]) -> dict[str, Any]:
+def compare_rows(row: Mapping[str, Any], dense: Mapping[str, Any]) -> dict[str, Any]:
     """The columns of a row beside that of the dense network, from the `answers` of both; null without answers.
 
     The right answers are the same for all rows: those of the dense network keep them.
     """
-    found: dict[str, Any] = dict.fromkeys(("test_changed", "test_lost", "test_gained"))
+    found: dict[str, Any] = dict.fromkeys(("test_churn", "test_lost", "test_gained"))
     if row.get("answers") and dense.get("answers"):
         texts = row["answers"], dense["answers"], dense["targets"]
         answers, before, targets = (torch.from_numpy(decode(one)) for one in texts)
-        found = {f"test_{name}": value for name, value in beside(answers, before, targets).items()}
+        found = {f"test_{name}": value for name, value in measure_churn(answers, before, targets).items()}
     return {**found, "targets": dense.get("targets") if row is dense else None}
 
 
-def beside(answers: Tensor, dense: Tensor, targets: Tensor) -> dict[str, float]:
-    """Shares of the examples that are answered otherwise than by the dense network, that only it has right (lost), and
-    that it has wrong and this network right (gained). `changed` ≥ `lost` + `gained`: the rest is wrong in two ways.
+def measure_churn(answers: Tensor, dense: Tensor, targets: Tensor) -> dict[str, float]:
+    """Shares of the examples: answered otherwise than by the dense network (churn), right in the dense network alone
+    (lost), and right in this one alone (gained). `churn` ≥ `lost` + `gained`: the rest is wrong in two ways.
     """
     right, before = answers == targets, dense == targets
-    shares = {"changed": answers != dense, "lost": before & ~right, "gained": right & ~before}
+    shares = {"churn": answers != dense, "lost": before & ~right, "gained": right & ~before}
     return {name: float(share.double().mean()) for name, share in shares.items()}
