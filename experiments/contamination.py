@@ -11,9 +11,11 @@ part with and without what overlaps.
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +24,20 @@ from omegaconf import OmegaConf
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from experiments import records
 from experiments.configuration import validate
 from experiments.data.text import tokens_of
 from experiments.evaluation.contamination import Overlap, Tokens, overlaps, without
 from experiments.records.values import Value, resolve, resolve_metric
+from experiments.results.exclusions import measured
 from experiments.running.setting import Setting
 from experiments.runtime.errors import report_error
 from experiments.store import Store
 from experiments.store.retrieval import network_of
 from experiments.tasks import evaluate
-from pruning.errors import PruningError
+from pruning.errors import DataError, PruningError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         frame = records.read(asked.folder)
         value = resolve(frame) if asked.metric is None else resolve_metric(frame, asked.metric)
+        frame, left_out = measured(frame, value)
         rows = [row for row in records.as_dicts(frame) if not isinstance(row.get("control"), str)]
+        rows = [row for row in rows if not math.isnan(row[value.column])]  # networks that diverged
         for setting, those in _by_data(rows, asked.store):
             more = [] if asked.against is None else _read(setting, asked.against)
             found = overlaps(setting.splits, asked.n, setting.task.targets, more)
@@ -51,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             for one in found:
                 if one.flags.any():
                     console.print(_numbers(setting, those, one, value))
+        for line in left_out:
+            console.print(Text(f"left out: {line}"))
     except PruningError as error:
         return report_error(str(error))
     except OSError as error:
@@ -74,7 +82,14 @@ def _read(setting: Setting, files: Sequence[Path]) -> list[Tokens]:
     """Files as tokens of the data's model."""
     known = {name: setting.config.data["load"].get(name) for name in ("name", "package", "gguf_file")}
     tokens = tokens_of(str(setting.config.data["name"]), **known)
-    return [np.asarray(tokens(file.read_text())["input_ids"], dtype=np.int64) for file in files]
+    return [np.asarray(tokens(_text(file), verbose=False)["input_ids"], dtype=np.int64) for file in files]
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"--against {file}: is no text in UTF-8 ({error}): give text files") from error
 
 
 def _summary(setting: Setting, found: Sequence[Overlap]) -> Table:
@@ -94,13 +109,15 @@ def _numbers(setting: Setting, rows: Sequence[Mapping[str, Any]], one: Overlap, 
     table = Table(box=SIMPLE_HEAD, title=f"{value.title}, with and without what shares {one.words}")
     for name in ("run", "density", "all", "without", "difference"):
         table.add_column(name, justify="left" if name == "run" else "right", overflow="fold")
-    for row in rows:
-        of_run = replace(setting, whole=validate(OmegaConf.create(row["config"])), made={})
-        model = network_of(row, of_run.new_model(), setting.store.root)
-        measured = evaluate(of_run.task, model, clean)[value.column.removeprefix("test_")]
-        numbers = [value.scale * number for number in (row[value.column], measured, measured - row[value.column])]
-        shown = [f"{number:.{value.digits}f}" for number in numbers]
-        table.add_row(str(row["run"]), f"{row['density']:.4g}", *shown)
+    for _, of_run in groupby(rows, lambda row: row["run"]):
+        levels = list(of_run)
+        run = replace(setting, whole=validate(OmegaConf.create(levels[0]["config"])), made={})
+        for row in levels:
+            model = network_of(row, run.new_model(), setting.store.root)
+            clear = evaluate(run.task, model, clean)[value.column.removeprefix("test_")]
+            numbers = [row[value.column], clear, clear - row[value.column]]
+            shown = [f"{value.scale * number:.{value.digits}f}" for number in numbers]
+            table.add_row(str(row["run"]), f"{row['density']:.4g}", *shown)
     return table
 
 

@@ -94,6 +94,13 @@ def test_the_command_measures_networks_with_and_without_the_leak(tmp_path, capsy
         assert f"{100 * float(right.float().mean()):.2f}" in printed
         assert f"{100 * float(right[12:].float().mean()):.2f}" in printed
         assert right[12:].float().mean() > right.float().mean()
+    diverged = [{**row, "config": config, "run": "lost", "format": 2, "test_accuracy": None} for row in rows]
+    records.write(tmp_path / "again" / "lost", diverged)
+    assert main([str(tmp_path / "again"), "--store", str(tmp_path / "store")]) == 0
+    assert capsys.readouterr().out.startswith(printed.rstrip())  # and a line of what was left out
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
+    assert main([str(tmp_path / "again"), "--against", str(tmp_path / "bytes")]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
     assert main([str(tmp_path / "again"), "--metric", "nothing"]) == 1
     assert "no metric 'nothing'" in capsys.readouterr().err
 
