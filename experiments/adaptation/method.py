@@ -31,7 +31,7 @@ class Attached(ABC):
         masks: of the weights that are not removed, once `finish` was called; None for a dense network.
         filled: how many removed weights it has filled by then.
         rate, dense_rate: learning rates of what it trains of its own, and of `dense`; None: that of the optimizer.
-        separate: whether its file says more than the weights that it is in; otherwise only its size is kept.
+        separate: whether a file of its own says more than the weights that it is in; otherwise it has none.
         merges: whether `finish` puts it into the weights; otherwise it stays beside them, and is attached again.
     """
 

@@ -74,4 +74,5 @@ ANSWER_METRICS = (
 """Metrics of the answers to single examples, of the test part alone: see `experiments.evaluation`."""
 
 _WORDS = {name: name.upper() for name in ("mse", "mae", "rmse", "f1", "auc", "auroc", "map", "iou")} | {"r2": "R²"}
+_WORDS |= {name: f"examples {name}" for name in ("lost", "gained")}
 _TOP = re.compile(r"^top(\d+)$")

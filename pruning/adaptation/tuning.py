@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.optim import Optimizer
 
-from pruning.adaptation.delta import Delta
+from pruning.adaptation.delta import Delta, digest
 from pruning.adaptation.freezing import check_free, freeze
 from pruning.adaptation.kept import KeptLinear, keep_, release_
 from pruning.adaptation.part import Part
@@ -79,7 +79,7 @@ class Tuning:
         users = users_of(self.model)
         for part in self._parts.values():
             part.check_users(users[id(part.weight)])
-        self._statistics = {name: buffer.clone() for name, buffer in _statistics(self.model)}
+        self._statistics = {name: digest(buffer) for name, buffer in _statistics(self.model)}
         self._removers: list[Callable[[], None]] = [freeze(self.model, self._dense.values(), "a tuning")]
         self.averaged = averaged and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         for part in self._parts.values():
@@ -193,8 +193,8 @@ class Tuning:
 
     def _moved(self) -> dict[str, Tensor]:
         """Statistics that are others than at the beginning."""
-        now = dict(_statistics(self.model))
-        return {name: now[name] for name, old in self._statistics.items() if not torch.equal(old, now[name])}
+        before = self._statistics
+        return {name: buffer for name, buffer in _statistics(self.model) if digest(buffer) != before.get(name)}
 
     @contextmanager
     def dense_gradients(self) -> Iterator[None]:

@@ -98,7 +98,7 @@ def test_they_are_metrics_with_a_direction(tmp_path) -> None:
 
     frame = pd.DataFrame([{"test_lost": 0.1, "metrics": [{"name": "accuracy", "higher_is_better": True}]}])
     for value in (resolve(frame, "test_lost"), resolve_metric(frame, "lost")):
-        assert value.label == "Test lost (%, lower is better)"
+        assert value.label == "Test examples lost (%, lower is better)"
         assert value.lost(0.0, 0.1) == 0.1
     with pytest.raises(RecordsError, match="no metric 'gained'"):
         resolve_metric(frame, "gained")

@@ -17,7 +17,7 @@ from experiments.records.metrics import LOSS
 from experiments.running.basis import Basis
 from experiments.running.setting import Setting
 from experiments.running.stages.recovery import retrain, trains
-from experiments.running.stages.support import choose_support, method_of
+from experiments.running.stages.support import method_of, obtain_support
 from experiments.running.stages.trained import Adapting
 from experiments.store import Artefact
 from experiments.store.identity import EXECUTION, STRUCTURE, code
@@ -49,7 +49,7 @@ def _searched(setting: Setting, network: Network, density: float | None, title: 
     support, support_seconds = None, None
     if isinstance(method, Sparse):
         scored = _scored(setting, network, method, density, title)
-        support, support_seconds = choose_support(setting, method, network, scored)
+        support, support_seconds = obtain_support(setting, method, network, scored)
         if scored is not network and scored.search is not None:
             support_seconds = round(support_seconds + scored.search.seconds, 3)
     identity = {"support": None if support is None else support.key, **_code()}
@@ -138,12 +138,12 @@ def _keep(folder: Path, trained: Trained, setting: Basis) -> nn.Module:
     attached = trained.adapted
     assert attached is not None
     kept = not attached.merges or trained.diverged is None
-    size = None
-    if kept:
+    size = sum(parameter.nbytes for parameter in attached.own().values()) if kept else None
+    if kept and (
+        attached.separate or not attached.merges
+    ):  # otherwise the network's own file has its weights as they are
         attached.save(folder / ADAPTATION)
         size = (folder / ADAPTATION).stat().st_size
-    if kept and attached.merges and not attached.separate:
-        (folder / ADAPTATION).unlink()  # the weights are in the network's own file
     dense = sum(parameter.numel() for parameter in attached.dense.values())
     count, found = attached.count, {}
     if not attached.merges:

@@ -55,11 +55,11 @@ def check_support(setting: Setting) -> None:
     move(parameters, view.config.seed)
     before = named(view.new_model())
     masks = getattr(model, "starting_masks", None)
-    evidence = _of(evidence_of(view, model, None), parameters, masks, before)
+    evidence = _restricted(evidence_of(view, model, None), parameters, masks, before)
     check_signs(try_scorer(view, method.scorer, _scorer_name(view), evidence))
 
 
-def choose_support(setting: Setting, method: Sparse, network: Network, scored: Network) -> tuple[Artefact, float]:
+def obtain_support(setting: Setting, method: Sparse, network: Network, scored: Network) -> tuple[Artefact, float]:
     """The masks of what is trained of `network`, by the scores of `scored`; and the seconds that this took."""
     group = {name: value for name, value in setting.whole.adaptation.items() if name not in _WITHOUT}
     view = replace(setting, whole=replace(setting.whole, adaptation={**group, "learning_rate": 1.0}))
@@ -83,11 +83,13 @@ def _evidence(view: Setting, method: Sparse, base: Network, scored: Network, mas
     """What the scorer of a support sees: the parameters that may be adapted, and the base as their beginning."""
     model = load(view.new_model(), scored)
     before = named(load(view.new_model(), base))
-    return _of(evidence_of(view, model, None), method.adapted(model), masks, before)
+    return _restricted(evidence_of(view, model, None), method.adapted(model), masks, before)
 
 
-def _of(evidence: Evidence, parameters: Mapping[str, Any], masks: Masks | None, before: Mapping[str, Any]) -> Evidence:
-    """`evidence` of the parameters that may be adapted, under `masks`, which were as in `before`."""
+def _restricted(
+    evidence: Evidence, parameters: Mapping[str, Any], masks: Masks | None, before: Mapping[str, Any]
+) -> Evidence:
+    """`evidence` of the `parameters` that may be adapted alone, under `masks`; their initial values are in `before`."""
     alive = None if masks is None else masks_over(masks, parameters)
     return replace(evidence, parameters=parameters, masks=alive, initial={name: before[name] for name in parameters})
 
